@@ -1,0 +1,528 @@
+"""Turn raw stills into a clean dataset whose train, validation and test frames come from different shots.
+
+python filter.py data/raw --out data/processed                       # keeps frames in which a person is seen
+python filter.py my_screenshots --detector none --min-frames 20      # keeps all good frames; seconds on a laptop
+python filter.py data/raw --detector yolo11n.onnx --subsets 5 50     # and the archives of the original project
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import imagehash
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from identify import IMAGE_SUFFIXES, UserError, find_bars, natural_key, one_line_errors, read_image, whole_file
+
+VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
+MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "phash", "source", "bars"]
+SPLITS = ("train", "val", "test")
+MIN_SIDE = 100  # pixels; smaller stills are thumbnails
+DUPLICATE_BITS = 2  # of 64: the same picture, compressed again
+NEAR_BITS = 12  # of 64: the same shot; unrelated frames differ by 32 +- 4
+CUT_BITS = 20  # of 64: neighbours that differ more stand in different shots
+WINDOW_MS = 60_000  # without shots, frames of one minute of film belong together
+CHUNK = 64  # frames in memory at a time
+
+
+# ------------------------------------------------------------------------------------------- one film
+
+
+def find_films(raw: list[Path]) -> dict[str, Path]:
+    """{title: folder} for folders of folders of images; a folder that holds images itself is one film.
+
+    Raises UserError where nothing is found or two folders claim one title.
+    """
+    films: dict[str, Path] = {}
+    for root in raw:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder", 2)
+        entries = sorted(os.scandir(root), key=lambda e: e.name)
+        if any(e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES for e in entries):
+            found = [root]
+        else:
+            found = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+        for folder in found:
+            title = folder.resolve().name
+            if title in films:
+                raise UserError(f"{folder}: the title {title!r} is also in {films[title]}; rename one of them", 2)
+            films[title] = folder
+    if not films:
+        raise UserError(f"{raw[0]}: no folders of images in it", 2)
+    return dict(sorted(films.items()))
+
+
+def list_frames(folder: Path) -> list[dict]:
+    """A film's frames in film order: {"file", "shot", "time", "source", "id"}, from frames.jsonl and the file names."""
+    sidecar = {}
+    if (folder / "frames.jsonl").exists():
+        with open(folder / "frames.jsonl", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    frame = json.loads(line)
+                    sidecar[str(frame["file"])] = frame
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line cut off by a kill; the image itself still counts
+    files = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
+    files = [os.path.relpath(f, folder) for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+    frames = []
+    for file in sorted(files, key=natural_key):
+        known = sidecar.get(file, {})
+        shot, time = known.get("shot"), known.get("shot_time_ms")
+        if shot is None and (match := re.search(r"shot_(\d+)_img_\d+", file)):  # MovieNet's names
+            shot = int(match[1])
+        number = isinstance(time, (int, float)) and not isinstance(time, bool)
+        source = str(known.get("source") or "folder")
+        frames.append({"file": file, "shot": shot, "time": time if number else None, "source": source})
+    if frames and all(frame["time"] is not None for frame in frames):
+        frames.sort(key=lambda f: f["time"])
+    return frames
+
+
+def is_flat(rgb: np.ndarray) -> bool:
+    """Fades, black frames and title cards: almost nothing lit, or almost no contrast. rgb: uint8 [H, W, 3], no bars."""
+    luma = rgb[::4, ::4].astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    background = np.median(luma)
+    return bool((luma > 28).mean() < 0.05 or luma.std() < 5 or (np.abs(luma - background) < 6).mean() > 0.93)
+
+
+def fit_size(width: int, height: int, size: str) -> tuple[int, int]:
+    """(width, height) in pixels of the processed frame: "WxH", or "keep-aspect" for a shorter side of 256."""
+    if size == "keep-aspect":
+        scale = min(1.0, 256 / min(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
+    return tuple(int(side) for side in size.split("x"))
+
+
+def examine(path: Path, size: str) -> tuple[dict, Image.Image | None]:
+    """One raw frame -> its row (verdict, reason, phash, width, height, bars) and the resized picture if it is good."""
+    row = {"verdict": "kept", "reason": "", "phash": "", "width": "", "height": "", "bars": ""}
+    try:
+        rgb = read_image(path, draft=512)
+        with Image.open(path) as image:  # the size before a reduced decode
+            row["width"], row["height"] = image.size
+    except (UserError, OSError) as error:
+        return row | {"verdict": "unreadable", "reason": str(error).split(": ")[-1]}, None
+    height, width = rgb.shape[:2]
+    if min(row["width"], row["height"]) < MIN_SIDE:
+        return row | {"verdict": "too_small", "reason": f"{row['width']}x{row['height']}"}, None
+    left, top, right, bottom = find_bars(rgb)
+    if (left, top, right, bottom) != (0, 0, width, height):  # as fractions: left, top, right, bottom
+        row["bars"] = f"{left / width:.3f} {top / height:.3f} {1 - right / width:.3f} {1 - bottom / height:.3f}"
+    picture = rgb[top:bottom, left:right]
+    if is_flat(picture):
+        return row | {"verdict": "dark", "reason": "dark, flat or a title card"}, None
+    image = Image.fromarray(rgb)
+    small = image.resize((256, 256), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    row["phash"] = str(imagehash.phash(small))
+    return row, image.resize(fit_size(width, height, size), Image.Resampling.BILINEAR)
+
+
+def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, threads: int) -> dict:
+    """Examine one film, write its kept frames to work/<title>/ and its state to work/<title>.json (last, whole).
+
+    detect: function from a list of images to persons a frame, or None. Returns the state {"key", "rows"}.
+    """
+    frames, rows, hashes, taken = list_frames(folder), [], [], set()
+    target = work / title
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(frames), CHUNK):
+            chunk = frames[start : start + CHUNK]
+            good = []
+            for frame, (row, image) in zip(
+                chunk, pool.map(lambda f: examine(folder / f["file"], size), chunk), strict=False
+            ):
+                row = frame | row | {"persons": "", "name": ""}
+                rows.append(row)
+                if image is None:
+                    continue
+                value = int(row["phash"], 16)
+                twin = next((name for other, name in hashes if (other ^ value).bit_count() <= DUPLICATE_BITS), None)
+                if twin is not None:
+                    row |= {"verdict": "duplicate", "reason": f"the same picture as {twin}"}
+                    continue
+                hashes.append((value, row["file"]))
+                good.append((row, image))
+            persons = detect([image for _, image in good]) if detect and good else []
+            for (row, _), count in zip(good, persons, strict=False):
+                row["persons"] = count
+                if not count:
+                    row |= {"verdict": "no_person", "reason": "no person seen"}
+            kept = [(row, image) for row, image in good if row["verdict"] == "kept"]
+            for row, _ in kept:
+                stem = re.sub(r"[/\\]", "_", row["file"])
+                stem = Path(stem).stem if f"{Path(stem).stem}.jpg".casefold() not in taken else stem
+                row["name"] = f"{stem}.jpg"
+                taken.add(row["name"].casefold())
+            list(pool.map(lambda item: item[1].save(target / item[0]["name"], quality=95), kept))
+    return {"rows": rows}
+
+
+def film_key(title: str, folder: Path, options: dict) -> str:
+    """Fingerprint of a film's files and the options: a finished film with the same key is not done again."""
+    digest = hashlib.sha256(json.dumps([title, options], sort_keys=True).encode())
+    for frame in list_frames(folder):
+        stat = os.stat(folder / frame["file"], follow_symlinks=False)
+        digest.update(json.dumps([frame, stat.st_size, int(stat.st_mtime)]).encode())
+    return digest.hexdigest()
+
+
+def person_detector(weights: str, *, confidence: float, device: str | None, batch: int):
+    """Function from a list of PIL images to the number of persons (COCO class 0) in each, with ultralytics."""
+    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")  # downloaded weights are never unpickled freely
+    try:
+        from ultralytics import YOLO
+    except ImportError:
+        raise UserError("--detector needs ultralytics: pip install ultralytics (or --detector none)", 2) from None
+    mend = "name a local file with --detector PATH, or keep every good frame with --detector none"
+    if not Path(weights).exists() and os.sep in weights:
+        raise UserError(f"--detector {weights}: no such file; {mend}", 2)
+    try:
+        model = YOLO(weights, task="detect")
+        model.predict(Image.new("RGB", (64, 64)), device=device, verbose=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1][:160] if str(error).strip() else type(error).__name__
+        raise UserError(f"--detector {weights}: it can't be had or read ({reason}); {mend}") from None
+    static = weights.endswith(".onnx")  # such an export usually takes one image a call
+
+    def detect(images: list[Image.Image]) -> list[int]:
+        step = 1 if static else batch
+        results = []
+        for start in range(0, len(images), step):
+            results += model.predict(
+                images[start : start + step], conf=confidence, classes=[0], device=device, verbose=False
+            )
+        return [len(result.boxes) for result in results]
+
+    return detect
+
+
+# ----------------------------------------------------------------------------------- groups and splits
+
+
+def bits_apart(hashes: np.ndarray) -> np.ndarray:
+    """Hamming distances uint8 [N, N] of 64-bit hashes uint64 [N]."""
+    return np.bitwise_count(hashes[:, None] ^ hashes[None])
+
+
+def group_frames(rows: list[dict]) -> list[int]:
+    """A group number a frame (rows in film order): stretches of film, joined where they hold near-duplicates.
+
+    A stretch is a shot, else a minute of film, else a run of neighbours without a cut. Groups are numbered in film
+    order of their first frame.
+    """
+    hashes = np.array([int(row["phash"], 16) for row in rows], np.uint64)
+    stretch, current = [], 0
+    for i, row in enumerate(rows):
+        if row["shot"] is not None:
+            stretch.append(("shot", row["shot"]))
+        elif row["time"] is not None:
+            stretch.append(("time", int(row["time"] // WINDOW_MS)))
+        else:
+            current += bool(i and int(np.bitwise_count(hashes[i] ^ hashes[i - 1])) > CUT_BITS)
+            stretch.append(("run", current))
+    parent = list(range(len(rows)))
+
+    def root(i):
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict = {}
+    for i, key in enumerate(stretch):
+        parent[root(i)] = root(first.setdefault(key, i))
+    for start in range(0, len(rows), 1024):  # in blocks, so that memory stays flat
+        near = np.bitwise_count(hashes[start : start + 1024, None] ^ hashes[None]) <= NEAR_BITS
+        for i, j in np.argwhere(near):
+            if start + i < j:
+                parent[root(start + i)] = root(int(j))
+    number: dict = {}
+    return [number.setdefault(root(i), len(number)) for i in range(len(rows))]
+
+
+def film_offset(title: str) -> float:
+    """A fixed number in [0, 1) from the title alone, so that films never move each other."""
+    return int.from_bytes(hashlib.sha256(title.encode()).digest()[:8], "big") / 2**64
+
+
+def split_groups(groups: list[int], offset: float, test: tuple[float, float] = (0.0, 0.15), val: float = 0.15) -> list:
+    """ "train", "val" or "test" a frame; groups: a group number a frame, in film order.
+
+    Groups stand in order of their middle, as on a ring that starts at offset; test is one arc of it, the interval test
+    of the frames, and val the arc behind. Contiguous arcs are stricter than random groups: neighbouring shots of a
+    scene look alike too. A group with over 40% of the film trains; test and val get a group each where there are three.
+    """
+    counts = Counter(groups)
+    middle = {g: np.median([i for i, h in enumerate(groups) if h == g]) / len(groups) for g in counts}
+    small = [g for g in counts if counts[g] <= 0.4 * len(groups)]
+    ring = sorted(small, key=lambda g: ((middle[g] - offset) % 1, g))
+    total, seen, splits = sum(counts[g] for g in ring), 0, dict.fromkeys(counts, "train")
+    scale = len(groups) / total if total else 1  # shares are of the whole film, though the big group is left out
+    for g in ring:
+        centre = (seen + counts[g] / 2) / total
+        seen += counts[g]
+        if test[0] <= centre / scale < test[1]:
+            splits[g] = "test"
+        elif test[1] <= centre / scale < test[1] + val or centre / scale < test[1] + val - 1:
+            splits[g] = "val"
+    for wanted in ("test", "val"):  # few, large groups: give each split its smallest one while training keeps some
+        trains = sorted((g for g in counts if splits[g] == "train"), key=lambda g: (counts[g], g))
+        if wanted not in splits.values() and len(trains) >= 2:
+            splits[trains[0]] = wanted
+    return [splits[g] for g in groups]
+
+
+def find_conflicts(films: dict[str, list[dict]]) -> dict[tuple[str, str], str]:
+    """{(title, file): other title} for pictures that stand under two titles (logos, mislabelled stills)."""
+    entries = [(title, row) for title, rows in films.items() for row in rows if row["verdict"] == "kept"]
+    if not entries:
+        return {}
+    hashes = np.array([int(row["phash"], 16) for _, row in entries], np.uint64)
+    owner = np.unique([title for title, _ in entries], return_inverse=True)[1]
+    found = {}
+    for shift in (0, 16, 32, 48):  # within 2 bits, one of four 16-bit quarters is the same
+        quarter = (hashes >> np.uint64(shift)) & np.uint64(0xFFFF)
+        order = np.argsort(quarter, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(quarter[order])) + 1):
+            if len(bucket) < 2 or len(set(owner[bucket])) < 2:
+                continue
+            for i in bucket:
+                twins = bucket[np.bitwise_count(hashes[bucket] ^ hashes[i]) <= DUPLICATE_BITS]
+                twins = twins[owner[twins] != owner[i]]
+                if len(twins):
+                    title, row = entries[i]
+                    found[title, row["file"]] = entries[twins[0]][0]
+    return found
+
+
+# -------------------------------------------------------------------------------------------- the dataset
+
+
+def filter_films(
+    raw: list[Path],
+    out: Path,
+    *,
+    detector: str = "yolo11n.pt",
+    min_frames: int = 100,
+    size: str = "600x256",
+    confidence: float = 0.25,
+    device: str | None = None,
+    batch: int = 32,
+    threads: int = 0,
+    subsets: list[int] | None = None,
+) -> dict:
+    """Raw folders -> out/movies, out/unknown, out/manifest.csv, report.csv, report.png. Returns {title: counts}.
+
+    Finished films are kept in out/.filter and not done again, so a killed run continues. raw is only read.
+    """
+    films = find_films(raw)
+    if any(folder.resolve().is_relative_to(out.resolve()) for folder in films.values()):
+        raise UserError(f"--out {out}: it holds the raw frames themselves; name another folder", 2)
+    work = out / ".filter"
+    work.mkdir(parents=True, exist_ok=True)
+    options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
+    threads = threads or min(8, os.cpu_count() or 1)
+    detect, states = None, {}
+    bar = tqdm(films.items(), unit="film", disable=None)
+    for title, folder in bar:
+        key, state = film_key(title, folder, options), None
+        if (work / f"{title}.json").exists():
+            state = json.loads((work / f"{title}.json").read_text())
+            if state["key"] != key or not _place(out, title, state["rows"]):
+                state = None
+        if state is None:
+            if detector != "none" and detect is None:  # only when there is something to detect
+                detect = person_detector(detector, confidence=confidence, device=device, batch=batch)
+            (work / f"{title}.json").unlink(missing_ok=True)
+            for place in ("movies", "unknown"):
+                shutil.rmtree(out / place / title, ignore_errors=True)
+            state = filter_film(title, folder, work, size=size, detect=detect, threads=threads)
+            state["key"] = key
+            with whole_file(work / f"{title}.json", "w") as file:
+                json.dump(state, file)
+        states[title] = state["rows"]
+    for stale in work.glob("*.json"):  # a film that is no longer in raw leaves the dataset
+        if stale.stem not in states:
+            for place in (out / "movies", out / "unknown", work):
+                shutil.rmtree(place / stale.stem, ignore_errors=True)
+            stale.unlink()
+    counts = assemble(states, out, min_frames=min_frames)
+    for draw in subsets or []:
+        write_archive(out, draw)
+    if subsets:
+        write_archive(out, None)
+    return counts
+
+
+def _place(out: Path, title: str, rows: list[dict]) -> Path | None:
+    """The folder where a finished film lies with all its kept frames, or None."""
+    names = {row["name"] for row in rows if row["verdict"] == "kept"}
+    for place in (out / ".filter" / title, out / "movies" / title, out / "unknown" / title):
+        if place.is_dir() and names <= set(os.listdir(place)):
+            return place
+    return None
+
+
+def assemble(films: dict[str, list[dict]], out: Path, *, min_frames: int) -> dict[str, dict]:
+    """Move finished films to movies/ or unknown/ and write the manifest and the reports."""
+    for (title, file), other in find_conflicts(films).items():
+        row = next(row for row in films[title] if row["file"] == file)
+        row |= {"verdict": "conflict", "reason": f"the same picture under {other}"}
+    manifest, report, verdicts = [], {}, []
+    for title, rows in films.items():
+        kept = [row for row in rows if row["verdict"] == "kept"]
+        known = len(kept) >= min_frames
+        place = _place(out, title, kept)
+        target = out / ("movies" if known else "unknown") / title
+        if kept and place != target:
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(place, target)
+        names = {row["name"] for row in kept}
+        for name in os.listdir(target) if target.is_dir() else []:
+            if name not in names:  # dropped since: a conflict with a film that came later
+                (target / name).unlink()
+        groups = group_frames(kept) if kept else []
+        if known:
+            splits = split_groups(groups, film_offset(title))
+        else:
+            splits = ["unknown_val" if film_offset(title) < 0.5 else "unknown_test"] * len(kept)
+        for row, group, split in zip(kept, groups, splits, strict=True):
+            path = f"{'movies' if known else 'unknown'}/{title}/{row['name']}"
+            cells = [path, title, split, f"{title}#{group}", row["persons"], row["width"], row["height"]]
+            manifest.append([*cells, row["phash"], row["source"], row["bars"]])
+        counts = Counter(row["verdict"] for row in rows)
+        report[title] = {"total": len(rows)} | {verdict: counts[verdict] for verdict in VERDICTS[1:]}
+        report[title] |= {"kept": counts["kept"], "decision": "ADD" if known else "DELETE"}
+        verdicts += [[title, row["file"], row["verdict"], row["reason"]] for row in rows]
+    if not any(row["decision"] == "ADD" for row in report.values()):
+        best = max(row["kept"] for row in report.values())
+        print(f"filter.py: no film has {min_frames} good frames (best: {best}); lower --min-frames", file=sys.stderr)
+    _write_csv(out / "manifest.csv", MANIFEST, manifest)
+    _write_csv(out / "verdicts.csv", ["movie", "file", "verdict", "reason"], verdicts)
+    columns = ["total", *VERDICTS[1:], "kept", "decision"]
+    _write_csv(out / "report.csv", ["movie", *columns], [[t, *(r[c] for c in columns)] for t, r in report.items()])
+    draw_report(report, out / "report.png")
+    return report
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def draw_report(report: dict[str, dict], path: Path) -> None:
+    """Bars of verdicts a film, most kept frames first."""
+    from matplotlib.figure import Figure
+
+    titles = sorted(report, key=lambda t: report[t]["kept"])
+    figure = Figure(figsize=(10, max(2.5, 0.22 * len(titles) + 1.2)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(titles))
+    colours = ["#2a9d8f", "#8d99ae", "#adb5bd", "#343a40", "#e9c46a", "#9b5de5", "#e76f51"]
+    for verdict, colour in zip(VERDICTS, colours, strict=True):
+        width = np.array([report[t][verdict] for t in titles])
+        if width.sum():
+            axes.barh(range(len(titles)), width, left=left, color=colour, label=f"{verdict} ({width.sum():,})")
+        left += width
+    names = [t if report[t]["decision"] == "ADD" else f"{t} (unknown)" for t in titles]
+    axes.set_yticks(range(len(titles)), names, fontsize=7)
+    axes.set_ylim(-0.6, len(titles) - 0.4)
+    axes.set_xlabel("frames")
+    axes.legend(fontsize=7, loc="lower right")
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def draw_subset(titles: list[str], count: int) -> list[str]:
+    """count titles drawn with seed 13; a smaller draw lies inside a larger one."""
+    order = np.random.default_rng(13).permutation(len(titles))
+    return sorted(sorted(titles)[i] for i in order[:count])
+
+
+def write_archive(out: Path, count: int | None) -> None:
+    """movies_{5,50,all}_processed.zip, the original's archives: a folder a film."""
+    titles = sorted(os.listdir(out / "movies")) if (out / "movies").is_dir() else []
+    chosen = titles if count is None else draw_subset(titles, count)
+    if count is not None and len(titles) < count:
+        raise UserError(f"--subsets {count}: only {len(titles)} films passed the filter")
+    with (
+        whole_file(out / f"movies_{count or 'all'}_processed.zip") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for title in chosen:
+            for name in sorted(os.listdir(out / "movies" / title), key=natural_key):
+                # a fixed date, so that the same frames make the same bytes
+                entry = zipfile.ZipInfo(f"{title}/{name}", (2025, 1, 1, 0, 0, 0))
+                archive.writestr(entry, (out / "movies" / title / name).read_bytes())
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Filter raw stills and split them by shot.")
+    parser.add_argument("raw", nargs="+", type=Path, metavar="RAW", help="folders that hold a folder of images a film")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=Path, default=Path("data/processed"), help="default: %(default)s")
+    group.add_argument("--size", default="600x256", help="WxH in pixels or keep-aspect (default: %(default)s)")
+    group.add_argument(
+        "--subsets", type=int, nargs="*", metavar="N", help="write archives of N films drawn, and of all"
+    )
+    group = parser.add_argument_group("what stays")
+    group.add_argument("--min-frames", type=int, default=100, help="fewer make a film unknown (default: %(default)s)")
+    group.add_argument("--detector", default="yolo11n.pt", help="YOLO .pt or .onnx, or none (default: %(default)s)")
+    group.add_argument("--conf", type=float, default=0.25, help="least confidence of a person (default: %(default)s)")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", help="for the detector: cpu, 0, 1 ... (default: a GPU where there is one)")
+    group.add_argument("--batch", type=int, default=32, help="frames a call of the detector (default: %(default)s)")
+    group.add_argument("--threads", type=int, default=0, help="for decoding, 0 for all cores (default: %(default)s)")
+    return parser
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if not re.fullmatch(r"keep-aspect|[1-9]\d{1,3}x[1-9]\d{1,3}", args.size):
+        parser.error(f"--size {args.size}: expected WxH, for example 600x256, or keep-aspect")
+    if args.min_frames < 1 or args.batch < 1 or args.threads < 0 or not 0 < args.conf < 1:
+        parser.error("--min-frames and --batch must be 1 or more, --threads 0 or more, --conf between 0 and 1")
+    report = filter_films(
+        args.raw,
+        args.out,
+        detector=args.detector,
+        min_frames=args.min_frames,
+        size=args.size,
+        confidence=args.conf,
+        device=args.device,
+        batch=args.batch,
+        threads=args.threads,
+        subsets=args.subsets,
+    )
+    for title, row in report.items():
+        dropped = ", ".join(f"{row[v]} {v}" for v in VERDICTS[1:] if row[v])
+        print(f"{title[:44]:44} good {row['kept']:5} total {row['total']:5} {row['decision']:6}  {dropped}")
+    films = sum(row["decision"] == "ADD" for row in report.values())
+    frames = sum(row["kept"] for row in report.values() if row["decision"] == "ADD")
+    print(f"films left {films} of {len(report)}, frames {frames}; the other films serve as unknown ones")
+    print(f"next: python train.py {args.out}")
+    return 0 if films else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

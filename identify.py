@@ -1,0 +1,584 @@
+"""Name the film that a frame comes from, with an exported model: numpy, Pillow and one runtime, no torch.
+
+python identify.py frame.jpg                                  # one frame, with the model in export/
+python identify.py frames/ more.png --model export/model.int8.onnx
+python identify.py frames/ --json > answers.jsonl             # an object a line
+cat frame.jpg | python identify.py - --model export/openvino/model.xml
+"""
+
+import argparse
+import base64
+import contextlib
+import functools
+import io
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_BYTES = 20_000_000  # of one image file
+MAX_PIXELS = 50_000_000  # of one decoded image
+MIN_SIDE = 16  # pixels; less than this is an icon, not a frame
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # by content; the name is not believed
+
+# what a model must know about an image; carried by the checkpoint and by every exported file
+PREPROCESSING = {
+    "size": 224,  # pixels, square
+    "resize": "squash",  # the whole picture to size x size, aspect ratio not kept
+    "interpolation": "bilinear",  # antialiased, as Pillow and torchvision do it
+    "crop_bars": True,  # black bars are cut off before the resize
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+ORIGINAL_RULE = {"rule": "original", "score": "standardised", "sharpness": 2.5, "movie": 0.9, "shortlist": 0.83}
+
+
+class UserError(Exception):
+    """Something the user can mend: shown on one line, without a traceback. code: 2 usage, 1 work that failed."""
+
+    def __init__(self, message: str, code: int = 1):
+        super().__init__(message)
+        self.code = code
+
+
+def one_line_errors(main):
+    """Make main(argv) report UserError, OSError and Ctrl-C on one line and return an exit code."""
+
+    @functools.wraps(main)
+    def wrapper(argv: list[str] | None = None) -> int:
+        name = Path(main.__globals__["__file__"]).name
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return error.code
+        except BrokenPipeError:  # the reader of our pipe went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            where = f" {error.filename}" if error.filename else ""
+            print(f"{name}: error:{where}: {error.strerror or error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"{name}: stopped", file=sys.stderr)
+            return 130
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, mode: str = "wb", **kwargs):
+    """Open a temporary neighbour of path for writing and rename it at the end, so that path is whole or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, mode, **kwargs) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def natural_key(path: str | Path) -> list:
+    """Sort key that puts 2.jpg before 10.jpg, the order in which stills are numbered."""
+    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", str(path))] + [str(path)]
+
+
+# ---------------------------------------------------------------------------------------------- the image
+
+
+def read_image(source, draft: int | None = None) -> np.ndarray:
+    """Decode an image to RGB uint8 [H, W, 3], upright (EXIF), first frame of an animation.
+
+    source: path, bytes, PIL image or RGB uint8 array [H, W, 3]. draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long
+    as its shorter side keeps this many pixels. Raises UserError for what is no image, too large, or cut off.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or min(source.shape[:2]) < 1:
+            raise UserError(f"an array must be RGB uint8 [H, W, 3], not {source.dtype} {list(source.shape)}")
+        return source
+    name = "image" if isinstance(source, (bytes, bytearray, Image.Image)) else str(source)
+    if isinstance(source, Image.Image):
+        image = source
+    else:
+        if not isinstance(source, (bytes, bytearray)):
+            with open(source, "rb") as file:
+                source = file.read(MAX_BYTES + 1)
+        if not source:
+            raise UserError(f"{name}: the file is empty")
+        if len(source) > MAX_BYTES:
+            raise UserError(f"{name}: larger than {MAX_BYTES // 1_000_000} MB")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's own bomb warning comes before our cap
+                image = Image.open(io.BytesIO(source), formats=[f for f in IMAGE_FORMATS if _registered(f)])
+        except Image.DecompressionBombError:
+            raise UserError(f"{name}: more than {MAX_PIXELS // 1_000_000} megapixels") from None
+        except Exception:  # Pillow's plugins raise anything on hostile bytes
+            raise UserError(f"{name}: not an image that can be read (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF)") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{name}: {image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+    if min(image.size) < MIN_SIDE:
+        raise UserError(f"{name}: {image.width}x{image.height} is too small to be a frame")
+    try:
+        if draft and image.format in ("JPEG", "MPO"):
+            scale = draft / min(image.size)
+            image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+        image = _upright(image)
+        return np.asarray(_to_rgb(image))
+    except Exception as error:
+        raise UserError(f"{name}: damaged or cut off ({str(error) or type(error).__name__})") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        image.load()  # damaged EXIF alone is no reason to refuse; damaged pixels raise here
+        return image
+
+
+def _registered(name: str) -> bool:
+    Image.init()
+    return name in Image.OPEN
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow would clip instead of scale
+        values = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        full = 65535.0 if image.mode.startswith("I") and values.max() <= 65535 else max(float(values.max()), 1.0)
+        return Image.fromarray((values.clip(0, full) * (255.0 / full)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
+    """Box (left, top, right, bottom) in pixels of the picture inside black bars; the whole frame where there are none.
+
+    rgb: uint8 [H, W, 3]. Bars come in pairs of nearly the same height (or width), so a night sky alone is not cut; up
+    to a fifth of a bar may be lit, as subtitles do. A frame that would lose more than 60% of a side is left as it is.
+    """
+    height, width = rgb.shape[:2]
+    dark = rgb.max(axis=2) <= 24 if rgb.size else np.zeros((height, width), bool)
+    top, bottom = _bar_pair(dark)
+    left, right = _bar_pair(dark[top : height - bottom].T)
+    return left, top, width - right, height - bottom
+
+
+def _bar_pair(dark: np.ndarray) -> tuple[int, int]:
+    """Heights in rows of the upper and lower bar. dark: bool [H, W]."""
+    rows = dark.mean(axis=1)
+    total, limit = len(rows), int(len(rows) * 0.3)
+    solid = rows >= 0.985
+    first = int(np.argmin(solid)) if not solid.all() else total
+    last = int(np.argmin(solid[::-1])) if not solid.all() else total
+    if first >= total:  # a black frame has no bars
+        return 0, 0
+    # a bar with text in it ends early or is not seen at all: take the other one's height if the strip is mostly dark
+    for a, b, strip in ((first, last, rows[::-1]), (last, first, rows)):
+        if a > b and a <= limit and strip[:a].mean() >= 0.8 and (strip[:a] >= 0.985).mean() >= 0.4:
+            first = last = a
+            break
+    pair = min(first, last)
+    if pair < max(2, total * 0.015) or pair > limit or abs(first - last) > max(3, 0.35 * max(first, last)):
+        return 0, 0
+    edge = -(-total // 250)  # the blurred rows between bar and picture
+    return first + edge, last + edge
+
+
+def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: int | None = None) -> np.ndarray:
+    """RGB uint8 [H, W, 3] -> what the model takes, RGB uint8 [size, size, 3]; size overrules the one in spec."""
+    size = size or spec["size"]
+    box = find_bars(rgb) if spec["crop_bars"] else None
+    return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+# ------------------------------------------------------------------------------------- scores and the rule
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, float64."""
+    exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def standardise(logits: np.ndarray) -> np.ndarray:
+    """Logits [N, C] with mean 0 and unbiased standard deviation 1 in each row (0 where a row is flat)."""
+    logits = logits.astype(np.float64)
+    spread = logits.std(axis=1, ddof=1, keepdims=True) if logits.shape[1] > 1 else np.zeros((len(logits), 1))
+    return (logits - logits.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, np.inf)
+
+
+def unit(embedding: np.ndarray) -> np.ndarray:
+    """Rows of [N, D] scaled to length 1, float64."""
+    embedding = embedding.astype(np.float64)
+    return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
+
+
+def score_msp(logits, embedding, rule):
+    """Maximum softmax probability with temperature (Hendrycks 2017, Guo 2017)."""
+    return softmax(logits / rule["temperature"]).max(axis=1)
+
+
+def score_standardised(logits, embedding, rule):
+    """Largest standardised logit, the original project's; at most (C - 1) / sqrt(C)."""
+    return standardise(logits).max(axis=1)
+
+
+def score_pnorm(logits, embedding, rule):
+    """Largest centred logit over their p-norm, p = 5 (MaxLogit-pNorm, arXiv 2305.15508)."""
+    centred = logits.astype(np.float64) - logits.mean(axis=1, keepdims=True)
+    return centred.max(axis=1) / np.maximum((np.abs(centred) ** 5).sum(axis=1) ** 0.2, 1e-12)
+
+
+def score_gen(logits, embedding, rule):
+    """Generalised entropy of the 100 largest probabilities, gamma = 0.1 (GEN, Liu 2023), negated."""
+    top = np.sort(softmax(logits), axis=1)[:, -100:]
+    return -((top * (1 - top)).clip(min=0) ** 0.1).sum(axis=1)
+
+
+def score_knn(logits, embedding, rule):
+    """Cosine similarity to the k-th nearest training frame (Sun 2022). rule["bank"]: [M, D], rows of length 1."""
+    similar = unit(embedding) @ rule["bank"].astype(np.float64).T
+    return np.sort(similar, axis=1)[:, -min(rule["k"], similar.shape[1])]
+
+
+def score_rmd(logits, embedding, rule):
+    """Relative Mahalanobis distance to the nearest class on features of length 1, negated (RMDS, Ren 2021; ++ 2025).
+
+    rule: "project" [D, k], "offset" [k], "means" [C, k], "within" [k, k] and "total" [k, k] (whitening matrices).
+    """
+    x = unit(embedding) @ rule["project"].astype(np.float64) - rule["offset"]
+    class_white = x @ rule["within"].astype(np.float64)
+    mean_white = rule["means"].astype(np.float64) @ rule["within"].astype(np.float64)
+    squared = (class_white**2).sum(1)[:, None] - 2 * class_white @ mean_white.T + (mean_white**2).sum(1)
+    return ((x @ rule["total"].astype(np.float64)) ** 2).sum(axis=1) - squared.min(axis=1)
+
+
+SCORES = {
+    "msp": score_msp,
+    "standardised": score_standardised,
+    "pnorm": score_pnorm,
+    "gen": score_gen,
+    "knn": score_knn,
+    "rmd": score_rmd,
+}
+
+
+def known_score(logits: np.ndarray, embedding: np.ndarray, rule: dict) -> np.ndarray:
+    """Float [N], higher = more surely a film of the collection, by the rule's score."""
+    if rule["rule"] == "original":
+        return 1 / (1 + np.exp(-score_standardised(logits, embedding, rule) / rule["sharpness"]))
+    return SCORES[rule["score"]](logits, embedding, rule)
+
+
+def confidences(logits: np.ndarray, rule: dict) -> np.ndarray:
+    """Float [N, C]: a confidence a class; probabilities (calibrated) or the original's independent sigmoids."""
+    if rule["rule"] == "original":
+        return 1 / (1 + np.exp(-standardise(logits) / rule["sharpness"]))
+    return softmax(logits / rule["temperature"])
+
+
+def decide(logits: np.ndarray, embedding: np.ndarray, rule: dict) -> list[str]:
+    """ "movie", "shortlist" or "unknown" a row of logits [N, C] and embedding [N, D]."""
+    score = known_score(logits, embedding, rule)
+    return ["movie" if s >= rule["movie"] else "shortlist" if s >= rule["shortlist"] else "unknown" for s in score]
+
+
+def pack_rule(rule: dict) -> str:
+    """Rule as JSON, arrays as float16 in base64 (its inverse is unpack_rule)."""
+
+    def pack(value):
+        if isinstance(value, np.ndarray):
+            data = np.ascontiguousarray(value, dtype="<f2").tobytes()
+            return {"float16": base64.b64encode(data).decode(), "shape": list(value.shape)}
+        return value
+
+    return json.dumps({key: pack(value) for key, value in rule.items()})
+
+
+def unpack_rule(text: str) -> dict:
+    """The rule that pack_rule wrote, arrays as float32."""
+
+    def unpack(value):
+        if isinstance(value, dict) and "float16" in value:
+            data = np.frombuffer(base64.b64decode(value["float16"]), dtype="<f2")
+            return data.reshape(value["shape"]).astype(np.float32)
+        return value
+
+    return {key: unpack(value) for key, value in json.loads(text).items()}
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+
+@dataclass(frozen=True)
+class Candidate:
+    title: str
+    confidence: float  # 0..1
+
+
+@dataclass(frozen=True)
+class Answer:
+    kind: str  # "movie", "shortlist" or "unknown"
+    candidates: list[Candidate]  # best first, whatever the kind
+    ms: float  # time for this frame, milliseconds
+
+    def as_dict(self) -> dict:
+        candidates = [{"title": c.title, "confidence": round(c.confidence, 4)} for c in self.candidates]
+        return {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
+
+
+def find_model(path: str | Path, runtime: str | None = None) -> tuple[Path, str]:
+    """(model file, runtime) for a folder that export.py wrote or for one of its files.
+
+    runtime: "openvino", "onnxruntime" or None for whichever is installed. Raises UserError with the mend.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"--model {path}: there is no such file; make one with: python export.py runs/RUN/best.pt", 2)
+    if path.suffix in (".pt", ".pth"):
+        raise UserError(f"--model {path} is a training checkpoint; export it first: python export.py {path}", 2)
+    wanted = [("openvino/model.xml", "openvino"), ("model.int8.onnx", "onnxruntime"), ("model.onnx", "onnxruntime")]
+    if path.is_dir():
+        found = [(path / name, by) for name, by in wanted if (path / name).exists()]
+        if (path / "model.xml").exists():
+            found.append((path / "model.xml", "openvino"))
+    else:
+        if path.suffix not in (".xml", ".onnx"):
+            raise UserError(f"--model {path}: expected a folder, a .onnx or an OpenVINO .xml file", 2)
+        # OpenVINO reads .onnx as well, so a host with it alone can still answer
+        found = [(path, "openvino" if path.suffix == ".xml" else "onnxruntime")]
+        if path.suffix == ".onnx":
+            found.append((path, "openvino"))
+    if not found:
+        raise UserError(f"--model {path}: no model.onnx or openvino/model.xml in it; run export.py", 2)
+    usable = [item for item in found if _installed(item[1]) and runtime in (None, item[1])]
+    if not usable:
+        needed = runtime or found[0][1]
+        raise UserError(f"{found[0][0]} needs {needed}, which can't run it here: pip install {needed}", 2)
+    return usable[0]
+
+
+def _installed(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
+
+
+def load_onnxruntime(path: Path, threads: int = 0):
+    """(metadata, input shape, run) with ONNX Runtime; run: uint8 [N, S, S, 3] -> (logits, embedding)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    inputs = session.get_inputs()
+    names = {output.name for output in session.get_outputs()}
+
+    def run(batch):
+        return session.run(["logits", "embedding"], {"image": batch})
+
+    return metadata, (inputs[0].name, inputs[0].type, inputs[0].shape, names), run
+
+
+def load_openvino(path: Path, threads: int = 0, cache: Path | None = None, precision: str | None = None):
+    """As load_onnxruntime, with OpenVINO. precision: "f32", "bf16" or None for what the CPU does best."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    # OpenVINO keeps the metadata_props of an .onnx under "framework"
+    key = "framework" if path.suffix == ".onnx" else "movie_by_frame"
+    metadata = {}
+    if model.has_rt_info([key]):
+        metadata = {k: v.astype(str) for k, v in model.get_rt_info([key]).astype(dict).items()}
+    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = str(threads)
+    if precision:
+        config["INFERENCE_PRECISION_HINT"] = precision
+    if cache:
+        config["CACHE_DIR"] = str(cache)
+    compiled = core.compile_model(model, "CPU", config)
+    names = {name for output in model.outputs for name in output.get_names()}
+    image = model.inputs[0]
+    shape = [d.get_length() if d.is_static else None for d in image.partial_shape]
+    element = f"tensor({'uint8' if image.element_type == openvino.Type.u8 else image.element_type.to_string()})"
+
+    def run(batch):
+        result = compiled([batch])
+        return result["logits"].copy(), result["embedding"].copy()
+
+    return metadata, (image.get_any_name(), element, shape, names), run
+
+
+class Identifier:
+    """An exported model, loaded once.
+
+    path: the folder that export.py wrote, or one of its .onnx or .xml files. runtime: "openvino", "onnxruntime" or None
+    (whichever is there). threads: 0 for all cores. rule: "original" to use the original project's constants.
+    Raises UserError for a model that is missing, broken, or not one of ours.
+    """
+
+    def __init__(self, path: str | Path, *, runtime: str | None = None, threads: int = 0, rule: str | None = None):
+        self.path, self.runtime = find_model(path, runtime)
+        try:
+            if self.runtime == "openvino":
+                loaded = load_openvino(self.path, threads, cache=None)
+            else:
+                loaded = load_onnxruntime(self.path, threads)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+            raise UserError(f"--model {self.path}: {self.runtime} can't load it, export it again ({reason})") from None
+        self.metadata, (name, element, shape, outputs), self._run = loaded
+        if not {"classes", "preprocessing", "decision"} <= set(self.metadata):
+            raise UserError(f"--model {self.path}: carries no classes or rule, so export.py did not write it")
+        try:
+            self.classes: list[str] = json.loads(self.metadata["classes"])
+            self.preprocessing: dict = json.loads(self.metadata["preprocessing"])
+            self.rule = ORIGINAL_RULE if rule == "original" else unpack_rule(self.metadata["decision"])
+            size = self.preprocessing["size"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"--model {self.path}: its metadata is damaged, export it again") from None
+        if (name, element, list(shape[1:])) != ("image", "tensor(uint8)", [size, size, 3]):
+            raise UserError(f"--model {self.path}: its input is {name} {element} {shape}, not image uint8 [N, S, S, 3]")
+        if not {"logits", "embedding"} <= outputs:
+            raise UserError(f"--model {self.path}: its outputs are {sorted(outputs)}, not logits and embedding")
+        logits, _ = self._run(np.zeros((1, size, size, 3), np.uint8))  # warm-up, and the class count
+        if logits.shape[1] != len(self.classes):
+            raise UserError(f"--model {self.path}: {logits.shape[1]} outputs but {len(self.classes)} classes")
+
+    def load(self, image) -> np.ndarray:
+        """Path, bytes, PIL image or RGB uint8 array -> model input uint8 [S, S, 3]."""
+        # twice the model's size, so that the final resize and the bars still see real detail
+        return preprocess(read_image(image, draft=2 * self.preprocessing["size"]), self.preprocessing)
+
+    def logits(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [N, S, S, 3] -> logits float32 [N, C], embedding float32 [N, D]."""
+        logits, embedding = self._run(np.ascontiguousarray(batch))
+        return logits, embedding
+
+    def identify(self, image, top: int = 3) -> Answer:
+        """Answer for one frame: path, bytes, PIL image or RGB uint8 array [H, W, 3]. Raises UserError if unreadable."""
+        start = time.perf_counter()
+        answer = self.answers(self.load(image)[None], top)[0]
+        return Answer(answer.kind, answer.candidates, (time.perf_counter() - start) * 1000)
+
+    def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
+        """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""
+        start = time.perf_counter()
+        logits, embedding = self.logits(batch)
+        kinds = decide(logits, embedding, self.rule)
+        sure = confidences(logits, self.rule)
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+        ms = (time.perf_counter() - start) * 1000 / len(batch)
+        return [
+            Answer(kind, [Candidate(self.classes[c], float(row[c])) for c in order], ms)
+            for kind, row, order in zip(kinds, sure, best, strict=True)
+        ]
+
+
+def expand(paths: list[str]) -> list[str]:
+    """Files as they are, folders as the images in them (natural order, links to folders not followed), "-" as stdin."""
+    files = []
+    for path in paths:
+        if path == "-" or not os.path.isdir(path):
+            files.append(path)
+            continue
+        inside = [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
+        inside = sorted((f for f in inside if Path(f).suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+        if not inside:
+            raise UserError(f"{path}: no images in this folder", 2)
+        files += inside
+    return files
+
+
+def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3, batch: int = 8):
+    """Yield (file, Answer or UserError) in order, batch frames a run of the model; an Answer's ms includes decoding."""
+    files = expand(paths)
+    for start in range(0, len(files), batch):
+        chunk, images, results = files[start : start + batch], [], {}
+        for index, file in enumerate(chunk):
+            clock = time.perf_counter()
+            try:
+                data = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
+                images.append((index, identifier.load(data), clock := (time.perf_counter() - clock) * 1000))
+            except UserError as error:
+                results[index] = error
+            except OSError as error:
+                results[index] = UserError(f"{file}: {error.strerror or error}")
+        if images:
+            answers = identifier.answers(np.stack([image for _, image, _ in images]), top)
+            for (index, _, ms), answer in zip(images, answers, strict=True):
+                results[index] = Answer(answer.kind, answer.candidates, answer.ms + ms)
+        yield from ((file, results[index]) for index, file in enumerate(chunk))
+
+
+def in_words(answer: Answer, guess: bool = False) -> str:
+    """One line for people."""
+    if answer.kind == "movie":
+        return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%})"
+    listed = " | ".join(f"{c.title} ({c.confidence:.0%})" for c in answer.candidates)
+    if answer.kind == "shortlist":
+        return f"one of: {listed}"
+    return "I don't know this film" + (f"; best guess: {listed}" if guess else "")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Name the film that each frame comes from.")
+    parser.add_argument("frames", nargs="+", metavar="FRAME", help="image files, folders of images, or - for stdin")
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="export", help="folder from export.py, .onnx or .xml (default: %(default)s)")
+    group.add_argument("--runtime", choices=["openvino", "onnxruntime"], help="default: whichever is installed")
+    group.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores (default: %(default)s)")
+    group.add_argument("--batch", type=int, default=8, help="frames a run of the model (default: %(default)s)")
+    group.add_argument("--rule", choices=["calibrated", "original"], help="decision rule (default: the model's own)")
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object a frame")
+    group.add_argument("--top", type=int, default=3, help="candidates a frame (default: %(default)s)")
+    group.add_argument("--guess", action="store_true", help="show the best guess for an unknown film too")
+    return parser
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    for flag in ("batch", "top"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} must be 1 or more")
+    if args.threads < 0:
+        parser.error("--threads must be 0 or more")
+    identifier = Identifier(args.model, runtime=args.runtime, threads=args.threads, rule=args.rule)
+    failed = 0
+    width = min(48, max(len(path) for path in args.frames) + 12)
+    for file, answer in identify_files(identifier, args.frames, top=args.top, batch=args.batch):
+        failed += isinstance(answer, UserError)
+        if args.json:
+            result = {"error": str(answer)} if isinstance(answer, UserError) else answer.as_dict()
+            print(json.dumps({"file": file, **result}, ensure_ascii=False), flush=True)
+        elif isinstance(answer, UserError):
+            print(f"identify.py: error: {answer}", file=sys.stderr)
+        else:
+            print(f"{file:{width}}  {answer.ms:6.1f} ms  {in_words(answer, args.guess)}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""The six architectures, and any timm name, as one kind of torch module: images -> (logits, embedding).
+
+python models.py                              # parameters and multiply-adds of the six
+python models.py vit_small_patch14_dinov2     # of any timm model
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from identify import PREPROCESSING, UserError, one_line_errors
+
+ARCHITECTURES = (
+    "resnet50",
+    "mobilenetv2",
+    "densenet121",
+    "vit_base_patch16_224",
+    "deit_base_patch16_224",
+    "clip_vit_base_patch32",
+)
+TORCHVISION = {
+    "resnet50": ("resnet50", "fc"),
+    "mobilenetv2": ("mobilenet_v2", "classifier"),
+    "densenet121": ("densenet121", "classifier"),
+}
+CLIP_NAME = "openai/clip-vit-base-patch32"
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+PROMPTS = ("a frame from the movie {}", "a still of the film {}", "a scene of the movie {}", "{}")
+OFFLINE = "give a local file with --init FILE, or start from random weights with --no-pretrained"
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head. forward: float32 [N, 3, S, S], normalised -> logits [N, C], embedding [N, D]."""
+
+    def __init__(self, backbone: nn.Module, dim: int, classes: int):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedding = self.backbone(images)
+        return self.head(embedding), embedding
+
+
+class ClipClassifier(nn.Module):
+    """CLIP's image tower against one text embedding a class (Radford 2021): the zero-shot head, which then learns.
+
+    forward: float32 [N, 3, 224, 224] -> logits [N, C] (scaled cosines), embedding [N, 512] of length 1.
+    """
+
+    def __init__(self, vision: nn.Module, head: torch.Tensor, scale: float):
+        super().__init__()
+        self.backbone = vision  # CLIPVisionModelWithProjection
+        self.head = nn.Parameter(F.normalize(head.float(), dim=-1))
+        self.scale = nn.Parameter(torch.tensor(float(scale)))  # logarithmic, as in CLIP
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedding = F.normalize(self.backbone(pixel_values=images).image_embeds, dim=-1)
+        return self.scale.exp().clamp(max=100) * embedding @ F.normalize(self.head, dim=-1).T, embedding
+
+
+def preprocessing_for(arch: str) -> dict:
+    """The preprocessing that this architecture's pretrained weights expect."""
+    if arch == "clip_vit_base_patch32":
+        return PREPROCESSING | {"mean": CLIP_MEAN, "std": CLIP_STD}
+    if arch in TORCHVISION:
+        return dict(PREPROCESSING)
+    config = _timm().get_pretrained_cfg(arch)
+    return PREPROCESSING | ({"mean": list(config.mean), "std": list(config.std)} if config else {})
+
+
+def build_model(arch: str, classes: list[str], *, pretrained: bool = True, init: str | Path | None = None) -> nn.Module:
+    """Module for one of ARCHITECTURES or a timm name, with a new head for these classes.
+
+    pretrained: weights from the official hub, unless init names a local file (torchvision, timm or our checkpoint; for
+    CLIP a folder in the layout of save_pretrained). Raises UserError for an unknown name, weights that do not fit, or a
+    hub that can't be reached.
+    """
+    if init is not None and not Path(init).exists():
+        raise UserError(f"--init {init}: no such file or folder", 2)
+    if arch == "clip_vit_base_patch32":
+        return _build_clip(classes, pretrained=pretrained, init=init)
+    hub = pretrained and init is None
+    try:
+        if arch in TORCHVISION:
+            import torchvision
+
+            name, head = TORCHVISION[arch]
+            backbone = getattr(torchvision.models, name)(weights="DEFAULT" if hub else None)
+            last = getattr(backbone, head)
+            dim = (last[-1] if isinstance(last, nn.Sequential) else last).in_features
+            setattr(backbone, head, nn.Dropout(0.2) if isinstance(last, nn.Sequential) else nn.Identity())
+        else:
+            backbone = _timm_backbone(arch, hub)
+            dim = backbone.num_features if not hasattr(backbone, "head_hidden_size") else backbone.head_hidden_size
+    except UserError:
+        raise
+    except Exception as error:
+        if not hub:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise UserError(f"the weights of {arch} can't be had ({reason}); {OFFLINE}") from None
+    model = Classifier(backbone, dim, len(classes))
+    if init is not None:
+        load_weights(model, init, classes)
+    return model
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError:
+        raise UserError("timm is needed for this architecture: pip install timm", 2) from None
+    return timm.models
+
+
+def _timm_backbone(arch: str, pretrained: bool) -> nn.Module:
+    registry = _timm()
+    if not registry.is_model(arch):
+        near = registry.list_models(f"*{arch.split('_')[0]}*")[:3]
+        hint = f"; timm has for example {', '.join(near)}" if near else ""
+        raise UserError(f"--arch {arch}: neither one of {', '.join(ARCHITECTURES)} nor a timm name{hint}", 2)
+    config = registry.get_pretrained_cfg(arch)
+    pretrained = pretrained and bool(config and config.has_weights)
+    # models tied to one input size (most ViTs) are told ours; the others take any
+    fixed = {"img_size": PREPROCESSING["size"]} if config and config.fixed_input_size else {}
+    return registry.create_model(arch, pretrained=pretrained, num_classes=0, **fixed)
+
+
+def read_state(path: str | Path) -> dict:
+    """Checkpoint as torch.save or safetensors wrote it; pickled code is refused (weights_only). Raises UserError."""
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a checkpoint of plain tensors, or damaged ({reason})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__}, not weights")
+    return state
+
+
+def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None:
+    """Load a torchvision, timm, Lightning or own checkpoint into model, printing what matched.
+
+    The head is taken over only from our own checkpoint with the same classes. Raises UserError when under half of the
+    backbone matches.
+    """
+    checkpoint = read_state(path)
+    state = next((checkpoint[k] for k in ("model", "state_dict") if isinstance(checkpoint.get(k), dict)), checkpoint)
+    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    for prefix in ("module.", "model."):
+        if state and all(k.startswith(prefix) for k in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    own = any(k.startswith("backbone.") for k in state)
+    if not own:
+        state = {f"backbone.{k}": v for k, v in state.items()}
+    target = model.state_dict()
+    key = "backbone.pos_embed"
+    if key in state and key in target and state[key].shape != target[key].shape:  # other input size
+        from timm.layers import resample_abs_pos_embed
+
+        side = int(target[key].shape[1] ** 0.5)
+        prefix = target[key].shape[1] - side**2
+        state[key] = resample_abs_pos_embed(state[key], [side, side], num_prefix_tokens=prefix)
+    same_classes = own and checkpoint.get("classes") == classes
+    matched = {
+        k: v
+        for k, v in state.items()
+        if k in target and target[k].shape == v.shape and (same_classes or k.startswith("backbone."))
+    }
+    wanted = [k for k in target if k.startswith("backbone.")]
+    got = sum(k in matched for k in wanted)
+    if got < len(wanted) / 2:
+        raise UserError(
+            f"--init {path}: only {got} of {len(wanted)} tensors fit this --arch; name the one it was made for"
+        )
+    model.load_state_dict(matched, strict=False)
+    left = sorted(k.removeprefix("backbone.") for k in state if k not in matched)
+    missing = [k.removeprefix("backbone.") for k in wanted if k not in matched]
+    head = "head taken over" if same_classes else "new head"
+    print(f"init {path}: {got} of {len(wanted)} backbone tensors matched, {head}", end="")
+    print(f"; missing {', '.join(missing[:3])}" if missing else "", end="")
+    print(f"; not used {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}" if left else "")
+
+
+def _build_clip(classes: list[str], *, pretrained: bool, init: str | Path | None) -> ClipClassifier:
+    try:
+        from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
+    except ImportError:
+        raise UserError("CLIP needs transformers: pip install transformers", 2) from None
+    if init is not None and not Path(init).is_dir():  # our own checkpoint carries the learnt head itself
+        config = CLIPConfig()
+        model = ClipClassifier(CLIPVisionModelWithProjection(config.vision_config), torch.ones(len(classes), 512), 2.66)
+        load_weights(model, init, classes)
+        return model
+    if pretrained or init is not None:
+        source = str(init or CLIP_NAME)
+        try:
+            clip = CLIPModel.from_pretrained(source)
+            tokenizer = CLIPTokenizer.from_pretrained(source)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            mend = OFFLINE.replace("FILE", "DIR")
+            raise UserError(f"CLIP's weights can't be had from {source} ({reason}); {mend}") from None
+    else:
+        clip, tokenizer = CLIPModel(CLIPConfig()), byte_tokenizer()
+    vision = CLIPVisionModelWithProjection(clip.config.vision_config)
+    vision.vision_model, vision.visual_projection = clip.vision_model, clip.visual_projection
+    return ClipClassifier(vision, class_texts(clip, tokenizer, classes), clip.logit_scale.item())
+
+
+def byte_tokenizer():
+    """CLIP's byte-level tokenizer without merges: a token a byte, so that the whole path runs without a download."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = letters + [f"{letter}</w>" for letter in letters]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    return CLIPTokenizer(vocab=vocab, merges=[])
+
+
+@torch.no_grad()
+def class_texts(clip, tokenizer, classes: list[str]) -> torch.Tensor:
+    """Mean text embedding over PROMPTS, float32 [C, 512] of length 1. Years are left out: CLIP saw few."""
+    clip.eval()
+    texts = []
+    for title in classes:
+        name = title.rsplit(" (", 1)[0]
+        tokens = tokenizer(
+            [p.format(name) for p in PROMPTS], padding=True, truncation=True, max_length=77, return_tensors="pt"
+        )
+        encoded = clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        texts.append(F.normalize(F.normalize(clip.text_projection(encoded.pooler_output), dim=-1).mean(0), dim=0))
+    return torch.stack(texts)
+
+
+def multiply_adds(model: nn.Module, size: int) -> int:
+    """Multiply-adds of one forward pass on one image (matrix products and convolutions, counted by torch)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    weight = next(model.parameters())
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, size, size, device=weight.device))
+    model.train(training)
+    return counter.get_total_flops() // 2
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Parameters and multiply-adds of the architectures.")
+    parser.add_argument("arch", nargs="*", default=ARCHITECTURES, help="default: the six")
+    for arch in parser.parse_args(argv).arch:
+        model = build_model(arch, ["A (1999)", "B (2000)"], pretrained=False)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        print(f"{arch:28} {parameters:6.1f} M parameters  {multiply_adds(model, 224) / 1e9:6.2f} G multiply-adds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

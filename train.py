@@ -1,0 +1,720 @@
+"""Train a network to name the film of a frame, and measure it on shots it has never seen.
+
+python train.py data/processed --arch deit_base_patch16_224         # the best of the original's six
+python train.py data/processed --arch all                           # all six, compared in runs/results.md
+python train.py data/processed --arch mobilenetv2 --limit 200 --epochs 2     # a quick look, on a laptop
+python train.py data/processed --recipe original --split random     # the original project's training, as it was
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from identify import UserError, one_line_errors, preprocess, read_image, softmax, whole_file
+from models import ARCHITECTURES, build_model, multiply_adds, preprocessing_for
+
+STORED = 256  # pixels; training frames are kept as uint8 squares of this size
+RECIPES = {
+    "original": {
+        "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
+        "first_layer": 1.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08, "flip": 0.0, "colour": 0.0,
+        "degrade": 0.0, "mixup": 0.0, "keep_bars": True, "select": "top1",
+    },
+    "best": {
+        "epochs": 12, "batch_size": 32, "lr": 5e-4, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
+        "first_layer": 0.05, "ema": 0.98, "smoothing": 0.1, "balance": 0.5, "crop": 0.35, "flip": 0.5, "colour": 0.3,
+        "degrade": 0.3, "mixup": 0.0, "keep_bars": False, "select": "balanced",
+    },
+}  # fmt: skip
+RECIPE_HELP = {
+    "epochs": "passes over the training frames",
+    "batch_size": "frames a step",
+    "lr": "peak learning rate of AdamW (of the head)",
+    "weight_decay": "of AdamW, on matrices; 0 for none",
+    "schedule": "cosine, or step (halved every 5 epochs)",
+    "warmup": "share of all steps in which the rate rises; 0 for none",
+    "first_layer": "rate of the first layers over that of the head; 1 for no layer decay",
+    "ema": "decay a step of the averaged weights; 0 for none",
+    "smoothing": "label smoothing; 0 for none",
+    "balance": "0 draws frames evenly, 1 draws films evenly",
+    "crop": "least share of the picture that a random crop keeps; 1 for none",
+    "flip": "chance of a mirror image",
+    "colour": "strength of brightness, contrast and saturation changes; 0 for none",
+    "degrade": "chance of blur, noise or a subtitle bar; 0 for none",
+    "mixup": "beta parameter of mixup; 0 for none",
+    "select": "val figure that picks best.pt: top1 or balanced",
+}
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def read_manifest(data: Path) -> list[dict]:
+    """Rows of data/manifest.csv with the full path in "file". Raises UserError with the mend."""
+    path = data / "manifest.csv" if data.is_dir() else data
+    if not path.exists():
+        raise UserError(f"{path}: no manifest; make one with: python filter.py RAW --out {data}", 2)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    needed = {"path", "movie", "split", "group"}
+    if not rows or not needed <= set(rows[0]):
+        raise UserError(f"{path}: empty, or without the columns {', '.join(sorted(needed))}; run filter.py again", 2)
+    for row in rows:
+        row["file"] = path.parent / row["path"]
+    missing = [row["path"] for row in rows if not row["file"].exists()]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of its files are missing, the first is {missing[0]}; run filter.py again"
+        )
+    return rows
+
+
+def choose_rows(
+    rows: list[dict],
+    *,
+    split: str = "group",
+    fold: int | None = None,
+    subset: int | None = None,
+    limit: int | None = None,
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """({split: rows}, classes). split: "group" (the manifest's) or "random" (80/10/10 a film, frames of a shot apart).
+
+    fold: 0..4, another fifth of each film's groups as test. subset: that many films, drawn with seed 13. limit: at most
+    this many frames a split, evenly over films.
+    """
+    known = [row for row in rows if not row["split"].startswith("unknown")]
+    titles = sorted({row["movie"] for row in known})
+    if subset:
+        from filter import draw_subset
+
+        if len(titles) < subset:
+            raise UserError(f"--subset {subset}: the manifest has only {len(titles)} films", 2)
+        titles = draw_subset(titles, subset)
+        known = [row for row in known if row["movie"] in set(titles)]
+    films = {title: [row for row in known if row["movie"] == title] for title in titles}
+    if split == "random":
+        for index, frames in enumerate(films.values()):
+            order = np.random.default_rng([13, index]).permutation(len(frames))
+            for place, i in enumerate(order):
+                share = place / len(frames)
+                frames[i] = frames[i] | {"split": "train" if share < 0.8 else "val" if share < 0.9 else "test"}
+    elif fold is not None:
+        from filter import film_offset, split_groups
+
+        for title, frames in films.items():
+            groups = [int(row["group"].rsplit("#", 1)[1]) for row in frames]
+            arcs = split_groups(groups, film_offset(title) + fold / 5, test=(0.0, 0.2), val=0.1)
+            films[title] = [row | {"split": arc} for row, arc in zip(frames, arcs, strict=True)]
+    chosen = {name: [r for f in films.values() for r in f if r["split"] == name] for name in ("train", "val", "test")}
+    for name in ("unknown_val", "unknown_test"):
+        chosen[name] = [row for row in rows if row["split"] == name]
+    if limit:
+        for name, frames in chosen.items():
+            order = np.random.default_rng(13).permutation(len(frames))[:limit]
+            chosen[name] = [frames[i] for i in sorted(order)]
+        titles = sorted({row["movie"] for row in chosen["train"]})
+        for name in ("val", "test"):
+            chosen[name] = [row for row in chosen[name] if row["movie"] in titles]
+    empty = [t for t in titles if not any(row["movie"] == t for row in chosen["train"])]
+    if empty or len(titles) < 2:
+        what = f"{empty[0]} has no training frames" if empty else f"there are {len(titles)} films with training frames"
+        raise UserError(f"{what}; at least two films need some: lower filter.py --min-frames or add frames")
+    return chosen, titles
+
+
+def load_frames(rows: list[dict], spec: dict, size: int) -> torch.Tensor:
+    """Decode and preprocess once: uint8 [N, size, size, 3]."""
+    frames = torch.empty(len(rows), size, size, 3, dtype=torch.uint8)
+
+    def put(i: int) -> None:
+        frames[i] = torch.from_numpy(preprocess(read_image(rows[i]["file"], draft=2 * size), spec, size).copy())
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(
+            tqdm(
+                pool.map(put, range(len(rows))), total=len(rows), unit="frame", desc="decode", disable=None, leave=False
+            )
+        )
+    return frames
+
+
+def normalise(frames: torch.Tensor, spec: dict) -> torch.Tensor:
+    """uint8 or 0..255 float [N, S, S, 3] -> float32 [N, 3, S, S], channels last in memory."""
+    mean, std = (torch.tensor(spec[k], device=frames.device) * 255 for k in ("mean", "std"))
+    return ((frames.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def augment(frames: torch.Tensor, spec: dict, recipe: dict, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Random crops, flips and wear of a batch at once, on its device. uint8 [N, H, W, 3] -> float32 [N, 3, size, size].
+
+    What users send: pieces of a frame, mirrored uploads, other brightness, blurred and small pictures, subtitles.
+    """
+    n, device = len(frames), frames.device
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, device=device) * (high - low) + low
+
+    # random-resized-crop as one affine grid; a share of the area and a ratio as torchvision draws them
+    area = uniform(recipe["crop"], 1, n)
+    ratio = uniform(math.log(3 / 4), math.log(4 / 3), n).exp() if recipe["crop"] < 1 else torch.ones(n, device=device)
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    flip = torch.where(uniform(0, 1, n) < recipe["flip"], -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 1, 1] = width * flip, height
+    theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * uniform(-1, 1, n), (1 - height) * uniform(-1, 1, n)
+    images = frames.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    if strength := recipe["colour"]:
+        factor = uniform(1 - strength, 1 + strength, 3, n, 1, 1, 1)
+        images = images * factor[0]
+        images = (images - images.mean((1, 2, 3), keepdim=True)) * factor[1] + images.mean((1, 2, 3), keepdim=True)
+        grey = images.mean(1, keepdim=True)
+        images = grey + (images - grey) * factor[2]
+        images = images + uniform(-20, 20, n, 3, 1, 1) * strength  # white balance
+    if chance := recipe["degrade"]:
+        worn = uniform(0, 1, 3, n, 1, 1, 1) < chance
+        small = F.interpolate(F.avg_pool2d(images, 3, 3, ceil_mode=True), size=(size, size), mode="bilinear")
+        images = torch.where(worn[0], small, images)
+        noise = torch.randn(images.shape, generator=generator, device=device) * uniform(2, 12, n, 1, 1, 1)
+        images = torch.where(worn[1], images + noise, images)
+        line = torch.arange(size, device=device).view(1, 1, size, 1) / size  # a band of letters at the bottom
+        band = (line > uniform(0.8, 0.88, n, 1, 1, 1)) & (line < 0.93)
+        letters = uniform(0, 1, n, 1, 1, size // 4).repeat_interleave(4, -1)[..., :size] > 0.5
+        letters = F.pad(letters, (0, size - letters.shape[-1]))
+        images = torch.where(worn[2] & band & letters, torch.full_like(images, 235), images)
+    return normalise(images.clamp(0, 255).permute(0, 2, 3, 1), spec)
+
+
+# -------------------------------------------------------------------------------------------- measuring
+
+
+@torch.no_grad()
+def predict(model, frames: torch.Tensor, spec: dict, *, device, bf16: bool, batch: int = 64) -> tuple:
+    """(logits float32 [N, C], embedding float32 [N, D]) as numpy, of uint8 frames [N, S, S, 3]."""
+    model.eval()
+    logits, embeddings = [], []
+    for part in frames.split(batch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            out, embedding = model(normalise(part.to(device), spec))
+        logits.append(out.float().cpu())
+        embeddings.append(embedding.float().cpu())
+    return (
+        (torch.cat(logits).numpy(), torch.cat(embeddings).numpy()) if logits else (np.zeros((0, 1)), np.zeros((0, 1)))
+    )
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """ECE in equal bins of the largest probability (Guo 2017). probabilities [N, C], labels [N]."""
+    top, right = probabilities.max(1), probabilities.argmax(1) == labels
+    index = np.minimum((top * bins).astype(int), bins - 1)
+    return float(sum(abs(top[index == b].mean() - right[index == b].mean()) * (index == b).mean() for b in set(index)))
+
+
+def known_unknown(known: np.ndarray, unknown: np.ndarray) -> dict:
+    """AUROC and FPR at 95% TPR of scores (higher = known), float [N] and [M]; None without unknown frames."""
+    from sklearn.metrics import roc_auc_score
+
+    if not len(known) or not len(unknown):
+        return {"auroc": None, "fpr95": None}
+    truth = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
+    threshold = np.sort(known)[int(0.05 * len(known))]
+    return {"auroc": float(roc_auc_score(truth, np.r_[known, unknown])), "fpr95": float((unknown >= threshold).mean())}
+
+
+def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None = None) -> dict:
+    """Figures of logits [N, C] against labels [N]; unknown: logits [M, C] of films the model has never seen."""
+    from sklearn.metrics import f1_score, recall_score
+
+    probabilities = softmax(logits)
+    order = np.argsort(-logits, axis=1)
+    figures = {
+        "top1": float((order[:, 0] == labels).mean()),
+        "top5": float((order[:, :5] == labels[:, None]).any(1).mean()),
+        "balanced": float(
+            recall_score(labels, order[:, 0], labels=np.unique(labels), average="macro", zero_division=0)
+        ),
+        "macro_f1": float(f1_score(labels, order[:, 0], labels=np.unique(labels), average="macro", zero_division=0)),
+        "loss": float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()),
+        "ece": expected_calibration_error(probabilities, labels),
+    }
+    if unknown is not None:
+        rest = softmax(unknown).max(1) if len(unknown) else np.zeros(0)
+        figures |= known_unknown(probabilities.max(1), rest)
+    return figures
+
+
+# --------------------------------------------------------------------------------------------- training
+
+
+def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, first_layer: float) -> list[dict]:
+    """AdamW groups: rates fall geometrically from the head to first_layer * lr, no decay on vectors.
+
+    Layers are the numbered blocks in the order of the parameters, so that it fits CNNs and transformers alike.
+    """
+    layers: dict[str, int] = {"stem": 0}
+    entries = []
+    for name, parameter in model.named_parameters():
+        match = re.match(r"(backbone\.(?:.*?\.)?[a-z]*\d+(?:\.\d+)?)\.", name)
+        stem = len(layers) == 1 and match is None and name.startswith("backbone")
+        layer = "stem" if stem else match[1] if match else "end"
+        if layer != "end":
+            layers.setdefault(layer, len(layers))
+        entries.append((layer, parameter))
+    groups: dict[tuple, dict] = {}
+    for layer, parameter in entries:
+        depth = layers.get(layer, len(layers))
+        rate = lr * first_layer ** (1 - depth / len(layers))
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "peak": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def rate_at(step: int, *, steps: int, per_epoch: int, recipe: dict) -> float:
+    """Learning rate at a step as a share of the peak."""
+    if recipe["schedule"] == "step":
+        return 0.5 ** (step // per_epoch // 5)
+    warm = max(1, int(recipe["warmup"] * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and buffers; early steps count less, so that it leaves the start behind."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(value.to(mean.dtype), 1 - decay)
+            else:
+                mean.copy_(value)
+
+
+def draw_order(labels: np.ndarray, balance: float, generator: torch.Generator) -> torch.Tensor:
+    """Indices of one epoch: a permutation (balance 0), or draws weighted by film size ** -balance."""
+    if not balance:
+        return torch.randperm(len(labels), generator=generator)
+    weights = np.bincount(labels).astype(float) ** -balance
+    return torch.multinomial(torch.from_numpy(weights[labels]), len(labels), replacement=True, generator=generator)
+
+
+def git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def train_model(
+    data: Path,
+    *,
+    arch: str = "deit_base_patch16_224",
+    recipe: dict | None = None,
+    recipe_name: str = "best",
+    out: Path = Path("runs"),
+    name: str | None = None,
+    init: str | None = None,
+    pretrained: bool = True,
+    split: str = "group",
+    fold: int | None = None,
+    subset: int | None = None,
+    limit: int | None = None,
+    train_size: int | None = None,
+    seed: int = 13,
+    device: str | None = None,
+    precision: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Train one architecture and leave a run folder; returns its path. The test split is looked at once, at the end.
+
+    recipe: overrides of RECIPES[recipe_name]. train_size: pixels of the training crops (test frames keep the model's
+    size). precision: "bf16", "fp32" or "auto" (bf16 where the hardware has it). Raises UserError.
+    """
+    recipe = RECIPES[recipe_name] | (recipe or {})
+    parts = [
+        arch,
+        data.resolve().name,
+        f"subset{subset}" if subset else "",
+        "" if recipe_name == "best" else recipe_name,
+    ]
+    parts += ["" if split == "group" else f"{split}split", "" if fold is None else f"fold{fold}"]
+    run = out / (name or "-".join(part for part in parts if part))
+    if (run / "last.pt").exists() and not (resume or overwrite):
+        raise UserError(f"{run}: there is a run in it; continue it with --resume, replace it with --overwrite", 2)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16(where))
+    torch.manual_seed(seed)
+    chosen, classes = choose_rows(read_manifest(data), split=split, fold=fold, subset=subset, limit=limit)
+    model = build_model(arch, classes, pretrained=pretrained, init=init)
+    spec = preprocessing_for(arch) | {"crop_bars": not recipe["keep_bars"]}
+    size = train_size or spec["size"]
+    index = {title: i for i, title in enumerate(classes)}
+    labels = {s: np.array([index.get(row["movie"], -1) for row in rows], int) for s, rows in chosen.items()}
+    frames = {s: load_frames(rows, spec, STORED if s == "train" else spec["size"]) for s, rows in chosen.items()}
+    args = {"arch": arch, "data": str(data), "recipe": recipe_name, "split": split, "fold": fold, "subset": subset}
+    args |= {"limit": limit, "init": str(init) if init else None, "pretrained": pretrained, "train_size": size}
+    args |= {"seed": seed, "device": str(where), "precision": "bf16" if bf16 else "fp32", **recipe}
+    run.mkdir(parents=True, exist_ok=True)
+
+    operations = multiply_adds(model, size)
+    model = model.to(where)
+    if not any("vit" in arch or "clip" in arch for _ in (0,)):
+        model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
+    average = build_copy(model) if recipe["ema"] else model
+    groups = parameter_groups(model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer")})
+    optimiser = torch.optim.AdamW(groups, fused=where.type == "cuda")
+    batch = min(recipe["batch_size"], len(chosen["train"]))
+    per_epoch = len(chosen["train"]) // batch
+    steps = per_epoch * recipe["epochs"]
+    shuffle, draw = torch.Generator().manual_seed(seed), torch.Generator(where).manual_seed(seed)
+    target = torch.from_numpy(labels["train"]).to(where)
+    images = frames["train"].to(where) if where.type == "cuda" and _fits(frames["train"]) else frames["train"]
+    history, best, first = [], None, 0
+    if resume and (run / "last.pt").exists():
+        state = torch.load(run / "last.pt", map_location=where, weights_only=True)
+        if state["classes"] != classes or state["arch"] != arch:
+            raise UserError(
+                f"{run}/last.pt: made for other films or another --arch; use --overwrite or another --name", 2
+            )
+        model.load_state_dict(state["training"])
+        average.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        shuffle.set_state(state["shuffle"].cpu())
+        draw.set_state(state["draw"].cpu())
+        torch.set_rng_state(state["torch_rng"].cpu())
+        history, best, first = state["history"], state["best"], state["epoch"]
+        print(f"resumed {run} after epoch {first}")
+    with whole_file(run / "args.json", "w") as file:
+        json.dump(args, file, indent=1)
+    counts = ", ".join(f"{s} {len(rows)}" for s, rows in chosen.items())
+    print(f"{run}: {len(classes)} films, {counts}; {args['precision']} on {where}, {split} split")
+
+    def save(path: Path, extra: dict) -> None:
+        state = {"model": average.state_dict(), "arch": arch, "classes": classes, "preprocessing": spec, "args": args}
+        with whole_file(path) as file:
+            torch.save(state | {"figures": best, "commit": git_commit()} | extra, file)
+
+    stop = []
+    handler = signal.signal(signal.SIGTERM, lambda *_: stop.append(1)) if _main_thread() else None
+    try:
+        for epoch in range(first, recipe["epochs"]):
+            order = draw_order(labels["train"], recipe["balance"], shuffle)
+            model.train()
+            total, clock, warm = torch.zeros((), device=where), time.perf_counter(), 0
+            for k in tqdm(range(per_epoch), unit="step", desc=f"epoch {epoch + 1}", disable=None, leave=False):
+                if k == 1:
+                    _wait(where)
+                    clock, warm = time.perf_counter(), 1
+                step = epoch * per_epoch + k
+                for group in optimiser.param_groups:
+                    share = rate_at(step, steps=steps, per_epoch=per_epoch, recipe=recipe)
+                    group["lr"] = group["peak"] * share
+                pick = order[k * batch : (k + 1) * batch]
+                inputs = augment(images[pick.to(images.device)].to(where), spec, recipe, size, draw)
+                truth = F.one_hot(target[pick.to(where)], len(classes)).float()
+                if recipe["mixup"]:
+                    share = float(np.random.default_rng([seed, step]).beta(recipe["mixup"], recipe["mixup"]))
+                    inputs = inputs.lerp(inputs.flip(0), share)
+                    truth = truth.lerp(truth.flip(0), share)
+                with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
+                    logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), truth, label_smoothing=recipe["smoothing"])
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                total += loss.detach()
+                if recipe["ema"]:
+                    update_average(average, model, recipe["ema"], step)
+                if stop:
+                    raise KeyboardInterrupt
+            _wait(where)
+            speed = (per_epoch - warm) * batch / max(time.perf_counter() - clock, 1e-9)
+            mean = float(total) / per_epoch
+            if not math.isfinite(mean):
+                raise UserError(f"the loss is {mean} in epoch {epoch + 1}; lower --lr or use --precision fp32")
+            logits, _ = predict(average, frames["val"], spec, device=where, bf16=bf16)
+            figures = measure(logits, labels["val"])
+            row = {"epoch": epoch + 1, "lr": recipe["lr"] * share_of(optimiser), "train_loss": mean, **figures}
+            row |= {"images_per_s": speed, "tflops": speed * operations * 6 / 1e12}
+            history.append(row)
+            if best is None or (row[recipe["select"]], -row["loss"]) >= (best[recipe["select"]], -best["loss"]):
+                best = row
+                save(run / "best.pt", {})
+            state = {
+                "training": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "shuffle": shuffle.get_state(),
+            }
+            state |= {"draw": draw.get_state(), "torch_rng": torch.get_rng_state(), "history": history, "best": best}
+            save(run / "last.pt", state | {"epoch": epoch + 1})
+            _write_metrics(run / "metrics.csv", history)
+            left = (recipe["epochs"] - epoch - 1) * (time.perf_counter() - clock)
+            print(
+                f"epoch {epoch + 1:3}/{recipe['epochs']}  train loss {mean:7.4f}  val loss {row['loss']:7.4f}  "
+                f"top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}  {speed:7.1f} images/s  "
+                f"{row['tflops']:6.2f} TFLOP/s  ETA {left:5.0f} s",
+                flush=True,
+            )
+    except KeyboardInterrupt:
+        raise UserError(f"stopped; the last whole epoch is in {run}/last.pt, continue with --resume", 130) from None
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"out of GPU memory; lower --batch-size (now {batch})") from None
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+    average.load_state_dict(torch.load(run / "best.pt", map_location=where, weights_only=True)["model"])
+    results = {s: predict(average, frames[s], spec, device=where, bf16=bf16)[0] for s in chosen if s != "train"}
+    test = {"val": measure(results["val"], labels["val"], results["unknown_val"])}
+    test["test"] = measure(results["test"], labels["test"], results["unknown_test"])
+    test |= {"run": run.name, "args": args, "classes": len(classes), "frames": {s: len(r) for s, r in chosen.items()}}
+    test |= {"best_epoch": best["epoch"], "commit": git_commit(), "images_per_s": history[-1]["images_per_s"]}
+    with whole_file(run / "test.json", "w") as file:
+        json.dump(test, file, indent=1)
+    draw_curves(history, run / "curves.png")
+    draw_confusion(results["test"], labels["test"], classes, run / "confusion.png")
+    draw_mistakes(results["test"], labels["test"], chosen["test"], classes, run / "mistakes.png")
+    write_results(out)
+    return run
+
+
+def build_copy(model: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def share_of(optimiser) -> float:
+    group = optimiser.param_groups[0]
+    return group["lr"] / group["peak"]
+
+
+def _fits(frames: torch.Tensor) -> bool:
+    free, _ = torch.cuda.mem_get_info()
+    return frames.nbytes < 0.5 * free
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def _write_metrics(path: Path, history: list[dict]) -> None:
+    with whole_file(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, history[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _save(figure, path: Path) -> None:
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def draw_curves(history: list[dict], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["train_loss"] for row in history], label="train loss")
+    left.plot(epochs, [row["loss"] for row in history], label="val loss")
+    right.plot(epochs, [row["top1"] for row in history], label="val top-1")
+    right.plot(epochs, [row["balanced"] for row in history], label="val balanced")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _save(figure, path)
+
+
+def draw_confusion(logits: np.ndarray, labels: np.ndarray, classes: list[str], path: Path) -> None:
+    """The whole matrix up to 30 films; beyond, the most confused pairs, which stay readable at 257."""
+    from matplotlib.figure import Figure
+
+    matrix = np.zeros((len(classes), len(classes)))
+    np.add.at(matrix, (labels, logits.argmax(1)), 1)
+    rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    if len(classes) <= 30:
+        side = 3.5 + 0.32 * len(classes)
+        figure = Figure(figsize=(side + 1.5, side), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(rows, cmap="Blues", vmin=0, vmax=1)
+        for i, j in np.argwhere(matrix > 0):
+            axes.text(j, i, int(matrix[i, j]), ha="center", va="center", color="white" if rows[i, j] > 0.5 else "black")
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=7)
+        axes.set_yticks(range(len(classes)), classes, fontsize=7)
+        axes.set_xlabel("answered")
+        axes.set_ylabel("truth")
+    else:
+        off = matrix - np.diag(np.diag(matrix))
+        pairs = [(i, j) for i, j in np.argwhere(off > 0)]
+        pairs = sorted(pairs, key=lambda p: -off[p])[:30] or [(0, 0)]
+        figure = Figure(figsize=(11, 1.5 + 0.28 * len(pairs)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(pairs)), [off[p] for p in pairs], color="#e76f51")
+        names = [f"{classes[i]}  answered as  {classes[j]}" for i, j in pairs]
+        axes.set_yticks(range(len(pairs)), names, fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xlabel("test frames")
+    _save(figure, path)
+
+
+def draw_mistakes(logits: np.ndarray, labels: np.ndarray, rows: list[dict], classes: list[str], path: Path) -> None:
+    """The twelve most confident mistakes with both titles."""
+    from matplotlib.figure import Figure
+
+    sure = softmax(logits).max(1)
+    wrong = [i for i in np.argsort(-sure) if logits[i].argmax() != labels[i]][:12]
+    height = 1 + 2.2 * max(1, math.ceil(len(wrong) / 4))
+    figure = Figure(figsize=(14, height), layout="constrained")
+    if not wrong:
+        figure.text(0.5, 0.5, "no mistakes on the test frames", ha="center", va="center")
+    else:
+        for axes in figure.subplots(math.ceil(len(wrong) / 4), 4, squeeze=False).flat:
+            axes.axis("off")
+        for axes, i in zip(figure.axes, wrong, strict=False):
+            axes.imshow(read_image(rows[i]["file"]))
+            answer = f"{classes[logits[i].argmax()]} ({sure[i]:.0%})"
+            axes.set_title(f"said {answer}\nis {classes[labels[i]]}", fontsize=7)
+    _save(figure, path)
+
+
+def write_results(out: Path) -> None:
+    """runs/results.csv and results.md over every run that has a test.json."""
+    found = []
+    for path in sorted(out.glob("*/test.json")):
+        try:
+            found.append(json.loads(path.read_text()))
+        except ValueError:
+            continue
+    columns = ["run", "arch", "films", "recipe", "split", "val_top1", "test_top1", "test_top5", "test_balanced"]
+    columns += ["test_macro_f1", "test_ece", "auroc", "fpr95", "images_per_s"]
+    rows = []
+    for item in found:
+        test, args = item["test"], item["args"]
+        figures = [item["val"]["top1"], test["top1"], test["top5"], test["balanced"], test["macro_f1"], test["ece"]]
+        split = "grouped" if args["split"] == "group" else f"RANDOM ({args['split']})".replace("(random)", "split")
+        row = [item["run"], args["arch"], item["classes"], args["recipe"], split]
+        row += ["" if f is None else f"{f:.4f}" for f in (*figures, test["auroc"], test["fpr95"])]
+        rows.append([*row, f"{item['images_per_s']:.0f}"])
+    with whole_file(out / "results.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    lines = [f"| {' | '.join(row)} |" for row in ([*map(str, r)] for r in [columns, ["---"] * len(columns), *rows])]
+    with whole_file(out / "results.md", "w") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train and measure a film classifier.")
+    group = parser.add_argument_group("data")
+    group.add_argument("data", type=Path, help="folder that filter.py wrote")
+    group.add_argument(
+        "--subset", default="all", help="films drawn with seed 13: 5, 50 ... or all (default: %(default)s)"
+    )
+    group.add_argument("--split", choices=["group", "random"], default="group", help="default: %(default)s")
+    group.add_argument(
+        "--fold", type=int, choices=range(5), help="which fifth of the groups is test (default: manifest's)"
+    )
+    group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
+    group = parser.add_argument_group("model")
+    group.add_argument("--arch", default="deit_base_patch16_224", help="one of the six, all, or a timm name")
+    group.add_argument(
+        "--init", help="local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
+    )
+    group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
+    group = parser.add_argument_group("optimisation (defaults: the recipe's)")
+    group.add_argument("--recipe", choices=list(RECIPES), default="best", help="default: %(default)s")
+    for key, text in RECIPE_HELP.items():
+        values = " / ".join(str(recipe[key]) for recipe in RECIPES.values())
+        choices = {"schedule": ["cosine", "step"], "select": ["top1", "balanced"]}.get(key)
+        kind = type(RECIPES["best"][key])
+        flag = f"--{key.replace('_', '-')}"
+        group.add_argument(flag, type=kind, choices=choices, metavar="X", help=f"{text} ({values})")
+    group.add_argument("--keep-bars", action=argparse.BooleanOptionalAction, help="leave black bars in (original: yes)")
+    group.add_argument("--train-size", type=int, help="pixels of training crops (default: the model's, 224)")
+    group.add_argument("--seed", type=int, default=13, help="default: %(default)s")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: %(default)s")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=Path, default=Path("runs"), help="default: %(default)s")
+    group.add_argument("--name", help="name of the run folder (default: from arch, data and split)")
+    group.add_argument("--resume", action="store_true", help="continue the run from last.pt")
+    group.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    return parser
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.subset != "all" and not args.subset.isdecimal():
+        parser.error(f"--subset {args.subset}: expected a number or all")
+    recipe = {key: getattr(args, key) for key in RECIPES["best"] if getattr(args, key) is not None}
+    for key in ("epochs", "batch_size", "lr"):
+        if recipe.get(key, 1) <= 0:
+            parser.error(f"--{key.replace('_', '-')} must be more than 0")
+    if args.limit is not None and args.limit < 2:
+        parser.error("--limit must be 2 or more")
+    names = ARCHITECTURES if args.arch == "all" else [args.arch]
+    for arch in names:
+        run = train_model(
+            args.data,
+            arch=arch,
+            recipe=recipe,
+            recipe_name=args.recipe,
+            out=args.out,
+            name=args.name,
+            init=args.init,
+            pretrained=not args.no_pretrained,
+            split=args.split,
+            fold=args.fold,
+            subset=None if args.subset == "all" else int(args.subset),
+            limit=args.limit,
+            train_size=args.train_size,
+            seed=args.seed,
+            device=args.device,
+            precision=args.precision,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
+        figures = json.loads((run / "test.json").read_text())["test"]
+        print("test " + "  ".join(f"{key} {value:.4f}" for key, value in figures.items() if value is not None))
+        print(f"next: python export.py {run}/best.pt --data {args.data}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
