@@ -124,10 +124,8 @@ def examine(path: Path, size: str) -> tuple[dict, Image.Image | None]:
     picture = rgb[top:bottom, left:right]
     if is_flat(picture):
         return row | {"verdict": "dark", "reason": "dark, flat or a title card"}, None
-    image = Image.fromarray(rgb)
-    small = image.resize((256, 256), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    row["phash"] = str(imagehash.phash(small))
-    return row, image.resize(fit_size(width, height, size), Image.Resampling.BILINEAR)
+    row["phash"] = str(imagehash.phash(Image.fromarray(picture)))
+    return row, Image.fromarray(rgb).resize(fit_size(width, height, size), Image.Resampling.BILINEAR)
 
 
 def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, threads: int) -> dict:
@@ -265,25 +263,25 @@ def split_groups(groups: list[int], offset: float, test: tuple[float, float] = (
 
     Groups stand in order of their middle, as on a ring that starts at offset; test is one arc of it, the interval test
     of the frames, and val the arc behind. Contiguous arcs are stricter than random groups: neighbouring shots of a
-    scene look alike too. A group with over 40% of the film trains; test and val get a group each where there are three.
+    scene look alike too. A group with over 40% of the film trains and is not on the ring; test and val get a group each where there are three.
     """
     counts = Counter(groups)
     middle = {g: np.median([i for i, h in enumerate(groups) if h == g]) / len(groups) for g in counts}
     small = [g for g in counts if counts[g] <= 0.4 * len(groups)]
     ring = sorted(small, key=lambda g: ((middle[g] - offset) % 1, g))
     total, seen, splits = sum(counts[g] for g in ring), 0, dict.fromkeys(counts, "train")
-    scale = len(groups) / total if total else 1  # shares are of the whole film, though the big group is left out
     for g in ring:
         centre = (seen + counts[g] / 2) / total
         seen += counts[g]
-        if test[0] <= centre / scale < test[1]:
+        if test[0] <= centre < test[1]:
             splits[g] = "test"
-        elif test[1] <= centre / scale < test[1] + val or centre / scale < test[1] + val - 1:
+        elif test[1] <= centre < test[1] + val or centre < test[1] + val - 1:
             splits[g] = "val"
-    for wanted in ("test", "val"):  # few, large groups: give each split its smallest one while training keeps some
-        trains = sorted((g for g in counts if splits[g] == "train"), key=lambda g: (counts[g], g))
-        if wanted not in splits.values() and len(trains) >= 2:
-            splits[trains[0]] = wanted
+    for wanted in ("train", "test", "val"):  # few, large groups: whoever has nothing gets the smallest one to spare
+        held = Counter(splits.values())
+        spare = [g for g in counts if held[splits[g]] >= 2]
+        if not held[wanted] and spare:
+            splits[min(spare, key=lambda g: (splits[g] != "train", counts[g], g))] = wanted
     return [splits[g] for g in groups]
 
 

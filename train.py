@@ -117,7 +117,7 @@ def choose_rows(
 
         for title, frames in films.items():
             groups = [int(row["group"].rsplit("#", 1)[1]) for row in frames]
-            arcs = split_groups(groups, film_offset(title) + fold / 5, test=(0.0, 0.2), val=0.1)
+            arcs = split_groups(groups, film_offset(title), test=(fold / 5, (fold + 1) / 5), val=0.1)
             films[title] = [row | {"split": arc} for row, arc in zip(frames, arcs, strict=True)]
     chosen = {name: [r for f in films.values() for r in f if r["split"] == name] for name in ("train", "val", "test")}
     for name in ("unknown_val", "unknown_test"):
@@ -266,12 +266,12 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, first_
 
     Layers are the numbered blocks in the order of the parameters, so that it fits CNNs and transformers alike.
     """
-    layers: dict[str, int] = {"stem": 0}
+    layers: dict[str, int] = {}
     entries = []
     for name, parameter in model.named_parameters():
         match = re.match(r"(backbone\.(?:.*?\.)?[a-z]*\d+(?:\.\d+)?)\.", name)
-        stem = len(layers) == 1 and match is None and name.startswith("backbone")
-        layer = "stem" if stem else match[1] if match else "end"
+        before = name.startswith("backbone") and not set(layers) - {"stem"}
+        layer = match[1] if match else "stem" if before else "end"
         if layer != "end":
             layers.setdefault(layer, len(layers))
         entries.append((layer, parameter))

@@ -1,0 +1,85 @@
+"""Small pictures that stand in for films: each has its own texture, each shot its own light and composition."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+def shared(*parts: str) -> Path:
+    """A file of the developers' own test data, which users do not have."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs {'/'.join(parts)} of the developers' test data")
+    return path
+
+
+def draw_frame(film: int, shot: int, frame: int, size: tuple[int, int] = (240, 136)) -> Image.Image:
+    """A frame: the shot gives its large shapes, the film its fine texture, the frame a little noise."""
+    rng = np.random.default_rng([film, shot])
+    large = Image.fromarray(rng.integers(40, 216, (4, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    y, x = np.mgrid[: size[1], : size[0]]
+    kinds = [
+        (x // 6) % 2,
+        (y // 6) % 2,
+        (x // 6 + y // 6) % 2,
+        ((x + y) // 8) % 2,
+        ((x % 14 - 7) ** 2 + (y % 14 - 7) ** 2) < 20,
+    ]
+    texture = np.asarray(kinds[film % len(kinds)], np.float32)[..., None] * 50 - 25
+    noise = np.random.default_rng([film, shot, frame]).normal(0, 4, (size[1], size[0], 1))
+    return Image.fromarray((np.asarray(large) + texture + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    """3 films of 12 shots x 4 frames with sidecars, 6 more with too few frames."""
+    root = tmp_path_factory.mktemp("raw")
+    for film in range(9):
+        folder = root / f"Film {film} ({1990 + film})"
+        folder.mkdir()
+        lines = []
+        for shot in range(12 if film < 3 else 3):
+            for frame in range(4 if film < 3 else 2):
+                name = f"{shot:02}_{frame}.jpg"
+                draw_frame(film, shot, frame).save(folder / name, quality=92)
+                lines.append(json.dumps({"file": name, "shot": shot, "shot_time_ms": shot * 9000 + frame * 40}))
+        (folder / "frames.jsonl").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(raw, tmp_path_factory) -> Path:
+    from filter import filter_films
+
+    out = tmp_path_factory.mktemp("work") / "small"
+    filter_films([raw], out, detector="none", min_frames=12)
+    return out
+
+
+@pytest.fixture(scope="session")
+def run(dataset, tmp_path_factory) -> Path:
+    from train import train_model
+
+    out = tmp_path_factory.mktemp("runs")
+    settings = {"epochs": 8, "batch_size": 16, "lr": 3e-3, "first_layer": 1.0, "crop": 0.7}
+    return train_model(dataset, arch="test_resnet", pretrained=False, recipe=settings, out=out, train_size=128)
+
+
+@pytest.fixture(scope="session")
+def exported(run, dataset, tmp_path_factory) -> Path:
+    from export import export_model
+
+    out = tmp_path_factory.mktemp("exported") / "export"
+    export_model(run / "best.pt", dataset, out, max_drop=20)
+    return out

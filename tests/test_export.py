@@ -1,0 +1,143 @@
+"""python -m pytest tests/test_export.py"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import export
+from export import export_model, fit_rule, fit_temperature, lowest_threshold, verify_rule
+from identify import Identifier, UserError, preprocess
+
+
+def test_export_leaves_what_the_design_says(exported):
+    files = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()}
+    assert files == {
+        "model.onnx", "model.int8.onnx", "openvino/model.xml", "openvino/model.bin",
+        "model.json", "report.md", "calibration.png",
+    }  # fmt: skip
+    assert [p.name for p in exported.parent.iterdir()] == ["export"]
+    report = json.loads((exported / "model.json").read_text())
+    assert len(report["classes"]) == 3 and report["accuracy"]["top1"] >= 0.8
+    assert {row["score"] for row in report["scores"]} >= {"msp", "standardised", "pnorm", "gen", "knn", "rmd"}
+
+
+def test_contract_holds_with_bare_onnxruntime(exported, dataset):
+    """Everything that another program needs stands in the file itself."""
+    import onnxruntime
+
+    frame = next((dataset / "movies").glob("*/*.jpg"))
+    for name in ("model.onnx", "model.int8.onnx"):
+        session = onnxruntime.InferenceSession(exported / name)
+        (image,) = session.get_inputs()
+        assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(uint8)", [224, 224, 3])
+        assert [o.name for o in session.get_outputs()] == ["logits", "embedding"]
+        metadata = session.get_modelmeta().custom_metadata_map
+        classes = json.loads(metadata["classes"])
+        size = json.loads(metadata["preprocessing"])["size"]
+        pixels = np.asarray(Image.open(frame).resize((size, size), Image.Resampling.BILINEAR))  # these have no bars
+        logits, embedding = session.run(None, {"image": np.stack([pixels] * 3)})
+        assert logits.shape == (3, 3) and logits.dtype == np.float32 and embedding.ndim == 2
+        answer = Identifier(exported / name).identify(frame)
+        assert classes[logits[0].argmax()] == answer.candidates[0].title
+
+
+def test_onnx_equals_torch(exported, run, dataset):
+    model, state, frames, _ = export.load_checkpoint(run / "best.pt", dataset)
+    with torch.no_grad():
+        wanted = export.Exported(model, state["preprocessing"])(torch.from_numpy(frames["test"]))
+    logits, embedding = export.run_all(exported / "model.onnx", frames["test"])
+    np.testing.assert_allclose(logits, wanted[0], atol=1e-4)
+    np.testing.assert_allclose(embedding, wanted[1], atol=1e-3)
+
+
+def test_transformer_exports(dataset, tmp_path):
+    from train import train_model
+
+    recipe = {"epochs": 1, "batch_size": 16}
+    run = train_model(dataset, arch="test_vit", pretrained=False, recipe=recipe, out=tmp_path / "runs")
+    report = export_model(run / "best.pt", dataset, tmp_path / "export", max_drop=100, alphas=(0.5,))
+    frame = preprocess(np.full((300, 400, 3), 90, np.uint8))
+    for name in ("model.onnx", "model.int8.onnx", "openvino/model.xml"):
+        logits, _ = Identifier(tmp_path / "export" / name).logits(np.stack([frame, frame]))
+        assert logits.shape == (2, 3) and np.isfinite(logits).all()
+    assert report["architecture"] == "test_vit"
+
+
+def test_failed_gate_leaves_the_old_export(run, dataset, exported, tmp_path, monkeypatch):
+    out = tmp_path / "export"
+    shutil.copytree(exported, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+    def broken(source, target, frames, *, transformer):
+        import onnx
+
+        model = onnx.load(source)
+        for weight in model.graph.initializer:
+            if weight.name.endswith("head.weight"):
+                values = onnx.numpy_helper.to_array(weight)
+                weight.CopyFrom(onnx.numpy_helper.from_array(values[::-1].copy(), weight.name))
+        onnx.save(model, target)
+        return "broken"
+
+    monkeypatch.setattr(export, "quantise_onnx", broken)
+    with pytest.raises(UserError, match="int8 ONNX loses"):
+        export_model(run / "best.pt", dataset, out)
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_temperature_is_recovered():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 6)) * 2
+    odds = torch.softmax(torch.tensor(logits), 1).numpy()
+    labels = np.array([rng.choice(6, p=p) for p in odds])
+    assert fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.1)
+
+
+def test_lowest_threshold():
+    score, right = np.array([0.9, 0.8, 0.7, 0.7, 0.5]), np.array([1, 1, 0, 1, 0], bool)
+    assert lowest_threshold(score, right, 0.95) == 0.8
+    assert lowest_threshold(score, right, 0.75) == 0.7
+    assert lowest_threshold(score, right, 0.1) == 0.5
+    assert lowest_threshold(score, ~right, 0.95) == float("inf")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rule_keeps_its_targets_on_new_frames(seed):
+    """On drawn features: known films in clusters, unknown ones between them; half to fit, half to check."""
+    rng = np.random.default_rng(seed)
+    classes, dim = 12, 32
+    centres = rng.normal(size=(classes, dim)) * 1.2
+
+    def draw(n):
+        labels = rng.integers(0, classes, n)
+        known, unknown = centres[labels] + rng.normal(size=(n, dim)), rng.normal(size=(n // 2, dim)) * 1.4
+        return known @ centres.T / 4, known, labels, unknown @ centres.T / 4, unknown
+
+    _, embedding, labels, *_ = draw(600)
+    statistics = export.embedding_statistics(embedding, labels, classes)
+    rule, table = fit_rule(*draw(1500), statistics)
+    assert {row["score"] for row in table} == set(export.SCORES)
+    check = verify_rule(rule, *draw(1500))
+    assert check["named_right"] >= 0.92 and check["known_named"] > 0.3
+    assert check["unknown_refused"] > 0.5
+    best = max(row["auroc"] for row in table)
+    assert check["auroc"] > best - 0.05
+
+
+def test_wrong_checkpoints_are_one_line(dataset, tmp_path, capsys, run, raw):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
+    (tmp_path / "torn.pt").write_bytes((run / "best.pt").read_bytes()[:999])
+    from filter import filter_films
+
+    filter_films([raw], tmp_path / "more", detector="none", min_frames=5)
+    cases = [("other.pt", dataset, "train.py"), ("torn.pt", dataset, "torn.pt"), ("none.pt", dataset, "no such file")]
+    for name, data, words in [*cases, (run / "best.pt", tmp_path / "more", "--data")]:
+        assert export.main([str(tmp_path / name), "--data", str(data), "--out", str(tmp_path / "e")]) in (1, 2)
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("export.py: error:") and words in error
+    assert not (tmp_path / "e").exists()

@@ -1,0 +1,247 @@
+"""python -m pytest tests/test_filter.py"""
+
+import csv
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_frame, shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import filter as frames_filter
+from filter import film_offset, filter_films, find_conflicts, group_frames, split_groups
+
+ROOT = Path(frames_filter.__file__).parent
+
+
+def manifest(out: Path) -> list[dict]:
+    with open(out / "manifest.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_dataset_is_what_the_design_says(dataset):
+    rows = manifest(dataset)
+    assert list(rows[0]) == frames_filter.MANIFEST
+    known = [r for r in rows if not r["split"].startswith("unknown")]
+    assert {r["movie"] for r in known} == {f"Film {i} ({1990 + i})" for i in range(3)}
+    assert {r["split"] for r in known} == {"train", "val", "test"}
+    assert {r["split"] for r in rows if r not in known} <= {"unknown_val", "unknown_test"}
+    for row in rows:
+        with Image.open(dataset / row["path"]) as image:
+            assert image.size == (600, 256)
+    on_disk = {str(p.relative_to(dataset)) for p in dataset.glob("*/*/*.jpg") if ".filter" not in p.parts}
+    assert on_disk == {r["path"] for r in rows}
+    assert (dataset / "report.png").stat().st_size > 1000
+    with open(dataset / "report.csv", newline="") as file:
+        assert {r["decision"] for r in csv.DictReader(file)} == {"ADD", "DELETE"}
+
+
+def test_no_group_in_two_splits(dataset):
+    splits = defaultdict(set)
+    for row in manifest(dataset):
+        splits[row["group"]].add(row["split"])
+    assert all(len(s) == 1 for s in splits.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=120), st.floats(0, 0.999), st.integers(0, 4))
+def test_splits_hold_groups_together(groups, offset, fold):
+    for arcs in (split_groups(groups, offset), split_groups(groups, offset, (fold / 5, (fold + 1) / 5), 0.1)):
+        where = defaultdict(set)
+        for group, split in zip(groups, arcs, strict=True):
+            where[group].add(split)
+        assert all(len(s) == 1 for s in where.values())
+        assert "train" in arcs
+        if len(where) >= 3:
+            assert set(arcs) == {"train", "val", "test"}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(40, 400), st.floats(0, 0.999))
+def test_split_shares(frames, offset):
+    arcs = split_groups(list(range(frames)), offset)
+    assert abs(arcs.count("test") / frames - 0.15) < 0.04 and abs(arcs.count("val") / frames - 0.15) < 0.04
+
+
+def test_folds_cover_every_group_once():
+    groups = list(range(100))
+    tests = []
+    for fold in range(5):
+        arcs = split_groups(groups, 0.3, (fold / 5, (fold + 1) / 5), 0.1)
+        tests.append([group for group, arc in zip(groups, arcs, strict=True) if arc == "test"])
+    assert sorted(g for test in tests for g in test) == groups
+
+
+def row(phash: int, shot=None, time=None) -> dict:
+    return {"phash": f"{phash:016x}", "shot": shot, "time": time, "verdict": "kept", "file": f"{phash}"}
+
+
+def test_groups_join_near_duplicates_and_shots():
+    far = [int(v) for v in np.random.default_rng(0).integers(0, 2**63, 6)]
+    assert group_frames([row(far[0], 1), row(far[1], 1), row(far[2], 2)]) == [0, 0, 1]
+    assert group_frames([row(far[0], 1), row(far[1], 2), row(far[0] ^ 7, 3)]) == [0, 1, 0]
+    assert group_frames([row(far[0], None, 0), row(far[1], None, 59_000), row(far[2], None, 61_000)]) == [0, 0, 1]
+    assert group_frames([row(far[0]), row(far[0] ^ 0xFFFF), row(far[2])]) == [0, 0, 1]
+
+
+def test_near_duplicates_land_in_one_group_by_picture(tmp_path):
+    """Brighter, recompressed and slightly cropped copies of a frame belong to its group."""
+    folder = tmp_path / "raw" / "A (2000)"
+    folder.mkdir(parents=True)
+    for shot in range(6):
+        image = draw_frame(0, shot, 0)
+        image.save(folder / f"a{shot}.jpg")
+        image.point(lambda v: min(255, int(v * 1.25))).save(folder / f"z{shot}_bright.jpg")
+        image.crop((4, 3, 236, 133)).save(folder / f"z{shot}_crop.jpg")
+    filter_films([tmp_path / "raw"], tmp_path / "out", detector="none", min_frames=1)
+    rows = manifest(tmp_path / "out")
+    groups = {Path(r["path"]).stem: r["group"] for r in rows}
+    for name, group in groups.items():
+        assert group == groups.get(f"a{name[1]}", group)
+
+
+def test_same_picture_under_two_titles_is_dropped_from_both():
+    value = 0x123456789ABCDEF0
+    found = find_conflicts({"A": [row(value), row(5)], "B": [row(value ^ 3), row(2**40 + 99)]})
+    assert found == {("A", str(value)): "B", ("B", str(value ^ 3)): "A"}
+
+
+def test_adding_a_film_moves_nothing(raw, dataset, tmp_path):
+    more = tmp_path / "raw"
+    more.mkdir()
+    for film in raw.iterdir():
+        shutil.copytree(film, more / film.name)
+    (more / "New (2020)").mkdir()
+    for shot in range(20):
+        draw_frame(4, 100 + shot, 0).save(more / "New (2020)" / f"{shot}.jpg")
+    filter_films([more], tmp_path / "out", detector="none", min_frames=12)
+    before, after = manifest(dataset), manifest(tmp_path / "out")
+    assert [r for r in after if r["movie"] != "New (2020)"] == before
+    assert len(after) > len(before)
+
+
+def test_again_is_byte_for_byte_the_same_and_does_nothing_twice(raw, tmp_path, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, threads in ((one, 1), (two, 4)):
+        filter_films([raw], out, detector="none", min_frames=12, threads=threads)
+    assert (one / "manifest.csv").read_bytes() == (two / "manifest.csv").read_bytes()
+    monkeypatch.setattr(frames_filter, "examine", None)  # a second run must not look at a frame again
+    filter_films([raw], one, detector="none", min_frames=12)
+    assert (one / "manifest.csv").read_bytes() == (two / "manifest.csv").read_bytes()
+    filter_films([raw], one, detector="none", min_frames=5)  # another threshold only moves folders
+    assert {r["movie"] for r in manifest(one) if r["split"] == "train"} == {p.name for p in (one / "movies").iterdir()}
+
+
+def test_killed_and_continued(raw, dataset, tmp_path):
+    code = (
+        "import filter, os, sys, pathlib\n"
+        "real, n = filter.examine, [0]\n"
+        "def examine(*a):\n"
+        "    n[0] += 1\n"
+        "    if n[0] > 70: os.kill(os.getpid(), 9)\n"
+        "    return real(*a)\n"
+        "filter.examine = examine\n"
+        "filter.filter_films([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]), detector='none', min_frames=12)\n"
+    )
+    out = tmp_path / "out"
+    assert subprocess.run([sys.executable, "-c", code, str(raw), str(out)], cwd=ROOT).returncode == -9
+    assert not (out / "manifest.csv").exists() and len(list((out / ".filter").glob("*.json"))) == 1
+    filter_films([raw], out, detector="none", min_frames=12)
+    assert (out / "manifest.csv").read_bytes() == (dataset / "manifest.csv").read_bytes()
+
+
+def test_hostile_folder(tmp_path):
+    folder = tmp_path / "raw" / "Фильм №1 (2001)"
+    folder.mkdir(parents=True)
+    good = draw_frame(0, 0, 0)
+    for shot in range(4):
+        draw_frame(0, shot, 0).save(folder / f"кадр {shot}.png")
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not a picture")
+    good.save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:2000])
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    Image.new("RGB", (90, 60), "red").save(folder / "thumb.png")
+    Image.new("1", (10_000, 6_000)).save(folder / "huge.png")
+    Image.new("RGB", (300, 200)).save(folder / "black.png")
+    draw_frame(1, 9, 0).convert("CMYK").save(folder / "cmyk.jpg")
+    good.save(folder / "twin.png")
+    (folder / "loop").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.is_file()}
+    report = filter_films([tmp_path / "raw"], tmp_path / "out", detector="none", min_frames=1)
+    assert before == {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.is_file()}
+    counts = report["Фильм №1 (2001)"]
+    assert counts["unreadable"] == 6 and counts["too_small"] == 1 and counts["dark"] == 1
+    assert counts["duplicate"] == 1 and counts["kept"] == 5 and counts["total"] == 14
+    with open(tmp_path / "out" / "verdicts.csv", newline="") as file:
+        assert all(r["reason"] for r in csv.DictReader(file) if r["verdict"] != "kept")
+
+
+def test_sidecar_may_be_damaged(tmp_path):
+    folder = tmp_path / "raw" / "A (1999)"
+    folder.mkdir(parents=True)
+    for shot in range(3):
+        draw_frame(0, shot, 0).save(folder / f"{shot}.jpg")
+    (folder / "frames.jsonl").write_text('{"file": "0.jpg", "shot_time_ms": "x"}\n[1]\n{"file": \n{"id": 3}\nnull\n')
+    assert [f["time"] for f in frames_filter.list_frames(folder)] == [None] * 3
+
+
+def test_movienet_names_carry_shots(tmp_path):
+    for name in ("shot_0001_img_0.jpg", "shot_0001_img_1.jpg", "shot_0002_img_0.jpg"):
+        draw_frame(0, 0, 0).save(tmp_path / name)
+    assert [f["shot"] for f in frames_filter.list_frames(tmp_path)] == [1, 1, 2]
+
+
+def test_usage_errors_are_one_line(tmp_path, raw, capsys):
+    (tmp_path / "x" / "Film 0 (1990)").mkdir(parents=True)
+    (tmp_path / "void").mkdir()
+    cases = [
+        ([str(tmp_path / "nowhere")], 2),
+        ([str(tmp_path / "void")], 2),
+        ([str(raw), str(tmp_path / "x")], 2),
+        ([str(raw), "--detector", str(tmp_path / "no.pt")], 2),
+        ([str(raw), "--subsets", "9", "--detector", "none", "--min-frames", "12"], 1),
+    ]
+    for argv, code in cases:
+        assert frames_filter.main([*argv, "--out", str(tmp_path / "out")]) == code
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("filter.py: error:")
+    with pytest.raises(SystemExit):
+        frames_filter.main([str(raw), "--size", "0x9"])
+
+
+def test_archives(raw, tmp_path):
+    filter_films([raw], tmp_path, detector="none", min_frames=5, subsets=[1, 2])
+    names = {}
+    for draw in (1, 2, "all"):
+        with zipfile.ZipFile(tmp_path / f"movies_{draw}_processed.zip") as archive:
+            names[draw] = {n.split("/")[0] for n in archive.namelist()}
+    assert len(names[1]) == 1 and len(names[2]) == 2 and names[1] < names[2] < names["all"]
+
+
+def test_size_keep_aspect(raw, tmp_path):
+    filter_films([raw], tmp_path, detector="none", min_frames=12, size="keep-aspect")
+    with Image.open(tmp_path / manifest(tmp_path)[0]["path"]) as image:
+        assert image.size == (240, 136)  # never enlarged
+    assert frames_filter.fit_size(1920, 800, "keep-aspect") == (614, 256)
+
+
+@pytest.mark.parametrize("weights", ["yolov8n.pt", "yolo11n.onnx"])
+def test_detector_sees_people(weights, tmp_path):
+    detect = frames_filter.person_detector(str(shared("weights", weights)), confidence=0.25, device="cpu", batch=4)
+    folder = shared("frames", "known", "Shaun of the Dead (2004)")
+    people = [Image.open(p).resize((600, 256)) for p in sorted(folder.iterdir())[:40:8]]
+    counts = detect([*people, Image.new("RGB", (600, 256), "grey")])
+    assert sum(c > 0 for c in counts[:-1]) >= 4 and counts[-1] == 0
+
+
+def test_film_offset_is_the_same_on_every_machine():
+    assert [round(film_offset(title), 6) for title in ("A", "B")] == [0.334395, 0.873023]

@@ -1,0 +1,210 @@
+"""python -m pytest tests/test_identify.py"""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_frame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import identify
+from identify import Identifier, UserError, find_bars, preprocess, read_image
+
+ROOT = Path(identify.__file__).parent
+
+
+def encoded(image: Image.Image, form: str, **kwargs) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **kwargs)
+    return buffer.getvalue()
+
+
+def test_import_needs_no_torch():
+    code = (
+        "import sys, identify; print([m for m in ('torch', 'torchvision', 'timm', 'cv2', 'scipy') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("size", [(240, 136), (100, 400), (1920, 800), (224, 224)])
+def test_preprocess_equals_torchvision(size):
+    from torchvision.transforms.v2.functional import resize, to_image
+
+    image = draw_frame(0, 0, 0, size)
+    ours = preprocess(np.asarray(image), identify.PREPROCESSING | {"crop_bars": False})
+    for theirs in (
+        np.asarray(resize(image, [224, 224], antialias=True)),
+        resize(to_image(image), [224, 224], antialias=True).permute(1, 2, 0).numpy(),
+    ):
+        assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+    # and with bars: torchvision on the cropped picture
+    framed = np.zeros((size[1] + 60, size[0], 3), np.uint8)
+    framed[30:-30] = np.asarray(image)
+    left, top, right, bottom = find_bars(framed)
+    theirs = np.asarray(resize(Image.fromarray(framed[top:bottom, left:right]), [224, 224], antialias=True))
+    assert np.abs(preprocess(framed).astype(int) - theirs.astype(int)).max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 8), st.booleans())
+def test_bars_are_found_as_drawn(letter, pillar, noise, subtitle):
+    rng = np.random.default_rng(letter * 100 + pillar)
+    height, width = 240, 320
+    letter, pillar = (0 if bar < 8 else bar for bar in (letter, pillar))
+    frame = rng.integers(0, noise + 1, (height, width, 3), dtype=np.uint8)
+    frame[letter : height - letter, pillar : width - pillar] = rng.integers(60, 255, 3, dtype=np.uint8)
+    if subtitle and letter > 30:
+        frame[height - letter + 10 : height - letter + 20, 120:200] = 240
+    left, top, right, bottom = find_bars(frame)
+    assert 0 <= top - letter <= 2 and 0 <= (height - letter) - bottom <= 2
+    assert 0 <= left - pillar <= 2 and 0 <= (width - pillar) - right <= 2
+
+
+def test_dark_scenes_are_not_cut():
+    black = np.zeros((200, 300, 3), np.uint8)
+    assert find_bars(black) == (0, 0, 300, 200)
+    night = black.copy()
+    night[120:, :] = 90  # a dark sky over a lit street
+    assert find_bars(night) == (0, 0, 300, 200)
+    moon = black.copy()
+    moon[90:110, 140:160] = 250
+    assert find_bars(moon) == (0, 0, 300, 200)
+
+
+def test_read_image_takes_what_people_send():
+    picture = draw_frame(0, 0, 0)
+    for form, mode in (
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("JPEG", "L"),
+        ("PNG", "P"),
+        ("PNG", "RGBA"),
+        ("WEBP", "RGB"),
+    ):
+        rgb = read_image(encoded(picture.convert(mode), form))
+        assert rgb.dtype == np.uint8 and rgb.shape == (136, 240, 3), (form, mode)
+    grey = (np.asarray(picture.convert("L")).astype(np.uint16) * 257).astype(np.uint16)
+    assert np.abs(read_image(encoded(Image.fromarray(grey), "PNG"))[..., 0].astype(int) - grey // 257).max() <= 1
+    frames = [draw_frame(0, shot, 0) for shot in range(3)]
+    animated = read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert np.abs(animated.astype(int) - np.asarray(frames[0])).mean() < 12
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_image(encoded(picture, "JPEG", exif=exif)).shape == (240, 136, 3)
+    assert read_image(encoded(picture.resize((1920, 1088)), "JPEG"), draft=448).shape == (544, 960, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"GIF89a" + b"\0" * 40, "not an image"),
+        (b"<html>not here</html>", "not an image"),
+        (encoded(draw_frame(0, 0, 0), "JPEG")[:3000], "damaged"),
+        (encoded(Image.new("RGB", (1, 1)), "PNG"), "too small"),
+        (encoded(Image.new("1", (8000, 7500)), "PNG"), "megapixels"),
+        (encoded(Image.new("1", (50_000, 50_000)), "PNG"), "megapixels"),
+        (b"\xff\xd8" + b"\0" * 20_000_001, "MB"),
+    ],
+)
+def test_read_image_refuses_in_one_line(data, words):
+    with pytest.raises(UserError, match=words) as caught:
+        read_image(data)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 2000))
+def test_read_image_survives_hostile_bytes(noise, cut):
+    good = encoded(draw_frame(1, 1, 1), "JPEG")
+    for data in (noise, good[:cut] + noise + good[cut:]):
+        with contextlib.suppress(UserError):
+            assert read_image(data).dtype == np.uint8
+
+
+def test_original_rule_is_bounded_by_the_number_of_films():
+    """The largest z is (C - 1) / sqrt(C): under 18 films only "unknown", under 33 never a film."""
+    for films in (2, 5, 17, 18, 32, 33, 257):
+        logits = np.zeros((1, films), np.float32)
+        logits[0, 0] = 50
+        (kind,) = identify.decide(logits, np.zeros((1, 4)), identify.ORIGINAL_RULE)
+        assert kind == ("unknown" if films < 18 else "shortlist" if films < 33 else "movie")
+    z = torch.randn(4, 40).numpy()
+    reference = torch.sigmoid(
+        (torch.tensor(z) - torch.tensor(z).mean(1, True)) / torch.tensor(z).std(1, keepdim=True) / 2.5
+    )
+    np.testing.assert_allclose(identify.confidences(z, identify.ORIGINAL_RULE), reference, atol=1e-6)
+
+
+def test_rule_survives_packing():
+    rule = {"rule": "calibrated", "score": "knn", "movie": 0.5, "bank": np.eye(3, 4), "k": 5}
+    back = identify.unpack_rule(identify.pack_rule(rule))
+    np.testing.assert_array_equal(back["bank"], rule["bank"])
+    assert {k: v for k, v in back.items() if k != "bank"} == {k: v for k, v in rule.items() if k != "bank"}
+
+
+def test_natural_order():
+    assert sorted(["10.jpg", "2.jpg", "1.jpg"], key=identify.natural_key) == ["1.jpg", "2.jpg", "10.jpg"]
+
+
+@pytest.mark.parametrize("name", ["", "model.onnx", "model.int8.onnx", "openvino/model.xml"])
+def test_every_format_answers_alike(exported, dataset, name):
+    frames = sorted((dataset / "movies").glob("*/*.jpg"))[::9]
+    reference, other = Identifier(exported / "model.onnx"), Identifier(exported / name)
+    same = [reference.identify(f).candidates[0].title == other.identify(f).candidates[0].title for f in frames]
+    assert np.mean(same) >= 0.8
+    answer = other.identify(np.asarray(Image.open(frames[0])))
+    assert answer.kind in ("movie", "shortlist", "unknown") and len(answer.candidates) == 3
+    assert [c.confidence for c in answer.candidates] == sorted((c.confidence for c in answer.candidates), reverse=True)
+
+
+def test_onnx_runs_on_openvino_too(exported, dataset):
+    frame = next((dataset / "movies").glob("*/*.jpg"))
+    a, b = (Identifier(exported / "model.onnx", runtime=r).identify(frame) for r in ("openvino", "onnxruntime"))
+    assert a.candidates[0].title == b.candidates[0].title and a.kind == b.kind
+
+
+def test_command_line(exported, dataset, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    folder = next((dataset / "movies").iterdir())
+    assert identify.main([str(folder), str(broken), "--model", str(exported), "--json", "--batch", "5"]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(list(folder.iterdir())) + 1
+    assert set(lines[0]) == {"file", "kind", "candidates", "ms"} and lines[0]["ms"] > 0
+    assert set(lines[0]["candidates"][0]) == {"title", "confidence"}
+    assert set(lines[-1]) == {"file", "error"} and "not an image" in lines[-1]["error"]
+    assert identify.main([str(next(folder.iterdir())), "--model", str(exported), "--guess"]) == 0
+    assert " ms " in capsys.readouterr().out
+    command = [sys.executable, "identify.py", "-", "--model", str(exported), "--json"]
+    out = subprocess.run(command, input=next(folder.iterdir()).read_bytes(), capture_output=True, cwd=ROOT, check=True)
+    assert json.loads(out.stdout)["file"] == "-"
+
+
+def test_bad_models_get_one_line(exported, tmp_path, capsys):
+    import onnx
+
+    frame = tmp_path / "a.jpg"
+    draw_frame(0, 0, 0).save(frame)
+    bare = onnx.load(exported / "model.onnx")
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    (tmp_path / "cut.onnx").write_bytes((exported / "model.onnx").read_bytes()[:5000])
+    (tmp_path / "w.pt").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    cases = [("bare.onnx", "no classes"), ("cut.onnx", "can't load"), ("w.pt", "export.py"), ("none", "export.py")]
+    for name, words in [*cases, ("empty", "export.py")]:
+        assert identify.main([str(frame), "--model", str(tmp_path / name)]) in (1, 2)
+        error = capsys.readouterr().err.strip()
+        assert words in error and "\n" not in error and name in error
+    with pytest.raises(SystemExit) as caught:
+        identify.main([str(frame), "--batch", "0"])
+    assert caught.value.code == 2

@@ -1,0 +1,114 @@
+"""python -m pytest tests/test_models.py"""
+
+import pytest
+import torch
+from conftest import shared
+
+import models
+from identify import UserError
+from models import ARCHITECTURES, build_model, load_weights, read_state
+
+CLASSES = ["Brazil (1985)", "Face/Off (1997)", "WALL·E (2008)"]
+
+
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, "resnet10t", "test_vit"])
+def test_every_architecture_gives_logits_and_embedding(arch):
+    torch.manual_seed(0)
+    model = build_model(arch, CLASSES, pretrained=False).eval()
+    with torch.no_grad():
+        logits, embedding = model(torch.randn(2, 3, 224, 224))
+    assert logits.shape == (2, 3) and embedding.ndim == 2 and torch.isfinite(logits).all()
+    assert not torch.equal(embedding[0], embedding[1])
+    spec = models.preprocessing_for(arch)
+    assert spec["size"] == 224 and len(spec["mean"]) == 3
+
+
+def test_clip_texts_tell_titles_apart():
+    torch.manual_seed(0)
+    model = build_model("clip_vit_base_patch32", CLASSES, pretrained=False)
+    head = model.head.detach()
+    assert head.shape == (3, 512) and torch.allclose(head.norm(dim=1), torch.ones(3))
+    assert (head @ head.T).fill_diagonal_(0).max() < 0.9999
+    ids = models.byte_tokenizer()("Brazil")["input_ids"]
+    assert len(ids) == len("Brazil") + 2  # a token a byte, and the two ends
+
+
+def test_clip_from_a_local_folder(tmp_path):
+    from transformers import CLIPConfig, CLIPModel
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=small | {"projection_dim": 16}, vision_config=small | {"projection_dim": 16}, projection_dim=16
+    )
+    clip = CLIPModel(config)
+    clip.save_pretrained(tmp_path)
+    models.byte_tokenizer().save_pretrained(tmp_path)
+    model = build_model("clip_vit_base_patch32", CLASSES, init=tmp_path).eval()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        theirs = torch.nn.functional.normalize(clip.eval().get_image_features(images).pooler_output, dim=-1)
+        torch.testing.assert_close(model(images)[1], theirs)
+        torch.testing.assert_close(model(images)[0], clip.logit_scale.exp() * theirs @ model.head.T)
+
+
+def test_unreachable_hub_is_one_line():
+    for arch in ("resnet10t", "clip_vit_base_patch32"):
+        with pytest.raises(UserError, match=r"--init .* --no-pretrained"):
+            build_model(arch, CLASSES)
+
+
+def test_unknown_names_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="neither one of"):
+        build_model("resnet5000", CLASSES)
+    with pytest.raises(UserError, match="no such file"):
+        build_model("resnet10t", CLASSES, init=tmp_path / "none.pth")
+
+
+def test_own_checkpoint_keeps_its_head_only_for_the_same_films(tmp_path, capsys):
+    model = build_model("test_resnet", CLASSES, pretrained=False)
+    torch.save({"model": model.state_dict(), "classes": CLASSES}, tmp_path / "best.pt")
+    same = build_model("test_resnet", CLASSES, init=tmp_path / "best.pt")
+    assert torch.equal(same.head.weight, model.head.weight)
+    assert "head taken over" in capsys.readouterr().out
+    other = build_model("test_resnet", CLASSES[::-1], init=tmp_path / "best.pt")
+    assert not torch.equal(other.head.weight, model.head.weight)
+    assert "new head" in capsys.readouterr().out
+    with pytest.raises(UserError, match="tensors fit"):
+        build_model("test_vit", CLASSES, init=tmp_path / "best.pt")
+
+
+def test_lightning_and_bare_checkpoints_load(tmp_path):
+    import timm
+
+    plain = timm.create_model("test_vit", num_classes=3, img_size=224).state_dict()
+    torch.save(plain, tmp_path / "timm.pth")
+    torch.save({"state_dict": {f"model.{k}": v for k, v in plain.items()}, "epoch": 3}, tmp_path / "lightning.ckpt")
+    for name in ("timm.pth", "lightning.ckpt"):
+        model = build_model("test_vit", CLASSES, init=tmp_path / name)
+        assert torch.equal(model.backbone.state_dict()["blocks.0.attn.qkv.weight"], plain["blocks.0.attn.qkv.weight"])
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_pickled_code_is_refused(tmp_path, capsys):
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="not a checkpoint of plain tensors"):
+        read_state(tmp_path / "evil.pt")
+    assert "never run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arch", "weights"),
+    [
+        ("mobilenetv2", "mobilenet_v2-b0353104.pth"),
+        ("vit_small_patch14_dinov2", "vit_small_patch14_dinov2-224.pth"),
+    ],
+)
+def test_real_weights_fit_whole(arch, weights, capsys):
+    model = build_model(arch, CLASSES, init=shared("weights", weights))
+    total = sum(k.startswith("backbone.") for k in model.state_dict())
+    assert f"{total} of {total} backbone tensors matched" in capsys.readouterr().out
+    load_weights(model, shared("weights", weights), CLASSES)
