@@ -245,6 +245,7 @@ def quantise_openvino(source: Path, target: Path, frames: np.ndarray, *, alpha: 
     """int8 for OpenVINO with NNCF. alpha: SmoothQuant's for a transformer, None for a CNN."""
     import logging
 
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nncf wakes it, and it looks for CUDA
     import nncf
     import openvino
 
@@ -325,8 +326,7 @@ def load_checkpoint(checkpoint: Path, data: Path) -> tuple[nn.Module, dict, dict
     chosen, found = choose_rows(read_manifest(data), **{key: state["args"][key] for key in keys})
     if found != state["classes"]:
         raise UserError(f"--data {data}: its films are not those of {checkpoint}; name the data it was trained on", 2)
-    size = state["preprocessing"]["size"]
-    frames = {name: load_frames(rows, state["preprocessing"], size).numpy() for name, rows in chosen.items()}
+    frames = {name: load_frames(rows, state["preprocessing"]).numpy() for name, rows in chosen.items()}
     index = {title: i for i, title in enumerate(found)}
     labels = {name: np.array([index.get(row["movie"], -1) for row in rows], int) for name, rows in chosen.items()}
     if not len(labels["val"]) or not len(labels["test"]):

@@ -263,7 +263,8 @@ def split_groups(groups: list[int], offset: float, test: tuple[float, float] = (
 
     Groups stand in order of their middle, as on a ring that starts at offset; test is one arc of it, the interval test
     of the frames, and val the arc behind. Contiguous arcs are stricter than random groups: neighbouring shots of a
-    scene look alike too. A group with over 40% of the film trains and is not on the ring; test and val get a group each where there are three.
+    scene look alike too. A group with over 40% of the film trains and is
+    not on the ring; test and val get a group each where there are three.
     """
     counts = Counter(groups)
     middle = {g: np.median([i for i, h in enumerate(groups) if h == g]) / len(groups) for g in counts}

@@ -199,13 +199,12 @@ def _bar_pair(dark: np.ndarray) -> tuple[int, int]:
     return first + edge, last + edge
 
 
-def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: int | None = None) -> np.ndarray:
-    """RGB uint8 [H, W, 3] -> what the model takes, RGB uint8 [size, size, 3]; size overrules the one in spec."""
-    size = size or spec["size"]
+def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 [H, W, 3] -> what the model takes, RGB uint8 [S, S, 3]; size (width, height) overrules the spec's."""
     if spec["crop_bars"]:
         left, top, right, bottom = find_bars(rgb)
         rgb = rgb[top:bottom, left:right]  # cut first: Pillow's resize(box=...) would mix the bars into the edges
-    return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(rgb).resize(size or (spec["size"],) * 2, Image.Resampling.BILINEAR))
 
 
 # ------------------------------------------------------------------------------------- scores and the rule

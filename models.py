@@ -130,7 +130,10 @@ def _timm_backbone(arch: str, pretrained: bool) -> nn.Module:
     pretrained = pretrained and bool(config and config.has_weights)
     # models tied to one input size (most ViTs) are told ours; the others take any
     fixed = {"img_size": PREPROCESSING["size"]} if config and config.fixed_input_size else {}
-    return registry.create_model(arch, pretrained=pretrained, num_classes=0, **fixed)
+    try:  # transformers that can take smaller training crops too
+        return registry.create_model(arch, pretrained=pretrained, num_classes=0, **fixed, dynamic_img_size=True)
+    except TypeError:
+        return registry.create_model(arch, pretrained=pretrained, num_classes=0, **fixed)
 
 
 def read_state(path: str | Path) -> dict:

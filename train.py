@@ -28,17 +28,17 @@ from tqdm import tqdm
 from identify import UserError, one_line_errors, preprocess, read_image, softmax, whole_file
 from models import ARCHITECTURES, build_model, multiply_adds, preprocessing_for
 
-STORED = 256  # pixels; training frames are kept as uint8 squares of this size
+STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
 RECIPES = {
     "original": {
         "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
-        "first_layer": 1.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08, "flip": 0.0, "colour": 0.0,
-        "degrade": 0.0, "mixup": 0.0, "keep_bars": True, "select": "top1",
+        "first_layer": 1.0, "freeze": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08, "flip": 0.0,
+        "colour": 0.0, "degrade": 0.0, "mixup": 0.0, "keep_bars": True, "select": "top1",
     },
     "best": {
         "epochs": 12, "batch_size": 32, "lr": 5e-4, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
-        "first_layer": 0.05, "ema": 0.98, "smoothing": 0.1, "balance": 0.5, "crop": 0.35, "flip": 0.5, "colour": 0.3,
-        "degrade": 0.3, "mixup": 0.0, "keep_bars": False, "select": "balanced",
+        "first_layer": 0.05, "freeze": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 0.5, "crop": 0.35, "flip": 0.5,
+        "colour": 0.3, "degrade": 0.3, "mixup": 0.0, "keep_bars": False, "select": "balanced",
     },
 }  # fmt: skip
 RECIPE_HELP = {
@@ -49,6 +49,7 @@ RECIPE_HELP = {
     "schedule": "cosine, or step (halved every 5 epochs)",
     "warmup": "share of all steps in which the rate rises; 0 for none",
     "first_layer": "rate of the first layers over that of the head; 1 for no layer decay",
+    "freeze": "share of the layers, from the first, that keep their weights; 0 for none",
     "ema": "decay a step of the averaged weights; 0 for none",
     "smoothing": "label smoothing; 0 for none",
     "balance": "0 draws frames evenly, 1 draws films evenly",
@@ -136,12 +137,13 @@ def choose_rows(
     return chosen, titles
 
 
-def load_frames(rows: list[dict], spec: dict, size: int) -> torch.Tensor:
-    """Decode and preprocess once: uint8 [N, size, size, 3]."""
-    frames = torch.empty(len(rows), size, size, 3, dtype=torch.uint8)
+def load_frames(rows: list[dict], spec: dict, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Decode and preprocess once: uint8 [N, S, S, 3] as the model takes them, or [N, height, width, 3] for a size."""
+    width, height = size or (spec["size"],) * 2
+    frames = torch.empty(len(rows), height, width, 3, dtype=torch.uint8)
 
     def put(i: int) -> None:
-        frames[i] = torch.from_numpy(preprocess(read_image(rows[i]["file"], draft=2 * size), spec, size).copy())
+        frames[i] = torch.from_numpy(preprocess(read_image(rows[i]["file"], draft=2 * height), spec, size).copy())
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(
@@ -261,8 +263,10 @@ def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None =
 # --------------------------------------------------------------------------------------------- training
 
 
-def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, first_layer: float) -> list[dict]:
-    """AdamW groups: rates fall geometrically from the head to first_layer * lr, no decay on vectors.
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, first_layer: float, freeze: float = 0.0
+) -> list[dict]:
+    """AdamW groups: rates fall geometrically from the head to first_layer * lr, no decay on vectors; freezes the first.
 
     Layers are the numbered blocks in the order of the parameters, so that it fits CNNs and transformers alike.
     """
@@ -278,6 +282,9 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, first_
     groups: dict[tuple, dict] = {}
     for layer, parameter in entries:
         depth = layers.get(layer, len(layers))
+        if depth < freeze * len(layers):
+            parameter.requires_grad_(False)
+            continue
         rate = lr * first_layer ** (1 - depth / len(layers))
         decay = weight_decay if parameter.ndim > 1 else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "peak": rate, "weight_decay": decay})
@@ -372,7 +379,7 @@ def train_model(
     size = train_size or spec["size"]
     index = {title: i for i, title in enumerate(classes)}
     labels = {s: np.array([index.get(row["movie"], -1) for row in rows], int) for s, rows in chosen.items()}
-    frames = {s: load_frames(rows, spec, STORED if s == "train" else spec["size"]) for s, rows in chosen.items()}
+    frames = {s: load_frames(rows, spec, STORED if s == "train" else None) for s, rows in chosen.items()}
     args = {"arch": arch, "data": str(data), "recipe": recipe_name, "split": split, "fold": fold, "subset": subset}
     args |= {"limit": limit, "init": str(init) if init else None, "pretrained": pretrained, "train_size": size}
     args |= {"seed": seed, "device": str(where), "precision": "bf16" if bf16 else "fp32", **recipe}
@@ -383,7 +390,7 @@ def train_model(
     if not any("vit" in arch or "clip" in arch for _ in (0,)):
         model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
     average = build_copy(model) if recipe["ema"] else model
-    groups = parameter_groups(model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer")})
+    groups = parameter_groups(model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer", "freeze")})
     optimiser = torch.optim.AdamW(groups, fused=where.type == "cuda")
     batch = min(recipe["batch_size"], len(chosen["train"]))
     per_epoch = len(chosen["train"]) // batch

@@ -1,0 +1,273 @@
+"""Measure every speed that the README states, each against the original project's way, in one run on this machine.
+
+python bench.py render                                           # rendered films, frames a second on one core
+python bench.py filter RAW --detector yolov8n.pt                 # persons seen: batches against one image a call
+python bench.py train data/demo/processed --arch mobilenetv2     # our loop against ImageFolder, DataLoader, fp32
+python bench.py infer runs/RUN/best.pt --model export --frames FOLDER    # JPEG to answer: torch against the export
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from identify import UserError, expand, one_line_errors
+
+HERE = Path(__file__).parent
+
+
+def machine() -> str:
+    """One line: CPU, cores, memory, GPU, date."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, {date.today()}"
+
+
+def show(title: str, rows: list[tuple[str, float, str]]) -> list[dict]:
+    """Print rows (name, value, unit; more is better unless the unit is a time or MB), the first as the reference."""
+    print(f"\n{title}\n{machine()}")
+    reference = rows[0][1]
+    for name, value, unit in rows:
+        ratio = reference / value if unit in ("ms", "s", "MB") else value / reference
+        print(f"  {name:44} {value:10.1f} {unit:9} {ratio:6.2f}x")
+    return [{"bench": title, "name": name, "value": value, "unit": unit} for name, value, unit in rows]
+
+
+def bench_render(frames: int = 240) -> list[dict]:
+    """Frames a second of the renderer on one core, JPEG included, at 600x256."""
+    import cv2
+
+    from films import film_design, frame_size, render_film
+
+    cv2.setNumThreads(1)
+    wide = next(film for film in map(film_design, range(300)) if frame_size(film)[0] >= 600)
+    rows = []
+    for per_shot in (3, 6):
+        list(render_film(wide, 4, 2))
+        start = time.perf_counter()
+        for frame, _, _ in render_film(wide, frames, frames // per_shot):
+            cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        width, height = frame.shape[1::-1]
+        rows.append((f"{width}x{height}, {per_shot} frames a shot", frames / (time.perf_counter() - start), "frames/s"))
+    return show("rendered films, one core", rows)
+
+
+def bench_filter(raw: Path, detector: str, limit: int = 200) -> list[dict]:
+    """Frames a second from file to filtered file, with persons: the original's way against ours."""
+    import shutil
+
+    import cv2
+    from PIL import Image
+    from ultralytics import YOLO
+
+    from filter import filter_films
+
+    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
+    if not Path(detector).exists():
+        raise UserError(f"--detector {detector}: no such file", 2)
+    files = expand([str(raw)])
+    files = files[:: max(1, len(files) // limit)][:limit]
+    with tempfile.TemporaryDirectory() as folder:
+        copies = Path(folder) / "raw" / "Bench (2026)"
+        copies.mkdir(parents=True)
+        for i, file in enumerate(files):
+            shutil.copy(file, copies / f"{i:05}{Path(file).suffix}")
+        (Path(folder) / "old").mkdir()
+        model = YOLO(detector, task="detect")
+        model.predict(Image.new("RGB", (600, 256)), device="cpu", verbose=False)
+        start = time.perf_counter()
+        for path in sorted(copies.iterdir()):  # imread, detect, resize, write, one at a time
+            image = cv2.resize(cv2.imread(str(path)), (600, 256))
+            result = model.predict(image, classes=[0], device="cpu", verbose=False)[0]
+            if len(result.boxes):
+                cv2.imwrite(f"{folder}/old/{path.stem}.jpg", image)
+        old = len(files) / (time.perf_counter() - start)
+        start = time.perf_counter()
+        filter_films([copies.parent], Path(folder) / "new", detector=detector, min_frames=1, device="cpu")
+        new = len(files) / (time.perf_counter() - start)
+    return show(f"filter, {len(files)} frames", [("original's way", old, "frames/s"), ("filter.py", new, "frames/s")])
+
+
+def bench_train(data: Path, arch: str, steps: int = 12, batch: int = 64) -> list[dict]:
+    """Training images a second: the original's loop (ImageFolder, DataLoader, fp32, eager) against train.py's."""
+    import torch
+    import torch.nn.functional as F
+    from torchvision import datasets, transforms
+
+    from models import build_model, preprocessing_for
+    from train import RECIPES, STORED, augment, choose_rows, has_bf16, load_frames, read_manifest
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen, classes = choose_rows(read_manifest(data))
+    spec = preprocessing_for(arch)
+
+    def run(batches, to_loss, model) -> float:
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        model.train()
+        seen, start = 0, 0.0
+        for k, item in enumerate(batches):
+            if k == 2:  # warm-up stays outside
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seen, start = 0, time.perf_counter()
+            loss, count = to_loss(item, model)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            seen += count
+            if k + 1 == steps:
+                break
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return seen / (time.perf_counter() - start)
+
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.RandomResizedCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(spec["mean"], spec["std"]),
+        ]
+    )
+    folder = datasets.ImageFolder(data / "movies", transform)
+    loader = torch.utils.data.DataLoader(folder, batch, shuffle=True, num_workers=2, drop_last=True)
+
+    def endless(iterable):
+        while True:
+            yield from iterable
+
+    def original(item, model):
+        images, labels = (part.to(device) for part in item)
+        return F.cross_entropy(model(images)[0], labels), len(images)
+
+    old = run(endless(loader), original, build_model(arch, classes, pretrained=False).to(device))
+    frames = load_frames(chosen["train"], spec, STORED).to(device)
+    labels = torch.tensor([classes.index(row["movie"]) for row in chosen["train"]], device=device)
+    draw, shuffle = torch.Generator(device).manual_seed(0), np.random.default_rng(0)
+
+    def ours(_, model):
+        pick = torch.from_numpy(shuffle.integers(0, len(frames), batch)).to(device)
+        images = augment(frames[pick], spec, RECIPES["best"], spec["size"], draw)
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
+            logits, _ = model(images.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits.float(), labels[pick]), batch
+
+    model = build_model(arch, classes, pretrained=False).to(device, memory_format=torch.channels_last)
+    new = run(iter(int, 1), ours, model)
+    rows = [("original's loop", old, "images/s"), ("train.py", new, "images/s")]
+    return show(f"train {arch}, batch {batch}, {device.type}", rows)
+
+
+# what each process of bench_infer runs; argv: what, model, then files. Prints start (s), ms and MB
+WORKER = """
+import time, sys, json, os
+begin = float(sys.argv[1])
+what, model, files = sys.argv[2], sys.argv[3], sys.argv[4:]
+data = [open(f, "rb").read() for f in files]
+if what == "torch":
+    import io, torch, torchvision
+    from PIL import Image
+    from models import build_model
+    state = torch.load(model, map_location="cpu", weights_only=True)
+    net = build_model(state["arch"], state["classes"], pretrained=False)
+    net.load_state_dict(state["model"]); net.eval()
+    t = torchvision.transforms
+    spec = state["preprocessing"]
+    transform = t.Compose([t.Resize((224, 224)), t.ToTensor(), t.Normalize(spec["mean"], spec["std"])])
+    def answer(raw):
+        with torch.no_grad():
+            z = net(transform(Image.open(io.BytesIO(raw)).convert("RGB"))[None])[0]
+        z = (z - z.mean()) / z.std()
+        return state["classes"][int(z.argmax())], torch.sigmoid(z.max() / 2.5).item()
+else:
+    import identify
+    identifier = identify.Identifier(model, runtime=what)
+    answer = identifier.identify
+answer(data[0])
+start = time.time() - begin
+times = []
+for raw in data:
+    clock = time.perf_counter(); answer(raw); times.append(time.perf_counter() - clock)
+rss = next(int(l.split()[1]) / 1000 for l in open("/proc/self/status") if l.startswith("VmRSS"))
+print(json.dumps({"start": start, "ms": sorted(times)[len(times) // 2] * 1000, "mb": rss}))
+"""
+
+
+def bench_infer(checkpoint: Path, model: Path, frames: Path, count: int = 60) -> list[dict]:
+    """JPEG bytes to answer: median latency, resident memory, and time from process start to the first answer."""
+    files = expand([str(frames)])
+    files = files[:: max(1, len(files) // count)][:count]
+    cases = [("original's way: torch fp32, eager", "torch", checkpoint)]
+    cases += [("ONNX Runtime fp32", "onnxruntime", model / "model.onnx")]
+    cases += [("ONNX Runtime int8", "onnxruntime", model / "model.int8.onnx")]
+    cases += [("OpenVINO int8", "openvino", model / "openvino" / "model.xml")]
+    found = {}
+    for name, what, path in cases:
+        if not path.exists():
+            raise UserError(f"{path}: no such file; run train.py and export.py first", 2)
+        command = [sys.executable, "-c", WORKER, str(time.time()), what, str(path), *files]
+        out = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        if out.returncode:
+            raise UserError(f"{name} failed: {out.stderr.strip().splitlines()[-1]}")
+        found[name] = json.loads(out.stdout.splitlines()[-1])
+    rows = []
+    for key, unit, title in (
+        ("ms", "ms", f"latency a frame, median of {len(files)}"),
+        ("mb", "MB", "resident memory"),
+        ("start", "s", "process start to first answer"),
+    ):
+        rows += show(title, [(name, result[key], unit) for name, result in found.items()])
+    return rows
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Measure the speeds that the README states.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too (default: only print)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    render = commands.add_parser("render", help="rendered films")
+    render.add_argument("--frames", type=int, default=240, help="default: %(default)s")
+    filtering = commands.add_parser("filter", help="filter.py with a person detector")
+    filtering.add_argument("raw", type=Path, help="folder of frames")
+    filtering.add_argument("--detector", required=True, help="local YOLO weights")
+    filtering.add_argument("--frames", type=int, default=200, help="default: %(default)s")
+    training = commands.add_parser("train", help="the training loop")
+    training.add_argument("data", type=Path, help="folder that filter.py wrote")
+    training.add_argument("--arch", default="mobilenetv2", help="default: %(default)s")
+    training.add_argument("--steps", type=int, default=12, help="of which 2 warm up (default: %(default)s)")
+    training.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    infer = commands.add_parser("infer", help="from JPEG bytes to an answer")
+    infer.add_argument("checkpoint", type=Path, help="best.pt, for the original's way")
+    infer.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
+    infer.add_argument("--frames", type=Path, required=True, help="folder of frames")
+    return parser
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    if args.command == "render":
+        rows = bench_render(args.frames)
+    elif args.command == "filter":
+        rows = bench_filter(args.raw, args.detector, args.frames)
+    elif args.command == "train":
+        rows = bench_train(args.data, args.arch, args.steps, args.batch_size)
+    else:
+        rows = bench_infer(args.checkpoint, args.model, args.frames)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
