@@ -48,10 +48,10 @@ def run_demo(
     kept = sum(row["kept"] for row in report.values())
     print(f"{sum(row['decision'] == 'ADD' for row in report.values())} films known, {kept} frames kept")
     stage(3, f"train {arch} from random weights")
-    recipe = RECIPE | {"epochs": epochs}
+    recipe = RECIPE | {"epochs": epochs, "train_size": train_size}
     run = train_model(
         out / "processed", arch=arch, pretrained=False, recipe=recipe, out=out / "runs", name="demo",
-        train_size=train_size, seed=seed, overwrite=True,
+        seed=seed, overwrite=True,
     )  # fmt: skip
     stage(4, "export to ONNX and OpenVINO, calibrate the refusal")
     export_model(run / "best.pt", out / "processed", out / "export", max_drop=3)
@@ -120,7 +120,8 @@ def draw_answers(sample: list[tuple[dict, Answer]], films: set[str], path: Path)
         said = (
             best.title if answer.kind == "movie" else "one of three" if answer.kind == "shortlist" else "I don't know"
         )
-        good = best.title == truth if answer.kind != "unknown" else not known
+        said_titles = [c.title for c in answer.candidates][: 1 if answer.kind == "movie" else 3]
+        good = truth in said_titles if answer.kind != "unknown" else not known
         colour = "#5fd38d" if good else "#f0b34a" if answer.kind == "unknown" else "#ff6b6b"
         cell.imshow(read_image(row["file"]), aspect="auto")
         cell.set_title(f"{said} ({best.confidence:.0%})", color=colour, fontsize=11, pad=3, loc="left")
@@ -147,8 +148,10 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.films < 2 or args.unknown < 2 or args.frames < 40 or args.epochs < 1:
-        parser.error("--films and --unknown must be 2 or more, --frames 40 or more, --epochs 1 or more")
+    if args.films < 2 or args.unknown < 2 or args.frames < 40 or min(args.epochs, args.train_size) < 1 or args.seed < 0:
+        parser.error(
+            "--films and --unknown must be 2 or more, --frames 40, --epochs and --train-size 1, --seed 0 or more"
+        )
     figures = run_demo(**vars(args))
     print(
         f"\n{figures['arch']} from random weights, {figures['seconds']} s in all, on films rendered in this run:\n"

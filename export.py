@@ -31,12 +31,14 @@ from identify import (
     pack_rule,
     softmax,
     unit,
+    unpack_rule,
     whole_file,
 )
 from models import build_model, read_state
-from train import choose_rows, known_unknown, load_frames, measure, normalise, read_manifest
+from train import choose_rows, frames_key, known_unknown, load_frames, measure, normalise, read_manifest
 
 STAGES = 7
+FILES = {"model.onnx", "model.int8.onnx", "openvino", "model.json", "report.md", "calibration.png"}
 TARGETS = {"movie": 0.95, "shortlist": 0.95}  # named films right, shortlists that hold the film
 ALPHAS = (-1, 0.15, 0.5, 0.95)  # SmoothQuant; -1 is off. The best one differs from model to model, so val chooses
 CALIBRATION_FRAMES = 300
@@ -139,7 +141,8 @@ def fit_rule(logits, embedding, labels, unknown_logits, unknown_embedding, stati
     for name in SCORES:
         base = {"rule": "calibrated", "score": name, "temperature": temperature}
         keys = {"rmd": ("project", "offset", "means", "within", "total"), "knn": ("bank", "k")}.get(name, ())
-        rule = base | {key: statistics[key] for key in keys}
+        # as it will be read back, so that the thresholds belong to what ships
+        rule = unpack_rule(pack_rule(base | {key: statistics[key] for key in keys}))
         known, rest = (known_score(*pair, rule) for pair in ((logits, embedding), (unknown_logits, unknown_embedding)))
         score = np.r_[known, rest]
         rule["movie"] = lowest_threshold(score, right, TARGETS["movie"])
@@ -188,18 +191,22 @@ def export_onnx(model: nn.Module, spec: dict, path: Path) -> None:
     example = torch.zeros(2, spec["size"], spec["size"], 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             Exported(model, spec).eval(),
             (example,),
-            str(path),
+            None,
             input_names=["image"],
             output_names=["logits", "embedding"],
             dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
             opset_version=OPSET,
-            external_data=False,
             dynamo=True,
             verbose=False,
         )
+    graph = program.model.graph  # an nn.Embedding (CLIP has one) names its own value or constant "embedding" too
+    for value in [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]:
+        if value.name in ("logits", "embedding") and not value.is_graph_output():
+            value.name += "_inner"
+    program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
 
 
@@ -326,6 +333,8 @@ def load_checkpoint(checkpoint: Path, data: Path) -> tuple[nn.Module, dict, dict
     chosen, found = choose_rows(read_manifest(data), **{key: state["args"][key] for key in keys})
     if found != state["classes"]:
         raise UserError(f"--data {data}: its films are not those of {checkpoint}; name the data it was trained on", 2)
+    if state["args"].get("frames") not in (None, frames_key(chosen)):
+        raise UserError(f"--data {data}: its splits are not those that {checkpoint} was trained with; train again", 2)
     frames = {name: load_frames(rows, state["preprocessing"]).numpy() for name, rows in chosen.items()}
     index = {title: i for i, title in enumerate(found)}
     labels = {name: np.array([index.get(row["movie"], -1) for row in rows], int) for name, rows in chosen.items()}
@@ -350,6 +359,9 @@ def export_model(
     of a single frame is allowed besides, since on a small set it is more than that. Raises UserError for a format that
     fails.
     """
+    out = out.resolve()
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
+        raise UserError(f"--out {out}: holds other things than an export; name a new folder", 2)
     stage = Stage()
     model, state, frames, labels = load_checkpoint(checkpoint, data)
     arch, classes, spec = state["arch"], state["classes"], state["preprocessing"]
@@ -393,9 +405,14 @@ def export_model(
 
         statistics = embedding_statistics(outputs["train"][1], labels["train"], len(classes))
         rule, scores = fit_rule(*outputs["val"], labels["val"], *outputs["unknown_val"], statistics)
+        small = {name: run_all(vino, frames[name]) for name in ("test", "unknown_test")}
         checks = {
-            name: verify_rule(r, *outputs["test"], labels["test"], *outputs["unknown_test"])
-            for name, r in (("calibrated", rule), ("original", ORIGINAL_RULE))
+            name: verify_rule(r, *found["test"], labels["test"], *found["unknown_test"])
+            for name, r, found in (
+                ("calibrated", rule, outputs),
+                ("original", ORIGINAL_RULE, outputs),
+                ("calibrated, int8 OpenVINO", rule, small),
+            )
         }
         draw_calibration(rule, outputs, labels["test"], work / "calibration.png")
         stage.done(f"calibration: score {rule['score']}, temperature {rule['temperature']:.2f}")

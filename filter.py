@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 import imagehash
 import numpy as np
 from PIL import Image
+from PIL.Image import open as open_image
 from tqdm import tqdm
 
 from identify import IMAGE_SUFFIXES, UserError, find_bars, natural_key, one_line_errors, read_image, whole_file
@@ -31,6 +33,7 @@ MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "ph
 SPLITS = ("train", "val", "test")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
 DUPLICATE_BITS = 2  # of 64: the same picture, compressed again
+FORMAT = 1  # of the states in .filter; raised when the rules for keeping a frame change
 NEAR_BITS = 12  # of 64: the same shot; unrelated frames differ by 32 +- 4
 CUT_BITS = 20  # of 64: neighbours that differ more stand in different shots
 WINDOW_MS = 60_000  # without shots, frames of one minute of film belong together
@@ -50,10 +53,12 @@ def find_films(raw: list[Path]) -> dict[str, Path]:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder", 2)
         entries = sorted(os.scandir(root), key=lambda e: e.name)
-        if any(e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES for e in entries):
-            found = [root]
-        else:
-            found = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+        stills = [e.name for e in entries if e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
+        # hidden folders are skipped, "...And Justice for All (1979)" is not; links to folders are not followed
+        found = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not re.match(r"\.(?!\.)", e.name)]
+        if stills and found:
+            raise UserError(f"{root}: holds {stills[0]} beside folders; move it away, or name the film folders", 2)
+        found = [root] if stills else found
         for folder in found:
             title = folder.resolve().name
             if title in films:
@@ -73,18 +78,20 @@ def list_frames(folder: Path) -> list[dict]:
                 try:
                     frame = json.loads(line)
                     sidecar[str(frame["file"])] = frame
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # a line cut off by a kill; the image itself still counts
     files = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
-    files = [os.path.relpath(f, folder) for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+    files = [f for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+    files = [os.path.relpath(f, folder).replace(os.sep, "/") for f in files]
     frames = []
     for file in sorted(files, key=natural_key):
         known = sidecar.get(file, {})
         shot, time = known.get("shot"), known.get("shot_time_ms")
         if shot is None and (match := re.search(r"shot_(\d+)_img_\d+", file)):  # MovieNet's names
             shot = int(match[1])
-        number = isinstance(time, (int, float)) and not isinstance(time, bool)
-        source = str(known.get("source") or "folder")
+        number = isinstance(time, (int, float)) and not isinstance(time, bool) and math.isfinite(time)
+        shot = shot if isinstance(shot, (int, str)) else None
+        source = str(known.get("source") or "folder").encode(errors="replace").decode()
         frames.append({"file": file, "shot": shot, "time": time if number else None, "source": source})
     if frames and all(frame["time"] is not None for frame in frames):
         frames.sort(key=lambda f: f["time"])
@@ -111,10 +118,10 @@ def examine(path: Path, size: str) -> tuple[dict, Image.Image | None]:
     row = {"verdict": "kept", "reason": "", "phash": "", "width": "", "height": "", "bars": ""}
     try:
         rgb = read_image(path, draft=512)
-        with Image.open(path) as image:  # the size before a reduced decode
+        with open_image(path) as image:  # the size before a reduced decode
             row["width"], row["height"] = image.size
     except (UserError, OSError) as error:
-        return row | {"verdict": "unreadable", "reason": str(error).split(": ")[-1]}, None
+        return row | {"verdict": "unreadable", "reason": str(error).rsplit(": ", 1)[-1]}, None
     height, width = rgb.shape[:2]
     if min(row["width"], row["height"]) < MIN_SIDE:
         return row | {"verdict": "too_small", "reason": f"{row['width']}x{row['height']}"}, None
@@ -129,12 +136,12 @@ def examine(path: Path, size: str) -> tuple[dict, Image.Image | None]:
 
 
 def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, threads: int) -> dict:
-    """Examine one film, write its kept frames to work/<title>/ and its state to work/<title>.json (last, whole).
+    """Examine one film and write its kept frames to work/<slug>/; returns its state, {"title", "rows"}.
 
-    detect: function from a list of images to persons a frame, or None. Returns the state {"key", "rows"}.
+    detect: function from a list of images to persons a frame, or None.
     """
     frames, rows, hashes, taken = list_frames(folder), [], [], set()
-    target = work / title
+    target = work / slug(title)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     with ThreadPoolExecutor(threads) as pool:
@@ -162,30 +169,44 @@ def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, thre
                     row |= {"verdict": "no_person", "reason": "no person seen"}
             kept = [(row, image) for row, image in good if row["verdict"] == "kept"]
             for row, _ in kept:
-                stem = re.sub(r"[/\\]", "_", row["file"])
-                stem = Path(stem).stem if f"{Path(stem).stem}.jpg".casefold() not in taken else stem
+                flat = re.sub(r"[/\\\r\n]", "_", row["file"]).encode(errors="replace").decode()
+                stem, n = Path(flat).stem, 1
+                while f"{stem}.jpg".casefold() in taken:
+                    stem, n = f"{flat}-{n}", n + 1
                 row["name"] = f"{stem}.jpg"
                 taken.add(row["name"].casefold())
             list(pool.map(lambda item: item[1].save(target / item[0]["name"], quality=95), kept))
-    return {"rows": rows}
+    return {"title": title, "rows": rows}
+
+
+def slug(title: str) -> str:
+    """A short name for a film's state, whatever its title is made of."""
+    return hashlib.sha256(title.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def film_key(title: str, folder: Path, options: dict) -> str:
     """Fingerprint of a film's files and the options: a finished film with the same key is not done again."""
-    digest = hashlib.sha256(json.dumps([title, options], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, title, options], sort_keys=True).encode())
     for frame in list_frames(folder):
-        stat = os.stat(folder / frame["file"], follow_symlinks=False)
-        digest.update(json.dumps([frame, stat.st_size, int(stat.st_mtime)]).encode())
+        stat = os.lstat(folder / frame["file"])
+        digest.update(json.dumps([frame, stat.st_size, stat.st_mtime_ns]).encode())
     return digest.hexdigest()
 
 
-def person_detector(weights: str, *, confidence: float, device: str | None, batch: int):
-    """Function from a list of PIL images to the number of persons (COCO class 0) in each, with ultralytics."""
-    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")  # downloaded weights are never unpickled freely
+def import_yolo():
+    """ultralytics.YOLO, which must not unpickle freely, nor install packages by itself."""
+    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")  # read when ultralytics is imported
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     try:
         from ultralytics import YOLO
     except ImportError:
         raise UserError("--detector needs ultralytics: pip install ultralytics (or --detector none)", 2) from None
+    return YOLO
+
+
+def person_detector(weights: str, *, confidence: float, device: str | None, batch: int):
+    """Function from a list of PIL images to the number of persons (COCO class 0) in each, with ultralytics."""
+    YOLO = import_yolo()
     mend = "name a local file with --detector PATH, or keep every good frame with --detector none"
     if not Path(weights).exists() and os.sep in weights:
         raise UserError(f"--detector {weights}: no such file; {mend}", 2)
@@ -212,11 +233,6 @@ def person_detector(weights: str, *, confidence: float, device: str | None, batc
 # ----------------------------------------------------------------------------------- groups and splits
 
 
-def bits_apart(hashes: np.ndarray) -> np.ndarray:
-    """Hamming distances uint8 [N, N] of 64-bit hashes uint64 [N]."""
-    return np.bitwise_count(hashes[:, None] ^ hashes[None])
-
-
 def group_frames(rows: list[dict]) -> list[int]:
     """A group number a frame (rows in film order): stretches of film, joined where they hold near-duplicates.
 
@@ -233,29 +249,19 @@ def group_frames(rows: list[dict]) -> list[int]:
         else:
             current += bool(i and int(np.bitwise_count(hashes[i] ^ hashes[i - 1])) > CUT_BITS)
             stretch.append(("run", current))
-    parent = list(range(len(rows)))
-
-    def root(i):
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
     first: dict = {}
-    for i, key in enumerate(stretch):
-        parent[root(i)] = root(first.setdefault(key, i))
-    for start in range(0, len(rows), 1024):  # in blocks, so that memory stays flat
-        near = np.bitwise_count(hashes[start : start + 1024, None] ^ hashes[None]) <= NEAR_BITS
-        for i, j in np.argwhere(near):
-            if start + i < j:
-                parent[root(start + i)] = root(int(j))
+    label = np.array([first.setdefault(key, i) for i, key in enumerate(stretch)])
+    for value in hashes:
+        joined = np.unique(label[np.bitwise_count(hashes ^ value) <= NEAR_BITS])
+        if len(joined) > 1:
+            label[np.isin(label, joined)] = joined[0]
     number: dict = {}
-    return [number.setdefault(root(i), len(number)) for i in range(len(rows))]
+    return [number.setdefault(key, len(number)) for key in label.tolist()]
 
 
 def film_offset(title: str) -> float:
     """A fixed number in [0, 1) from the title alone, so that films never move each other."""
-    return int.from_bytes(hashlib.sha256(title.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(title.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def split_groups(groups: list[int], offset: float, test: tuple[float, float] = (0.0, 0.15), val: float = 0.15) -> list:
@@ -267,7 +273,10 @@ def split_groups(groups: list[int], offset: float, test: tuple[float, float] = (
     not on the ring; test and val get a group each where there are three.
     """
     counts = Counter(groups)
-    middle = {g: np.median([i for i, h in enumerate(groups) if h == g]) / len(groups) for g in counts}
+    places: dict = {}
+    for i, g in enumerate(groups):
+        places.setdefault(g, []).append(i)
+    middle = {g: np.median(at) / len(groups) for g, at in places.items()}
     small = [g for g in counts if counts[g] <= 0.4 * len(groups)]
     ring = sorted(small, key=lambda g: ((middle[g] - offset) % 1, g))
     total, seen, splits = sum(counts[g] for g in ring), 0, dict.fromkeys(counts, "train")
@@ -329,51 +338,71 @@ def filter_films(
 
     Finished films are kept in out/.filter and not done again, so a killed run continues. raw is only read.
     """
-    films = find_films(raw)
-    if any(folder.resolve().is_relative_to(out.resolve()) for folder in films.values()):
-        raise UserError(f"--out {out}: it holds the raw frames themselves; name another folder", 2)
+    films, inside = find_films(raw), out.resolve()
+    for folder in (folder.resolve() for folder in films.values()):
+        if folder.is_relative_to(inside) or inside.is_relative_to(folder):
+            raise UserError(f"--out {out}: it and the raw frames lie in each other; name another folder", 2)
+    for title in films:
+        if not title.isprintable() or len(title.encode(errors="surrogateescape")) > 200:
+            raise UserError(f"{films[title]!r}: a title must be printable and at most 200 bytes; rename the folder", 2)
     work = out / ".filter"
+    if not work.is_dir() and any((out / place).exists() for place in ("movies", "unknown")):
+        raise UserError(f"--out {out}: filter.py did not make the movies/ or unknown/ in it; name another folder", 2)
     work.mkdir(parents=True, exist_ok=True)
+    for part in [*out.glob(".*.part"), *work.glob(".*.part")]:  # of a run that was killed
+        part.unlink()
     options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
     threads = threads or min(8, os.cpu_count() or 1)
     detect, states = None, {}
-    bar = tqdm(films.items(), unit="film", disable=None)
-    for title, folder in bar:
-        key, state = film_key(title, folder, options), None
-        if (work / f"{title}.json").exists():
-            state = json.loads((work / f"{title}.json").read_text())
+    for title, folder in tqdm(films.items(), unit="film", disable=None):
+        key, state, path = film_key(title, folder, options), None, work / f"{slug(title)}.json"
+        if path.exists():
+            state = json.loads(path.read_text())
             if state["key"] != key or not _place(out, title, state["rows"]):
                 state = None
         if state is None:
             if detector != "none" and detect is None:  # only when there is something to detect
                 detect = person_detector(detector, confidence=confidence, device=device, batch=batch)
-            (work / f"{title}.json").unlink(missing_ok=True)
-            for place in ("movies", "unknown"):
-                shutil.rmtree(out / place / title, ignore_errors=True)
+            _forget(out, title)
             state = filter_film(title, folder, work, size=size, detect=detect, threads=threads)
-            state["key"] = key
-            with whole_file(work / f"{title}.json", "w") as file:
-                json.dump(state, file)
+            with whole_file(path, "w") as file:
+                json.dump(state | {"key": key}, file)
         states[title] = state["rows"]
-    for stale in work.glob("*.json"):  # a film that is no longer in raw leaves the dataset
-        if stale.stem not in states:
-            for place in (out / "movies", out / "unknown", work):
-                shutil.rmtree(place / stale.stem, ignore_errors=True)
-            stale.unlink()
+    for path in work.glob("*.json"):
+        title = json.loads(path.read_text())["title"]
+        if title not in states:
+            print(f"filter.py: {title} is no longer among the raw films and leaves {out}", file=sys.stderr)
+            _forget(out, title)
     counts = assemble(states, out, min_frames=min_frames)
-    for draw in subsets or []:
-        write_archive(out, draw)
-    if subsets:
-        write_archive(out, None)
+    if subsets is not None:
+        titles = [title for title, row in counts.items() if row["decision"] == "ADD"]
+        for draw in [*subsets, None]:
+            write_archive(out, titles, draw)
     return counts
 
 
+def _forget(out: Path, title: str) -> None:
+    """Remove what an earlier run left of a film, the manifest first: it would name files that are gone."""
+    (out / "manifest.csv").unlink(missing_ok=True)
+    (out / ".filter" / f"{slug(title)}.json").unlink(missing_ok=True)
+    work = out / ".filter" / slug(title)
+    for folder in (work, work.with_suffix(".aside"), out / "movies" / title, out / "unknown" / title):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _place(out: Path, title: str, rows: list[dict]) -> Path | None:
-    """The folder where a finished film lies with all its kept frames, or None."""
+    """The folder where a finished film lies with all its kept frames, or None; frames set aside are put back first."""
     names = {row["name"] for row in rows if row["verdict"] == "kept"}
-    for place in (out / ".filter" / title, out / "movies" / title, out / "unknown" / title):
-        if place.is_dir() and names <= set(os.listdir(place)):
-            return place
+    work = out / ".filter" / slug(title)
+    aside, places = work.with_suffix(".aside"), (work, out / "movies" / title, out / "unknown" / title)
+    if not any(place.is_dir() for place in places):  # a film of which every frame was set aside, or none kept
+        work.mkdir()
+    for place in places:
+        if place.is_dir():
+            for name in os.listdir(aside) if aside.is_dir() else []:
+                os.replace(aside / name, place / name)
+            if names <= set(os.listdir(place)):
+                return place
     return None
 
 
@@ -384,18 +413,20 @@ def assemble(films: dict[str, list[dict]], out: Path, *, min_frames: int) -> dic
         row |= {"verdict": "conflict", "reason": f"the same picture under {other}"}
     manifest, report, verdicts = [], {}, []
     for title, rows in films.items():
+        place = _place(out, title, [row for row in rows if row["name"]])
         kept = [row for row in rows if row["verdict"] == "kept"]
         known = len(kept) >= min_frames
-        place = _place(out, title, kept)
         target = out / ("movies" if known else "unknown") / title
-        if kept and place != target:
+        if place != target:
             target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
             os.replace(place, target)
-        names = {row["name"] for row in kept}
-        for name in os.listdir(target) if target.is_dir() else []:
-            if name not in names:  # dropped since: a conflict with a film that came later
-                (target / name).unlink()
+        aside = (out / ".filter" / slug(title)).with_suffix(".aside")
+        for row in rows:
+            if row["name"] and row["verdict"] == "conflict":  # the other film may go away again
+                aside.mkdir(exist_ok=True)
+                os.replace(target / row["name"], aside / row["name"])
+        if not kept:
+            target.rmdir()
         groups = group_frames(kept) if kept else []
         if known:
             splits = split_groups(groups, film_offset(title))
@@ -412,11 +443,11 @@ def assemble(films: dict[str, list[dict]], out: Path, *, min_frames: int) -> dic
     if not any(row["decision"] == "ADD" for row in report.values()):
         best = max(row["kept"] for row in report.values())
         print(f"filter.py: no film has {min_frames} good frames (best: {best}); lower --min-frames", file=sys.stderr)
-    _write_csv(out / "manifest.csv", MANIFEST, manifest)
     _write_csv(out / "verdicts.csv", ["movie", "file", "verdict", "reason"], verdicts)
     columns = ["total", *VERDICTS[1:], "kept", "decision"]
     _write_csv(out / "report.csv", ["movie", *columns], [[t, *(r[c] for c in columns)] for t, r in report.items()])
     draw_report(report, out / "report.png")
+    _write_csv(out / "manifest.csv", MANIFEST, manifest)  # last: with it the dataset is whole
     return report
 
 
@@ -424,7 +455,7 @@ def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     with whole_file(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 def draw_report(report: dict[str, dict], path: Path) -> None:
@@ -456,9 +487,8 @@ def draw_subset(titles: list[str], count: int) -> list[str]:
     return sorted(sorted(titles)[i] for i in order[:count])
 
 
-def write_archive(out: Path, count: int | None) -> None:
+def write_archive(out: Path, titles: list[str], count: int | None) -> None:
     """movies_{5,50,all}_processed.zip, the original's archives: a folder a film."""
-    titles = sorted(os.listdir(out / "movies")) if (out / "movies").is_dir() else []
     chosen = titles if count is None else draw_subset(titles, count)
     if count is not None and len(titles) < count:
         raise UserError(f"--subsets {count}: only {len(titles)} films passed the filter")
@@ -488,8 +518,10 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--conf", type=float, default=0.25, help="least confidence of a person (default: %(default)s)")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="for the detector: cpu, 0, 1 ... (default: a GPU where there is one)")
-    group.add_argument("--batch", type=int, default=32, help="frames a call of the detector (default: %(default)s)")
-    group.add_argument("--threads", type=int, default=0, help="for decoding, 0 for all cores (default: %(default)s)")
+    group.add_argument("--batch", type=int, default=32, help="frames a call of a .pt detector (default: %(default)s)")
+    group.add_argument(
+        "--threads", type=int, default=0, help="for decoding, 0 for all cores up to 8 (default: %(default)s)"
+    )
     return parser
 
 
@@ -499,6 +531,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not re.fullmatch(r"keep-aspect|[1-9]\d{1,3}x[1-9]\d{1,3}", args.size):
         parser.error(f"--size {args.size}: expected WxH, for example 600x256, or keep-aspect")
+    if any(draw < 1 for draw in args.subsets or []):
+        parser.error("--subsets takes numbers of 1 or more")
     if args.min_frames < 1 or args.batch < 1 or args.threads < 0 or not 0 < args.conf < 1:
         parser.error("--min-frames and --batch must be 1 or more, --threads 0 or more, --conf between 0 and 1")
     report = filter_films(
@@ -517,10 +551,12 @@ def main(argv: list[str] | None = None) -> int:
         dropped = ", ".join(f"{row[v]} {v}" for v in VERDICTS[1:] if row[v])
         print(f"{title[:44]:44} good {row['kept']:5} total {row['total']:5} {row['decision']:6}  {dropped}")
     films = sum(row["decision"] == "ADD" for row in report.values())
+    if not films:
+        return 1
     frames = sum(row["kept"] for row in report.values() if row["decision"] == "ADD")
     print(f"films left {films} of {len(report)}, frames {frames}; the other films serve as unknown ones")
     print(f"next: python train.py {args.out}")
-    return 0 if films else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
 
 MAX_BYTES = 20_000_000  # of one image file
 MAX_PIXELS = 50_000_000  # of one decoded image
@@ -55,8 +56,13 @@ def one_line_errors(main):
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
         name = Path(main.__globals__["__file__"]).name
+        for stream in (sys.stdout, sys.stderr):  # names and titles of any alphabet, whatever the terminal's
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, not after our last word
+            return code
         except UserError as error:
             print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
             return error.code
@@ -64,8 +70,8 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
-            where = f" {error.filename}" if error.filename else ""
-            print(f"{name}: error:{where}: {error.strerror or error}", file=sys.stderr)
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"{name}: stopped", file=sys.stderr)
@@ -105,16 +111,20 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
     as its shorter side keeps this many pixels. Raises UserError for what is no image, too large, or cut off.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or min(source.shape[:2]) < 1:
-            raise UserError(f"an array must be RGB uint8 [H, W, 3], not {source.dtype} {list(source.shape)}")
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or min(source.shape[:2]) < MIN_SIDE:
+            what = f"{source.dtype} {list(source.shape)}"
+            raise UserError(f"an array must be RGB uint8 [H, W, 3] of {MIN_SIDE} pixels or more, not {what}")
         return source
     name = "image" if isinstance(source, (bytes, bytearray, Image.Image)) else str(source)
     if isinstance(source, Image.Image):
         image = source
     else:
         if not isinstance(source, (bytes, bytearray)):
-            with open(source, "rb") as file:
-                source = file.read(MAX_BYTES + 1)
+            try:
+                with open(source, "rb") as file:
+                    source = file.read(MAX_BYTES + 1)
+            except OSError as error:
+                raise UserError(f"{name}: {error.strerror or error}") from None
         if not source:
             raise UserError(f"{name}: the file is empty")
         if len(source) > MAX_BYTES:
@@ -122,7 +132,7 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's own bomb warning comes before our cap
-                image = Image.open(io.BytesIO(source), formats=[f for f in IMAGE_FORMATS if _registered(f)])
+                image = open_image(io.BytesIO(source), formats=[f for f in IMAGE_FORMATS if _registered(f)])
         except Image.DecompressionBombError:
             raise UserError(f"{name}: more than {MAX_PIXELS // 1_000_000} megapixels") from None
         except Exception:  # Pillow's plugins raise anything on hostile bytes
@@ -132,11 +142,12 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
     if min(image.size) < MIN_SIDE:
         raise UserError(f"{name}: {image.width}x{image.height} is too small to be a frame")
     try:
-        if draft and image.format in ("JPEG", "MPO"):
+        if draft and image.format in ("JPEG", "MPO") and isinstance(source, bytes):  # never a caller's own image
             scale = draft / min(image.size)
             image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
-        image = _upright(image)
-        return np.asarray(_to_rgb(image))
+        elif draft and image.mode in ("L", "RGB", "RGBA") and min(image.size) >= 2 * draft:
+            image = image.reduce(min(image.size) // draft)  # a huge PNG costs little from here on
+        return np.asarray(_to_rgb(_upright(image)))
     except Exception as error:
         raise UserError(f"{name}: damaged or cut off ({str(error) or type(error).__name__})") from None
 
@@ -193,7 +204,7 @@ def _bar_pair(dark: np.ndarray) -> tuple[int, int]:
             first = last = a
             break
     pair = min(first, last)
-    if pair < max(2, total * 0.015) or pair > limit or abs(first - last) > max(3, 0.35 * max(first, last)):
+    if pair < max(2, total * 0.015) or max(first, last) > limit or abs(first - last) > max(3, 0.35 * max(first, last)):
         return 0, 0
     edge = -(-total // 250)  # the blurred rows between bar and picture
     return first + edge, last + edge
@@ -300,24 +311,26 @@ def decide(logits: np.ndarray, embedding: np.ndarray, rule: dict) -> list[str]:
 
 
 def pack_rule(rule: dict) -> str:
-    """Rule as JSON, arrays as float16 in base64 (its inverse is unpack_rule)."""
+    """Rule as JSON, arrays as little-endian float32 (the bank as float16) in base64; unpack_rule is its inverse."""
 
-    def pack(value):
+    def pack(key, value):
         if isinstance(value, np.ndarray):
-            data = np.ascontiguousarray(value, dtype="<f2").tobytes()
-            return {"float16": base64.b64encode(data).decode(), "shape": list(value.shape)}
+            kind = "float16" if key == "bank" else "float32"  # whitening matrices would overflow float16
+            data = np.ascontiguousarray(value, dtype=kind).tobytes()
+            return {kind: base64.b64encode(data).decode(), "shape": list(value.shape)}
         return value
 
-    return json.dumps({key: pack(value) for key, value in rule.items()})
+    return json.dumps({key: pack(key, value) for key, value in rule.items()})
 
 
 def unpack_rule(text: str) -> dict:
     """The rule that pack_rule wrote, arrays as float32."""
 
     def unpack(value):
-        if isinstance(value, dict) and "float16" in value:
-            data = np.frombuffer(base64.b64decode(value["float16"]), dtype="<f2")
-            return data.reshape(value["shape"]).astype(np.float32)
+        for kind in ("float16", "float32") if isinstance(value, dict) else ():
+            if kind in value:
+                data = np.frombuffer(base64.b64decode(value[kind]), dtype=kind)
+                return data.reshape(value["shape"]).astype(np.float32)
         return value
 
     return {key: unpack(value) for key, value in json.loads(text).items()}
@@ -369,8 +382,8 @@ def find_model(path: str | Path, runtime: str | None = None) -> tuple[Path, str]
         raise UserError(f"--model {path}: no model.onnx or openvino/model.xml in it; run export.py", 2)
     usable = [item for item in found if _installed(item[1]) and runtime in (None, item[1])]
     if not usable:
-        needed = runtime or found[0][1]
-        raise UserError(f"{found[0][0]} needs {needed}, which can't run it here: pip install {needed}", 2)
+        needed = " or ".join(dict.fromkeys(by for _, by in found))
+        raise UserError(f"{found[0][0]} runs with {needed}; pip install it, or change --runtime", 2)
     return usable[0]
 
 
@@ -455,7 +468,7 @@ class Identifier:
             self.preprocessing: dict = json.loads(self.metadata["preprocessing"])
             self.rule = ORIGINAL_RULE if rule == "original" else unpack_rule(self.metadata["decision"])
             size = self.preprocessing["size"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"--model {self.path}: its metadata is damaged, export it again") from None
         if (name, element, list(shape[1:])) != ("image", "tensor(uint8)", [size, size, 3]):
             raise UserError(f"--model {self.path}: its input is {name} {element} {shape}, not image uint8 [N, S, S, 3]")
@@ -464,6 +477,15 @@ class Identifier:
         logits, _ = self._run(np.zeros((1, size, size, 3), np.uint8))  # warm-up, and the class count
         if logits.shape[1] != len(self.classes):
             raise UserError(f"--model {self.path}: {logits.shape[1]} outputs but {len(self.classes)} classes")
+        try:  # hostile or damaged metadata shows now, not at the first frame
+            (answer,) = self.answers(preprocess(np.zeros((size, size, 3), np.uint8), self.preprocessing)[None])
+            whole = all(isinstance(title, str) for title in self.classes) and np.isfinite(
+                answer.candidates[0].confidence
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            whole = False
+        if not whole:
+            raise UserError(f"--model {self.path}: its metadata is damaged, export it again")
 
     def load(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> model input uint8 [S, S, 3]."""
@@ -483,6 +505,8 @@ class Identifier:
 
     def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
         """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""
+        if not len(batch):
+            return []
         start = time.perf_counter()
         logits, embedding = self.logits(batch)
         kinds = decide(logits, embedding, self.rule)
@@ -522,8 +546,6 @@ def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3, ba
                 images.append((index, identifier.load(data), clock := (time.perf_counter() - clock) * 1000))
             except UserError as error:
                 results[index] = error
-            except OSError as error:
-                results[index] = UserError(f"{file}: {error.strerror or error}")
         if images:
             answers = identifier.answers(np.stack([image for _, image, _ in images]), top)
             for (index, _, ms), answer in zip(images, answers, strict=True):
@@ -549,7 +571,9 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--runtime", choices=["openvino", "onnxruntime"], help="default: whichever is installed")
     group.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores (default: %(default)s)")
     group.add_argument("--batch", type=int, default=8, help="frames a run of the model (default: %(default)s)")
-    group.add_argument("--rule", choices=["calibrated", "original"], help="decision rule (default: the model's own)")
+    group.add_argument(
+        "--rule", choices=["original"], help="the original project's constants (default: the model's own rule)"
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a frame")
     group.add_argument("--top", type=int, default=3, help="candidates a frame (default: %(default)s)")
@@ -575,7 +599,7 @@ def main(argv: list[str] | None = None) -> int:
             result = {"error": str(answer)} if isinstance(answer, UserError) else answer.as_dict()
             print(json.dumps({"file": file, **result}, ensure_ascii=False), flush=True)
         elif isinstance(answer, UserError):
-            print(f"identify.py: error: {answer}", file=sys.stderr)
+            print(f"identify.py: error: {' '.join(str(answer).split())}", file=sys.stderr)
         else:
             print(f"{file:{width}}  {answer.ms:6.1f} ms  {in_words(answer, args.guess)}", flush=True)
     return 1 if failed else 0

@@ -5,6 +5,7 @@ python models.py vit_small_patch14_dinov2     # of any timm model
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -58,7 +59,8 @@ class ClipClassifier(nn.Module):
         super().__init__()
         self.backbone = vision  # CLIPVisionModelWithProjection
         self.head = nn.Parameter(F.normalize(head.float(), dim=-1))
-        self.scale = nn.Parameter(torch.tensor(float(scale)))  # logarithmic, as in CLIP
+        # logarithmic, as in CLIP; a little under the clamp, where its gradient would be zero
+        self.scale = nn.Parameter(torch.tensor(min(float(scale), math.log(100) - 0.01)))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         embedding = F.normalize(self.backbone(pixel_values=images).image_embeds, dim=-1)
@@ -203,7 +205,9 @@ def _build_clip(classes: list[str], *, pretrained: bool, init: str | Path | None
         raise UserError("CLIP needs transformers: pip install transformers", 2) from None
     if init is not None and not Path(init).is_dir():  # our own checkpoint carries the learnt head itself
         config = CLIPConfig()
-        model = ClipClassifier(CLIPVisionModelWithProjection(config.vision_config), torch.ones(len(classes), 512), 2.66)
+        model = ClipClassifier(
+            CLIPVisionModelWithProjection(config.vision_config), torch.randn(len(classes), 512), 2.66
+        )
         load_weights(model, init, classes)
         return model
     if pretrained or init is not None:

@@ -8,6 +8,7 @@ python train.py data/processed --recipe original --split random     # the origin
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import os
@@ -32,15 +33,20 @@ STORED = (384, 256)  # width, height in pixels at which training frames wait, so
 RECIPES = {
     "original": {
         "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
-        "first_layer": 1.0, "freeze": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08, "flip": 0.0,
-        "colour": 0.0, "degrade": 0.0, "mixup": 0.0, "keep_bars": True, "select": "top1",
+        "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08,
+        "train_size": 224, "flip": 0.0, "colour": 0.0, "degrade": 0.0, "mixup": 0.0, "keep_bars": True,
+        "select": "top1",
     },
     "best": {
-        "epochs": 12, "batch_size": 32, "lr": 5e-4, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
-        "first_layer": 0.05, "freeze": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 0.5, "crop": 0.35, "flip": 0.5,
-        "colour": 0.3, "degrade": 0.3, "mixup": 0.0, "keep_bars": False, "select": "balanced",
+        "epochs": 16, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
+        "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 1.0, "crop": 0.2,
+        "train_size": 192, "flip": 0.5, "colour": 0.1, "degrade": 0.1, "mixup": 0.0, "keep_bars": False,
+        "select": "balanced",
     },
 }  # fmt: skip
+# pretrained transformers bend easily on a few hundred frames: start from a probe, and move gently
+GENTLE = {"epochs": 6, "lr": 5e-5, "first_layer": 0.1, "probe": 30.0, "crop": 0.5, "smoothing": 0.05}
+SHARES = ("warmup", "first_layer", "freeze", "ema", "smoothing", "balance", "crop", "flip", "colour", "degrade")
 RECIPE_HELP = {
     "epochs": "passes over the training frames",
     "batch_size": "frames a step",
@@ -53,11 +59,13 @@ RECIPE_HELP = {
     "ema": "decay a step of the averaged weights; 0 for none",
     "smoothing": "label smoothing; 0 for none",
     "balance": "0 draws frames evenly, 1 draws films evenly",
+    "train_size": "pixels of training crops; a little under the model's, since crops enlarge (FixRes, Touvron 2019)",
     "crop": "least share of the picture that a random crop keeps; 1 for none",
     "flip": "chance of a mirror image",
     "colour": "strength of brightness, contrast and saturation changes; 0 for none",
     "degrade": "chance of blur, noise or a subtitle bar; 0 for none",
     "mixup": "beta parameter of mixup; 0 for none",
+    "probe": "C of the logistic regression that starts the head, before the layers below learn; 0 for none",
     "select": "val figure that picks best.pt: top1 or balanced",
 }
 
@@ -95,7 +103,7 @@ def choose_rows(
     """({split: rows}, classes). split: "group" (the manifest's) or "random" (80/10/10 a film, frames of a shot apart).
 
     fold: 0..4, another fifth of each film's groups as test. subset: that many films, drawn with seed 13. limit: at most
-    this many frames a split, evenly over films.
+    this many frames a split, drawn at random.
     """
     known = [row for row in rows if not row["split"].startswith("unknown")]
     titles = sorted({row["movie"] for row in known})
@@ -302,6 +310,25 @@ def rate_at(step: int, *, steps: int, per_epoch: int, recipe: dict) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+@torch.no_grad()
+def start_head(model: nn.Module, embedding: np.ndarray, labels: np.ndarray, strength: float) -> None:
+    """Put a logistic regression on frozen features into the head: fine-tuning from there bends them less (Kumar 2022).
+
+    embedding [N, D], labels [N] of the training frames; strength: scikit-learn's C on standardised features.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = embedding.mean(0), np.linalg.norm(embedding - embedding.mean(0), axis=1).mean() / 8
+    probe = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced").fit(
+        (embedding - mean) / scale, labels
+    )
+    weight, bias = probe.coef_ / scale, probe.intercept_ - probe.coef_ @ mean / scale
+    if len(weight) == 1:  # scikit-learn keeps one row for two classes
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    model.head.weight.copy_(torch.from_numpy(weight))
+    model.head.bias.copy_(torch.from_numpy(bias))
+
+
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Exponential moving average of weights and buffers; early steps count less, so that it leaves the start behind."""
     decay = min(decay, (1 + step) / (10 + step))
@@ -323,14 +350,24 @@ def draw_order(labels: np.ndarray, balance: float, generator: torch.Generator) -
 
 def git_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:  # no git here
+        return "unknown"
+
+
+def frames_key(chosen: dict[str, list[dict]]) -> str:
+    """Fingerprint of which frame is in which split, so that training, resuming and exporting mean the same ones."""
+    listed = json.dumps([[split, row["path"]] for split in sorted(chosen) for row in chosen[split]])
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def train_model(
@@ -347,7 +384,6 @@ def train_model(
     fold: int | None = None,
     subset: int | None = None,
     limit: int | None = None,
-    train_size: int | None = None,
     seed: int = 13,
     device: str | None = None,
     precision: str = "auto",
@@ -356,39 +392,70 @@ def train_model(
 ) -> Path:
     """Train one architecture and leave a run folder; returns its path. The test split is looked at once, at the end.
 
-    recipe: overrides of RECIPES[recipe_name]. train_size: pixels of the training crops (test frames keep the model's
-    size). precision: "bf16", "fp32" or "auto" (bf16 where the hardware has it). Raises UserError.
+    recipe: overrides of RECIPES[recipe_name], which for a pretrained transformer is "best" with GENTLE. precision:
+    "bf16", "fp32" or "auto" (bf16 where the hardware has it). Raises UserError.
     """
-    recipe = RECIPES[recipe_name] | (recipe or {})
     parts = [
         arch,
         data.resolve().name,
         f"subset{subset}" if subset else "",
         "" if recipe_name == "best" else recipe_name,
     ]
+    parts += [f"limit{limit}" if limit else ""]
     parts += ["" if split == "group" else f"{split}split", "" if fold is None else f"fold{fold}"]
     run = out / (name or "-".join(part for part in parts if part))
     if (run / "last.pt").exists() and not (resume or overwrite):
         raise UserError(f"{run}: there is a run in it; continue it with --resume, replace it with --overwrite", 2)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(where))
     torch.manual_seed(seed)
     chosen, classes = choose_rows(read_manifest(data), split=split, fold=fold, subset=subset, limit=limit)
+    for name in ("val", "test"):
+        if not chosen[name]:
+            raise UserError(f"{data}: no {name} frames; each film needs shots enough for three splits")
     model = build_model(arch, classes, pretrained=pretrained, init=init)
+    transformer = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    gentle = GENTLE if recipe_name == "best" and transformer and (pretrained or init) else {}
+    recipe = RECIPES[recipe_name] | gentle | (recipe or {})
+    size = recipe["train_size"]
     spec = preprocessing_for(arch) | {"crop_bars": not recipe["keep_bars"]}
-    size = train_size or spec["size"]
+    try:
+        operations = multiply_adds(model, size)
+    except (RuntimeError, AssertionError, ValueError):  # patches of 14, or a model of one size only
+        size = -(-size // 14) * 14 if "patch14" in arch and size % 14 else spec["size"]
+        operations = multiply_adds(model, size)
+        print(f"{arch} can't take crops of {recipe['train_size']} pixels; they are {size} here")
     index = {title: i for i, title in enumerate(classes)}
     labels = {s: np.array([index.get(row["movie"], -1) for row in rows], int) for s, rows in chosen.items()}
     frames = {s: load_frames(rows, spec, STORED if s == "train" else None) for s, rows in chosen.items()}
     args = {"arch": arch, "data": str(data), "recipe": recipe_name, "split": split, "fold": fold, "subset": subset}
-    args |= {"limit": limit, "init": str(init) if init else None, "pretrained": pretrained, "train_size": size}
-    args |= {"seed": seed, "device": str(where), "precision": "bf16" if bf16 else "fp32", **recipe}
+    args |= {
+        "limit": limit,
+        "init": str(init) if init else None,
+        "pretrained": pretrained,
+        "frames": frames_key(chosen),
+    }
+    args |= {"seed": seed, "device": str(where), "precision": "bf16" if bf16 else "fp32", **recipe, "train_size": size}
+    commit = git_commit()
     run.mkdir(parents=True, exist_ok=True)
-
-    operations = multiply_adds(model, size)
+    if overwrite and not resume:  # the old run must not be mixed up with the new one, should that be stopped early
+        for name in ("last.pt", "best.pt", "test.json", "metrics.csv"):
+            (run / name).unlink(missing_ok=True)
     model = model.to(where)
-    if not any("vit" in arch or "clip" in arch for _ in (0,)):
+    if not transformer:
         model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
+    if recipe["probe"] and isinstance(model.head, nn.Linear) and not resume:
+        plain = load_frames(chosen["train"], spec)
+        _, embedding = predict(model, plain, spec, device=where, bf16=bf16)
+        start_head(model, embedding, labels["train"], recipe["probe"])
+        logits, _ = predict(model, frames["val"], spec, device=where, bf16=bf16)
+        begun = measure(logits, labels["val"])
+        print(f"probe on frozen features: val top-1 {begun['top1']:.4f}  balanced {begun['balanced']:.4f}")
     average = build_copy(model) if recipe["ema"] else model
     groups = parameter_groups(model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer", "freeze")})
     optimiser = torch.optim.AdamW(groups, fused=where.type == "cuda")
@@ -402,9 +469,12 @@ def train_model(
     if resume and (run / "last.pt").exists():
         state = torch.load(run / "last.pt", map_location=where, weights_only=True)
         if state["classes"] != classes or state["arch"] != arch:
-            raise UserError(
-                f"{run}/last.pt: made for other films or another --arch; use --overwrite or another --name", 2
-            )
+            raise UserError(f"{run}/last.pt: made for other films or another --arch; use --overwrite or --name", 2)
+        free = {"data", "init", "pretrained", "device", "precision"}
+        changed = [key for key in args if key not in free and state["args"].get(key) != args[key]]
+        if changed or torch.device(state["args"]["device"]).type != where.type:
+            what = ", ".join(changed) or "--device"
+            raise UserError(f"{run}/last.pt: made with another {what}; use the same, --overwrite or --name", 2)
         model.load_state_dict(state["training"])
         average.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
@@ -421,7 +491,7 @@ def train_model(
     def save(path: Path, extra: dict) -> None:
         state = {"model": average.state_dict(), "arch": arch, "classes": classes, "preprocessing": spec, "args": args}
         with whole_file(path) as file:
-            torch.save(state | {"figures": best, "commit": git_commit()} | extra, file)
+            torch.save(state | {"figures": best, "commit": commit} | extra, file)
 
     stop = []
     handler = signal.signal(signal.SIGTERM, lambda *_: stop.append(1)) if _main_thread() else None
@@ -429,6 +499,9 @@ def train_model(
         for epoch in range(first, recipe["epochs"]):
             order = draw_order(labels["train"], recipe["balance"], shuffle)
             model.train()
+            for module in model.modules():  # a frozen layer keeps its statistics too
+                if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                    module.eval()
             total, clock, warm = torch.zeros((), device=where), time.perf_counter(), 0
             for k in tqdm(range(per_epoch), unit="step", desc=f"epoch {epoch + 1}", disable=None, leave=False):
                 if k == 1:
@@ -485,7 +558,9 @@ def train_model(
                 flush=True,
             )
     except KeyboardInterrupt:
-        raise UserError(f"stopped; the last whole epoch is in {run}/last.pt, continue with --resume", 130) from None
+        kept = (run / "last.pt").exists()
+        text = f"the last whole epoch is in {run}/last.pt, continue with --resume" if kept else "no epoch was finished"
+        raise UserError(f"stopped; {text}", 130) from None
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"out of GPU memory; lower --batch-size (now {batch})") from None
     finally:
@@ -497,7 +572,7 @@ def train_model(
     test = {"val": measure(results["val"], labels["val"], results["unknown_val"])}
     test["test"] = measure(results["test"], labels["test"], results["unknown_test"])
     test |= {"run": run.name, "args": args, "classes": len(classes), "frames": {s: len(r) for s, r in chosen.items()}}
-    test |= {"best_epoch": best["epoch"], "commit": git_commit(), "images_per_s": history[-1]["images_per_s"]}
+    test |= {"best_epoch": best["epoch"], "commit": commit, "images_per_s": history[-1]["images_per_s"]}
     with whole_file(run / "test.json", "w") as file:
         json.dump(test, file, indent=1)
     draw_curves(history, run / "curves.png")
@@ -630,9 +705,11 @@ def write_results(out: Path) -> None:
     columns += ["test_macro_f1", "test_ece", "auroc", "fpr95", "images_per_s"]
     rows = []
     for item in found:
+        if not {"run", "val", "test", "args", "classes", "images_per_s"} <= set(item):
+            continue  # somebody else's test.json
         test, args = item["test"], item["args"]
         figures = [item["val"]["top1"], test["top1"], test["top5"], test["balanced"], test["macro_f1"], test["ece"]]
-        split = "grouped" if args["split"] == "group" else f"RANDOM ({args['split']})".replace("(random)", "split")
+        split = "grouped" if args["split"] == "group" else "RANDOM split"
         row = [item["run"], args["arch"], item["classes"], args["recipe"], split]
         row += ["" if f is None else f"{f:.4f}" for f in (*figures, test["auroc"], test["fpr95"])]
         rows.append([*row, f"{item['images_per_s']:.0f}"])
@@ -664,13 +741,13 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("optimisation (defaults: the recipe's)")
     group.add_argument("--recipe", choices=list(RECIPES), default="best", help="default: %(default)s")
     for key, text in RECIPE_HELP.items():
-        values = " / ".join(str(recipe[key]) for recipe in RECIPES.values())
+        values = ", ".join(f"{name} {recipe[key]}" for name, recipe in RECIPES.items())
         choices = {"schedule": ["cosine", "step"], "select": ["top1", "balanced"]}.get(key)
         kind = type(RECIPES["best"][key])
         flag = f"--{key.replace('_', '-')}"
         group.add_argument(flag, type=kind, choices=choices, metavar="X", help=f"{text} ({values})")
+    parser.epilog = f"pretrained transformers under the recipe best: {GENTLE}"
     group.add_argument("--keep-bars", action=argparse.BooleanOptionalAction, help="leave black bars in (original: yes)")
-    group.add_argument("--train-size", type=int, help="pixels of training crops (default: the model's, 224)")
     group.add_argument("--seed", type=int, default=13, help="default: %(default)s")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
@@ -690,9 +767,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.subset != "all" and not args.subset.isdecimal():
         parser.error(f"--subset {args.subset}: expected a number or all")
     recipe = {key: getattr(args, key) for key in RECIPES["best"] if getattr(args, key) is not None}
-    for key in ("epochs", "batch_size", "lr"):
-        if recipe.get(key, 1) <= 0:
-            parser.error(f"--{key.replace('_', '-')} must be more than 0")
+    for key, value in recipe.items():
+        flag = f"--{key.replace('_', '-')}"
+        if key in ("epochs", "batch_size", "lr", "train_size", "crop") and value <= 0:
+            parser.error(f"{flag} must be more than 0")
+        if key in SHARES and not 0 <= value <= 1:
+            parser.error(f"{flag} must be between 0 and 1")
+        if not isinstance(value, str) and value < 0:
+            parser.error(f"{flag} must not be negative")
+    if args.fold is not None and args.split == "random":
+        parser.error("--fold takes another fifth of the groups and does not go with --split random")
+    if args.arch == "all" and args.name:
+        parser.error("--name is for one run and does not go with --arch all")
+    if args.resume and args.overwrite:
+        parser.error("--resume or --overwrite, not both")
     if args.limit is not None and args.limit < 2:
         parser.error("--limit must be 2 or more")
     names = ARCHITECTURES if args.arch == "all" else [args.arch]
@@ -710,7 +798,6 @@ def main(argv: list[str] | None = None) -> int:
             fold=args.fold,
             subset=None if args.subset == "all" else int(args.subset),
             limit=args.limit,
-            train_size=args.train_size,
             seed=args.seed,
             device=args.device,
             precision=args.precision,

@@ -72,8 +72,8 @@ def run(dataset, tmp_path_factory) -> Path:
     from train import train_model
 
     out = tmp_path_factory.mktemp("runs")
-    settings = {"epochs": 8, "batch_size": 16, "lr": 3e-3, "first_layer": 1.0, "crop": 0.7}
-    return train_model(dataset, arch="test_resnet", pretrained=False, recipe=settings, out=out, train_size=128)
+    settings = {"epochs": 14, "batch_size": 16, "lr": 3e-3, "crop": 0.7, "train_size": 128}
+    return train_model(dataset, arch="test_resnet", pretrained=False, recipe=settings, out=out)
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,30 @@ def test_failed_gate_leaves_the_old_export(run, dataset, exported, tmp_path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
+def test_clip_exports(tmp_path):
+    """CLIP's position embedding must not take the name of our output."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from identify import PREPROCESSING
+    from models import ClipClassifier
+
+    config = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    model = ClipClassifier(CLIPVisionModelWithProjection(config), torch.randn(5, config.projection_dim), 2.66).eval()
+    export.export_onnx(model, PREPROCESSING, tmp_path / "clip.onnx")
+    image = torch.randint(0, 256, (3, 224, 224, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = export.Exported(model, PREPROCESSING)(image)
+    for ours, theirs in zip(export.run_all(tmp_path / "clip.onnx", image.numpy()), wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_out_must_not_hold_other_things(run, dataset, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="other things"):
+        export_model(run / "best.pt", dataset, tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_temperature_is_recovered():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 6)) * 2

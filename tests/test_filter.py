@@ -17,6 +17,7 @@ from PIL import Image
 
 import filter as frames_filter
 from filter import film_offset, filter_films, find_conflicts, group_frames, split_groups
+from identify import UserError
 
 ROOT = Path(frames_filter.__file__).parent
 
@@ -245,3 +246,69 @@ def test_detector_sees_people(weights, tmp_path):
 
 def test_film_offset_is_the_same_on_every_machine():
     assert [round(film_offset(title), 6) for title in ("A", "B")] == [0.334395, 0.873023]
+
+
+def test_what_leaves_raw_leaves_the_dataset_and_conflicts_come_back(raw, tmp_path, monkeypatch, capsys):
+    """A film that shares a picture with another loses it, and has it again when the other film goes."""
+    more, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(raw, more)
+    twin = more / "Twin (2020)"
+    twin.mkdir()
+    for file in sorted((raw / "Film 0 (1990)").glob("*.jpg"))[:20:4]:
+        shutil.copy(file, twin)
+    filter_films([more], out, detector="none", min_frames=12)
+    with_twin = manifest(out)
+    assert not any(r["movie"] == "Twin (2020)" for r in with_twin)
+    assert not (out / "movies" / "Twin (2020)").exists() and not (out / "unknown" / "Twin (2020)").exists()
+    calls, real = [], frames_filter.examine
+    monkeypatch.setattr(frames_filter, "examine", lambda *a: calls.append(a) or real(*a))
+    filter_films([more], out, detector="none", min_frames=12)
+    assert not calls and manifest(out) == with_twin
+    shutil.rmtree(twin)
+    filter_films([more], out, detector="none", min_frames=12)
+    assert not calls and len(manifest(out)) > len(with_twin)
+    assert "Twin (2020) is no longer" in capsys.readouterr().err
+    filter_films([raw], tmp_path / "fresh", detector="none", min_frames=12)
+    assert manifest(out) == manifest(tmp_path / "fresh")
+    on_disk = {str(p.relative_to(out)) for p in out.glob("*/*/*.jpg") if ".filter" not in p.parts}
+    assert on_disk == {r["path"] for r in manifest(out)}
+
+
+def test_changed_options_and_files_are_done_again(raw, tmp_path):
+    more, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(raw, more)
+    filter_films([more], out, detector="none", min_frames=12)
+    filter_films([more], out, detector="none", min_frames=12, size="320x180")
+    with Image.open(out / manifest(out)[0]["path"]) as image:
+        assert image.size == (320, 180)
+    changed = sorted((more / "Film 1 (1991)").glob("*.jpg"))[0]
+    Image.new("RGB", (240, 136)).save(changed)
+    report = filter_films([more], out, detector="none", min_frames=12, size="320x180")
+    assert report["Film 1 (1991)"]["dark"] == 1 and report["Film 0 (1990)"]["dark"] == 0
+
+
+def test_frames_without_people_are_dropped(raw, tmp_path, monkeypatch):
+    every_other = lambda images: [n % 2 for n in range(len(images))]  # noqa: E731
+    monkeypatch.setattr(frames_filter, "person_detector", lambda *a, **k: every_other)
+    report = filter_films([raw], tmp_path, detector="fake.pt", min_frames=2)
+    assert all(row["no_person"] > 0 for row in report.values() if row["total"] > 4)
+    assert {r["persons"] for r in manifest(tmp_path)} == {"1"}
+
+
+def test_names_never_collide(tmp_path):
+    folder = tmp_path / "raw" / "A (1999)"
+    for shot, name in enumerate(("1/2_3.jpg", "1_2/3.jpg", "1/2/3.jpg", "1_2_3.jpg", "1_2_3.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_frame(0, shot, 0).save(folder / name)
+    filter_films([tmp_path / "raw"], tmp_path / "out", detector="none", min_frames=1)
+    assert len({r["path"] for r in manifest(tmp_path / "out")}) == 5
+
+
+def test_folders_of_others_are_left_alone(raw, tmp_path):
+    (tmp_path / "movies" / "Film 0 (1990)").mkdir(parents=True)
+    (tmp_path / "movies" / "Film 0 (1990)" / "film.mkv").write_text("mine")
+    with pytest.raises(UserError, match="did not make"):
+        filter_films([raw], tmp_path, detector="none")
+    with pytest.raises(UserError, match="lie in each other"):
+        filter_films([raw], raw / "Film 0 (1990)" / "out", detector="none")
+    assert (tmp_path / "movies" / "Film 0 (1990)" / "film.mkv").exists()

@@ -15,12 +15,12 @@ from identify import UserError
 from train import choose_rows, measure, read_manifest, train_model
 
 ROOT = Path(train.__file__).parent
-QUICK = {"epochs": 3, "batch_size": 16, "lr": 2e-3, "first_layer": 1.0}
+QUICK = {"epochs": 3, "batch_size": 16, "lr": 2e-3, "train_size": 64}
 
 
 def quick(dataset, out, **kwargs):
     recipe = QUICK | kwargs.pop("recipe", {})
-    kwargs = {"arch": "test_resnet", "pretrained": False, "precision": "fp32", "train_size": 64} | kwargs
+    kwargs = {"arch": "test_resnet", "pretrained": False, "precision": "fp32"} | kwargs
     return train_model(dataset, recipe=recipe, out=out, **kwargs)
 
 
@@ -34,7 +34,7 @@ def test_run_folder_is_whole(run):
     assert test["test"]["top1"] >= 0.8  # textures are easy; a third would be chance
     assert 0 <= test["test"]["auroc"] <= 1
     with open(run / "metrics.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 8
+        assert len(list(csv.DictReader(file))) == 14
     assert "test_resnet" in (run.parent / "results.md").read_text()
 
 
@@ -68,7 +68,7 @@ def test_resume_equals_an_unbroken_run(dataset, tmp_path):
         "    if len(history) == 2: os.kill(os.getpid(), 9)\n"
         "train._write_metrics = write\n"
         f"train.train_model(pathlib.Path(sys.argv[1]), arch='test_resnet', pretrained=False, recipe={QUICK!r},\n"
-        "    out=pathlib.Path(sys.argv[2]), name='broken', precision='fp32', train_size=64)\n"
+        "    out=pathlib.Path(sys.argv[2]), name='broken', precision='fp32')\n"
     )
     command = [sys.executable, "-c", code, str(dataset), str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -9
@@ -160,5 +160,5 @@ def test_original_recipe_is_the_original(dataset, tmp_path):
     out = quick(dataset, tmp_path, recipe_name="original", recipe={}, split="random", limit=30)
     args = json.loads((out / "args.json").read_text())
     assert args["weight_decay"] == 1e-4 and args["keep_bars"] is True and args["schedule"] == "step"
-    assert out.name == "test_resnet-small-original-randomsplit"
+    assert out.name == "test_resnet-small-original-limit30-randomsplit"
     assert "RANDOM" in (tmp_path / "results.md").read_text()
