@@ -80,8 +80,7 @@ def answer_all(identifier: Identifier, processed: Path, picture: Path) -> dict:
     for film in films:
         hits = [(answer.candidates[0].title == film, answer.kind) for row, answer in known if row["movie"] == film]
         share = [sum(h for h, _ in hits), *(sum(k == kind for _, k in hits) for kind in ("movie", "unknown"))]
-        top1, named, refused = (count / len(hits) for count in share)
-        print(f"{film[:36]:36} {len(hits):6} {top1:6.2f} {named:6.2f} {refused:8.2f}")
+        print(f"{film[:36]:36} {len(hits):6} " + "{:6.2f} {:6.2f} {:8.2f}".format(*(n / len(hits) for n in share)))
     refused = sum(answer.kind == "unknown" for answer in foreign) / len(foreign)
     print(f"{'films never in the collection':36} {len(foreign):6} {'-':>6} {'':6} {refused:8.2f}")
     # a sample for the eye: two frames of each of six films, from different shots, and six foreign ones
