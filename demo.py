@@ -123,7 +123,8 @@ def draw_answers(sample: list[tuple[dict, Answer]], films: set[str], path: Path)
         good = truth in said_titles if answer.kind != "unknown" else not known
         colour = "#5fd38d" if good else "#f0b34a" if answer.kind == "unknown" else "#ff6b6b"
         cell.imshow(read_image(row["file"]), aspect="auto")
-        cell.set_title(f"{said} ({best.confidence:.0%})", color=colour, fontsize=11, pad=3, loc="left")
+        sure = "" if answer.kind == "unknown" else f" ({best.confidence:.0%})"
+        cell.set_title(said + sure, color=colour, fontsize=11, pad=3, loc="left")
         note = truth if known else f"{truth} (not in the collection)"
         cell.text(0.01, 0.03, note, transform=cell.transAxes, color="white", fontsize=8, backgroundcolor="#000000aa")
     with whole_file(path) as file:
