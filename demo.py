@@ -1,6 +1,6 @@
 """See the whole pipeline work, offline: render films, filter, train from random weights, export, name frames.
 
-python demo.py                                  # about five minutes on two CPU cores
+python demo.py                                  # about four minutes on two CPU cores
 python demo.py --films 50 --arch resnet50       # better with a GPU
 """
 
