@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["OMP_NUM_THREADS"] = "1"  # the same sums in the same order, here and in the processes that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

