@@ -128,6 +128,12 @@ def lowest_threshold(score: np.ndarray, right: np.ndarray, target: float) -> flo
     return float(score[order][good[-1]]) if len(good) else float("inf")
 
 
+def right_and_listed(logits: np.ndarray, labels: np.ndarray, unknown: int) -> tuple[np.ndarray, np.ndarray]:
+    """(best guess is right, the film is among the best three), bool [N + unknown]; unknown films are always wrong."""
+    hits = np.argsort(-logits, axis=1)[:, :3] == labels[:, None]
+    return tuple(np.r_[hit, np.zeros(unknown, bool)] for hit in (hits[:, 0], hits.any(1)))
+
+
 def fit_rule(logits, embedding, labels, unknown_logits, unknown_embedding, statistics) -> tuple[dict, list[dict]]:
     """The calibrated rule and the comparison of scores it was chosen from, on val and unknown_val.
 
@@ -135,8 +141,7 @@ def fit_rule(logits, embedding, labels, unknown_logits, unknown_embedding, stati
     and decides where there are no unknown films.
     """
     temperature = fit_temperature(logits, labels)
-    right = np.r_[logits.argmax(1) == labels, np.zeros(len(unknown_logits), bool)]
-    listed = np.r_[(np.argsort(-logits, 1)[:, :3] == labels[:, None]).any(1), np.zeros(len(unknown_logits), bool)]
+    right, listed = right_and_listed(logits, labels, len(unknown_logits))
     table, rules = [], {}
     for name in SCORES:
         base = {"rule": "calibrated", "score": name, "temperature": temperature}
@@ -159,8 +164,7 @@ def verify_rule(rule: dict, logits, embedding, labels, unknown_logits, unknown_e
     """How the rule answers frames it was not fitted on: shares of answers, and of them how many are right."""
     kinds = np.array(decide(np.concatenate([logits, unknown_logits]), np.r_[embedding, unknown_embedding], rule))
     known = np.r_[np.ones(len(logits), bool), np.zeros(len(unknown_logits), bool)]
-    right = np.r_[logits.argmax(1) == labels, np.zeros(len(unknown_logits), bool)]
-    listed = np.r_[(np.argsort(-logits, 1)[:, :3] == labels[:, None]).any(1), np.zeros(len(unknown_logits), bool)]
+    right, listed = right_and_listed(logits, labels, len(unknown_logits))
     score = [known_score(*pair, rule) for pair in ((logits, embedding), (unknown_logits, unknown_embedding))]
 
     def share(of, where):

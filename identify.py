@@ -411,7 +411,7 @@ def load_onnxruntime(path: Path, threads: int = 0):
     return metadata, (inputs[0].name, inputs[0].type, inputs[0].shape, names), run
 
 
-def load_openvino(path: Path, threads: int = 0, cache: Path | None = None, precision: str | None = None):
+def load_openvino(path: Path, threads: int = 0, precision: str | None = None):
     """As load_onnxruntime, with OpenVINO. precision: "f32", "bf16" or None for what the CPU does best."""
     import openvino
 
@@ -427,8 +427,6 @@ def load_openvino(path: Path, threads: int = 0, cache: Path | None = None, preci
         config["INFERENCE_NUM_THREADS"] = str(threads)
     if precision:
         config["INFERENCE_PRECISION_HINT"] = precision
-    if cache:
-        config["CACHE_DIR"] = str(cache)
     compiled = core.compile_model(model, "CPU", config)
     names = {name for output in model.outputs for name in output.get_names()}
     image = model.inputs[0]
@@ -454,7 +452,7 @@ class Identifier:
         self.path, self.runtime = find_model(path, runtime)
         try:
             if self.runtime == "openvino":
-                loaded = load_openvino(self.path, threads, cache=None)
+                loaded = load_openvino(self.path, threads)
             else:
                 loaded = load_onnxruntime(self.path, threads)
         except Exception as error:

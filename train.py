@@ -7,6 +7,7 @@ python train.py data/processed --recipe original --split random     # the origin
 """
 
 import argparse
+import copy
 import csv
 import hashlib
 import json
@@ -16,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -395,13 +397,8 @@ def train_model(
     recipe: overrides of RECIPES[recipe_name], which for a pretrained transformer is "best" with GENTLE. precision:
     "bf16", "fp32" or "auto" (bf16 where the hardware has it). Raises UserError.
     """
-    parts = [
-        arch,
-        data.resolve().name,
-        f"subset{subset}" if subset else "",
-        "" if recipe_name == "best" else recipe_name,
-    ]
-    parts += [f"limit{limit}" if limit else ""]
+    parts = [arch, data.resolve().name, f"subset{subset}" if subset else ""]
+    parts += ["" if recipe_name == "best" else recipe_name, f"limit{limit}" if limit else ""]
     parts += ["" if split == "group" else f"{split}split", "" if fold is None else f"fold{fold}"]
     run = out / (name or "-".join(part for part in parts if part))
     if (run / "last.pt").exists() and not (resume or overwrite):
@@ -456,7 +453,7 @@ def train_model(
         logits, _ = predict(model, frames["val"], spec, device=where, bf16=bf16)
         begun = measure(logits, labels["val"])
         print(f"probe on frozen features: val top-1 {begun['top1']:.4f}  balanced {begun['balanced']:.4f}")
-    average = build_copy(model) if recipe["ema"] else model
+    average = copy.deepcopy(model).requires_grad_(False) if recipe["ema"] else model
     groups = parameter_groups(model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer", "freeze")})
     optimiser = torch.optim.AdamW(groups, fused=where.type == "cuda")
     batch = min(recipe["batch_size"], len(chosen["train"]))
@@ -493,8 +490,8 @@ def train_model(
         with whole_file(path) as file:
             torch.save(state | {"figures": best, "commit": commit} | extra, file)
 
-    stop = []
-    handler = signal.signal(signal.SIGTERM, lambda *_: stop.append(1)) if _main_thread() else None
+    stop, in_main = [], threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, lambda *_: stop.append(1)) if in_main else None
     try:
         for epoch in range(first, recipe["epochs"]):
             order = draw_order(labels["train"], recipe["balance"], shuffle)
@@ -508,16 +505,16 @@ def train_model(
                     _wait(where)
                     clock, warm = time.perf_counter(), 1
                 step = epoch * per_epoch + k
+                share = rate_at(step, steps=steps, per_epoch=per_epoch, recipe=recipe)
                 for group in optimiser.param_groups:
-                    share = rate_at(step, steps=steps, per_epoch=per_epoch, recipe=recipe)
                     group["lr"] = group["peak"] * share
                 pick = order[k * batch : (k + 1) * batch]
                 inputs = augment(images[pick.to(images.device)].to(where), spec, recipe, size, draw)
                 truth = F.one_hot(target[pick.to(where)], len(classes)).float()
                 if recipe["mixup"]:
-                    share = float(np.random.default_rng([seed, step]).beta(recipe["mixup"], recipe["mixup"]))
-                    inputs = inputs.lerp(inputs.flip(0), share)
-                    truth = truth.lerp(truth.flip(0), share)
+                    mix = float(np.random.default_rng([seed, step]).beta(recipe["mixup"], recipe["mixup"]))
+                    inputs = inputs.lerp(inputs.flip(0), mix)
+                    truth = truth.lerp(truth.flip(0), mix)
                 with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
                     logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits.float(), truth, label_smoothing=recipe["smoothing"])
@@ -536,7 +533,7 @@ def train_model(
                 raise UserError(f"the loss is {mean} in epoch {epoch + 1}; lower --lr or use --precision fp32")
             logits, _ = predict(average, frames["val"], spec, device=where, bf16=bf16)
             figures = measure(logits, labels["val"])
-            row = {"epoch": epoch + 1, "lr": recipe["lr"] * share_of(optimiser), "train_loss": mean, **figures}
+            row = {"epoch": epoch + 1, "lr": recipe["lr"] * share, "train_loss": mean, **figures}
             row |= {"images_per_s": speed, "tflops": speed * operations * 6 / 1e12}
             history.append(row)
             if best is None or (row[recipe["select"]], -row["loss"]) >= (best[recipe["select"]], -best["loss"]):
@@ -582,17 +579,6 @@ def train_model(
     return run
 
 
-def build_copy(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model).requires_grad_(False)
-
-
-def share_of(optimiser) -> float:
-    group = optimiser.param_groups[0]
-    return group["lr"] / group["peak"]
-
-
 def _fits(frames: torch.Tensor) -> bool:
     free, _ = torch.cuda.mem_get_info()
     return frames.nbytes < 0.5 * free
@@ -601,12 +587,6 @@ def _fits(frames: torch.Tensor) -> bool:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
 
 
 # ---------------------------------------------------------------------------------------------- pictures
