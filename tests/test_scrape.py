@@ -1,0 +1,579 @@
+"""pytest tests/test_scrape.py: a loopback server speaks FLIM's schema and misbehaves on request; clips by OpenCV."""
+
+import csv
+import gzip
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import draw_frame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import scrape
+from filter import list_frames
+from identify import UserError
+from scrape import folder_name, main, match_title, normalise_title, scrape_flim, split_title, top_titles
+
+SCRIPT = Path(scrape.__file__)
+
+
+def jpeg(film: int, frame: int) -> bytes:
+    file = io.BytesIO()
+    draw_frame(film, frame, 0).save(file, format="JPEG", quality=85)
+    return file.getvalue()
+
+
+class Flim(ThreadingHTTPServer):
+    """films: {id: name}; frames: {film id: [image dict]}; faults: {path: [reply, ...]} are used up before the truth."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.films, self.frames, self.pictures, self.faults = {}, {}, {}, {}
+        self.entity, self.delay, self.calls, self.times, self.headers = "ENTITY_MOVIE", 0.0, [], [], []
+        self.answer = None
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def add(self, identity: str, name: str, count: int, **fields) -> None:
+        self.films[identity] = name
+        self.frames[identity] = []
+        for i in range(count):
+            path = f"/pictures/{identity}-{i}.jpg"
+            self.pictures[path] = jpeg(len(self.films), i)
+            image = {"id": f"{identity}-{i}", "movie_id": identity, "medium_resolution_url": f"{self.url}{path}"}
+            self.frames[identity].append(image | {"shot_time": 1000 * (count - i), "new_field": [1, {}]} | fields)
+
+    def asked(self, start: str) -> int:
+        return sum(path.startswith(start) for path in self.calls)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, body: bytes, status: int = 200, kind: str = "application/json", **headers) -> None:
+        self.send_response(status)
+        length = headers.pop("length", len(body))
+        for key, value in {"Content-Type": kind, "Content-Length": str(length), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+        if length != len(body):
+            self.close_connection = True
+
+    def fault(self) -> bool:
+        waiting = self.server.faults.get(self.path) or self.server.faults.get(self.path.split("/")[1])
+        if not waiting:
+            return False
+        what = waiting.pop(0)
+        if what is None:
+            return False
+        if what == "reset":
+            self.close_connection = True
+        elif what == "cut":
+            body = self.server.pictures.get(self.path, b"x" * 500)
+            self.reply(body[: len(body) // 2], kind="image/jpeg", length=len(body))
+        elif what == "truncated":
+            body = self.server.pictures[self.path]
+            self.reply(body[: len(body) // 2], kind="image/jpeg")
+        elif what == "html":
+            self.reply(b"<!DOCTYPE html><html>busy</html>", kind="text/html")
+        elif what == "empty page":
+            self.reply(json.dumps({"query_response": {"images": []}}).encode())
+        elif isinstance(what, dict):
+            self.reply(b"no", **what)
+        return True
+
+    def do_GET(self):
+        self.server.calls.append(self.path)
+        time.sleep(self.server.delay)
+        self.server.headers.append(dict(self.headers))
+        if self.fault():
+            return
+        body = self.server.pictures.get(self.path)
+        self.reply(body or b"no", 200 if body else 404, "image/jpeg")
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.calls.append(self.path)
+        server.times.append(time.monotonic())
+        server.headers.append(dict(self.headers))
+        if self.fault():
+            return
+        if self.path == "/2.0.0/suggest-entities":
+            text = normalise_title(split_title(body["suggest"])[0])[:4]
+            found = [{"id": i, "name": n, "entity": server.entity} for i, n in server.films.items()]
+            self.reply(json.dumps({"suggestions": [f for f in found if text in normalise_title(f["name"])]}).encode())
+        else:
+            server.answer = body
+            images = server.frames.get(body["search"]["movie_id"], [])
+            page = images[body["page"] * 5 : body["page"] * 5 + 5]
+            answer = {"total_number_of_results": len(images), "number_of_results": len(page), "images": page}
+            self.reply(json.dumps({"query_response": answer}).encode())
+
+
+@pytest.fixture
+def flim():
+    server = Flim()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("urllib3.Retry.get_backoff_time", lambda self: 0.01)
+
+
+def fetch(flim, out, *titles, **options):
+    options = {"rate": 200.0, "workers": 4, "attempts": 3} | options
+    return scrape_flim(list(titles), out, api=flim.url, **options)
+
+
+def images(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix == ".jpg"}
+
+
+# ---------------------------------------------------------------------------------------------- titles
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [
+        ("The Godfather (1972)", "the godfather (1972)"),
+        ("Godfather, The (1972)", "The Godfather (1972)"),
+        ("Amélie (2001)", "AMELIE (2001)"),
+        ("Fast & Furious (2009)", "Fast and Furious (2009)"),
+        ("Rocky II (1979)", "Rocky 2 (1979)"),
+        ("Ocean's Eleven (2001)", "Oceans Eleven (2001)"),
+        ("WALL·E (2008)", "WALL-E (2008)"),
+        ("Léon: The Professional (1994)", "Leon - The Professional (1995)"),
+        ("Брат (1997)", "БРАТ (1997)"),
+    ],
+)
+def test_spellings_of_one_title_meet(wanted, name):
+    assert match_title(wanted, [{"id": "1", "name": name, "entity": "ENTITY_MOVIE"}])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name", "entity"),
+    [
+        ("Solaris (1972)", "Solaris (2002)", "ENTITY_MOVIE"),
+        ("Alien (1979)", "Aliens (1979)", "ENTITY_MOVIE"),
+        ("Fargo (1996)", "Fargo (1996)", "ENTITY_TV_SHOW"),
+        ("Rocky II (1979)", "Rocky III (1979)", "ENTITY_MOVIE"),
+        ("Alien (1979)", "Alien", "ENTITY_MOVIE"),
+    ],
+)
+def test_other_films_do_not(wanted, name, entity):
+    assert match_title(wanted, [{"id": "1", "name": name, "entity": entity}]) is None
+
+
+def test_the_nearest_year_wins_and_no_year_must_be_plain():
+    dune = [{"id": str(year), "name": f"Dune ({year})"} for year in (1984, 2020, 2021)]
+    assert match_title("Dune (2021)", dune)["id"] == "2021"
+    assert match_title("Dune (1985)", dune)["id"] == "1984"
+    assert match_title("Dune", dune) is None
+    assert match_title("Dune", dune[:1])["id"] == "1984"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=300))
+def test_folder_names_are_safe(title):
+    name = folder_name(title)
+    assert name and Path(name).name == name and name not in (".", "..") and not name.startswith(".")
+    assert len(name.encode()) <= 200 and name.isprintable() and not set(name) & set('<>:"/\\|?*')
+    assert name == name.rstrip(". ") and name.split(".")[0].strip().lower() not in ("con", "nul", "aux", "prn", "com1")
+    assert folder_name(name) == name
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_file_names_tell_ids_apart(one, other):
+    assert (scrape.file_stem(one).lower() == scrape.file_stem(other).lower()) == (one == other)
+    assert Path(f"{scrape.file_stem(one)}.jpg").name == f"{scrape.file_stem(one)}.jpg"
+
+
+# ------------------------------------------------------------------------------------------------ flim
+
+
+def test_all_pages_with_sidecar(flim, tmp_path):
+    flim.add("m1", "The Matrix (1999)", 12)
+    result = fetch(flim, tmp_path, "Matrix (1999)", token="secret-token")
+    folder = tmp_path / "The Matrix (1999)"
+    assert result["films"]["The Matrix (1999)"]["new"] == 12 and len(images(folder)) == 12
+    lines = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+    times = [line["shot_time_ms"] for line in lines]
+    assert times == sorted(times) and times[0] == 1000
+    assert {"file", "id", "url", "shot_time_ms", "shot", "width", "height", "source"} <= set(lines[0])
+    assert (lines[0]["width"], lines[0]["height"]) == (240, 136)
+    assert [frame["time"] for frame in list_frames(folder)] == times  # as filter.py reads it
+    sent = [headers.get("Authorization") for headers in flim.headers]
+    assert sent.count("Bearer secret-token") == len(flim.times)  # the API gets it, whoever holds the images does not
+    assert all("movie-by-frame" in headers["User-Agent"] for headers in flim.headers)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_second_run_asks_for_nothing(flim, tmp_path):
+    flim.add("m1", "Heat (1995)", 7)
+    fetch(flim, tmp_path, "Heat (1995)")
+    before = len(flim.calls)
+    result = fetch(flim, tmp_path, "Heat (1995)")
+    assert len(flim.calls) == before and result["films"]["Heat (1995)"]["had"] == 7
+    fetch(flim, tmp_path, "Heat (1995)", refresh=True)
+    assert flim.asked("/2.0.0/suggest") == 1 and flim.asked("/pictures") == 7  # listed again, the id is remembered
+
+
+def test_exclude_max_frames_and_size(flim, tmp_path):
+    flim.add("m1", "Heat (1995)", 12)
+    fetch(flim, tmp_path, "Heat (1995)", max_frames=6)
+    assert len(images(tmp_path / "Heat (1995)")) == 6
+    assert flim.answer["search"]["negative_filters"]["safety_content"] == []
+    fetch(flim, tmp_path, "Heat (1995)", max_frames=8, exclude=["nudity", "violence"])
+    assert flim.answer["search"]["negative_filters"]["safety_content"] == ["nudity", "violence"]
+    assert len(images(tmp_path / "Heat (1995)")) == 8 and flim.asked("/pictures") == 8
+    for image in flim.frames["m1"]:
+        image["full_resolution_url"] = image["medium_resolution_url"].replace("pictures", "full")
+        flim.pictures[image["full_resolution_url"].removeprefix(flim.url)] = b"".join(flim.pictures.values())
+    fetch(flim, tmp_path, "Heat (1995)", size="full", refresh=True)
+    assert flim.asked("/full") == 4
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 429, "Retry_After": "0"},
+        {"status": 500},
+        {"status": 503, "Retry_After": "soon"},
+        "reset",
+        "html",
+    ],
+)
+def test_api_recovers(flim, tmp_path, fault):
+    flim.add("m1", "Heat (1995)", 7)
+    flim.faults = {"/2.0.0/suggest-entities": [fault], "/2.0.0/search": [fault, fault]}
+    result = fetch(flim, tmp_path, "Heat (1995)")
+    assert result["films"]["Heat (1995)"]["new"] == 7 and not result["errors"]
+
+
+def test_retry_after_is_obeyed(flim, tmp_path):
+    flim.add("m1", "Heat (1995)", 2)
+    flim.faults = {"/2.0.0/search": [{"status": 429, "Retry_After": "1"}]}
+    fetch(flim, tmp_path, "Heat (1995)")
+    assert flim.times[2] - flim.times[1] >= 1.0
+
+
+def test_rate_holds_for_further_tries_too(flim, tmp_path):
+    flim.add("m1", "Heat (1995)", 7)
+    flim.faults = {"/2.0.0/search": [{"status": 500}, {"status": 502}]}
+    fetch(flim, tmp_path, "Heat (1995)", rate=20.0)
+    assert min(np.diff(flim.times)) >= 0.045
+
+
+@pytest.mark.parametrize("fault", ["cut", "truncated", "html", "reset", {"status": 500}, {"status": 429}])
+def test_image_recovers_or_fails_alone(flim, tmp_path, fault):
+    flim.add("m1", "Heat (1995)", 6)
+    flim.faults = {"/pictures/m1-2.jpg": [fault], "/pictures/m1-4.jpg": [fault] * 99}
+    result = fetch(flim, tmp_path, "Heat (1995)")
+    counts = result["films"]["Heat (1995)"]
+    assert (counts["new"], counts["failed"]) == (5, 1)
+    assert flim.asked("/pictures/m1-4") == 4  # the first and three more
+    names = images(tmp_path / "Heat (1995)")
+    assert "m1-2.jpg" in names and "m1-4.jpg" not in names
+    for name in names:
+        assert (tmp_path / "Heat (1995)" / name).read_bytes() == flim.pictures[f"/pictures/{name}"]
+    flim.faults = {}
+    assert fetch(flim, tmp_path, "Heat (1995)")["films"]["Heat (1995)"] | {"listed": 0} == counts | {
+        "listed": 0, "had": 5, "new": 1, "failed": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("faults", [["empty page"], [None, "empty page"]])
+def test_pages_that_repeat_and_empty_ones(flim, tmp_path, faults):
+    flim.add("m1", "Heat (1995)", 12)
+    flim.frames["m1"][5:5] = flim.frames["m1"][:5]  # a page twice
+    flim.frames["m1"].append(flim.frames["m1"][0])
+    flim.faults = {"/2.0.0/search": list(faults)}
+    result = fetch(flim, tmp_path, "Heat (1995)")
+    assert len(images(tmp_path / "Heat (1995)")) == 12 and result["films"]["Heat (1995)"]["listed"] == 12
+
+
+def test_an_endless_api_ends(flim, tmp_path, monkeypatch):
+    flim.add("m1", "Heat (1995)", 5)
+    flim.frames["m1"] *= 400
+    fetch(flim, tmp_path, "Heat (1995)")
+    assert flim.asked("/2.0.0/search") <= 5
+
+
+def test_missing_and_strange_fields(flim, tmp_path):
+    flim.add("m1", "Heat (1995)", 3)
+    good, odd, foreign = flim.frames["m1"]
+    for key in ("shot_time", "movie_id", "new_field"):
+        del good[key]
+    odd |= {"shot_time": "later", "size": None}
+    foreign["movie_id"] = "m2"
+    flim.frames["m1"] += [None, 7, {}, {"id": None}, {"id": "no-url"}, {"id": True}]
+    counts = fetch(flim, tmp_path, "Heat (1995)")["films"]["Heat (1995)"]
+    assert (counts["new"], counts["gone"], counts["failed"]) == (2, 1, 0)
+    lines = [json.loads(line) for line in (tmp_path / "Heat (1995)" / "frames.jsonl").read_text().splitlines()]
+    assert [line["shot_time_ms"] for line in lines] == [None, None]
+
+
+def test_same_bytes_are_stored_once(flim, tmp_path):
+    flim.add("m1", "Heat (1995)", 6)
+    flim.pictures["/pictures/m1-3.jpg"] = flim.pictures["/pictures/m1-0.jpg"]
+    counts = fetch(flim, tmp_path, "Heat (1995)")["films"]["Heat (1995)"]
+    assert (counts["new"], counts["double"]) == (5, 1) and len(images(tmp_path / "Heat (1995)")) == 5
+    calls = flim.asked("/pictures")
+    fetch(flim, tmp_path, "Heat (1995)", refresh=True)
+    assert flim.asked("/pictures") == calls  # and not asked for again
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://h/x.jpg", "javascript:1", "http://[", "data:,x", ""])
+def test_addresses_that_are_not_http(flim, tmp_path, url):
+    flim.add("m1", "Heat (1995)", 2)
+    flim.frames["m1"][0]["medium_resolution_url"] = url
+    counts = fetch(flim, tmp_path, "Heat (1995)")["films"]["Heat (1995)"]
+    assert (counts["new"], counts["gone"]) == (1, 1)
+
+
+def test_hostile_and_colliding_titles(flim, tmp_path):
+    names = ["../../escape (1999)", "Face/Off (1997)", "FACE/OFF (1997)", "CON (2000)", "x\u202ey\n (2001)"]
+    for i, name in enumerate(names):
+        flim.add(f"m/{i}", name, 1)
+        flim.frames[f"m/{i}"][0] |= {"id": f"../{i}", "medium_resolution_url": f"{flim.url}/pictures/m/{i}-0.jpg"}
+    result = fetch(flim, tmp_path / "raw", *names)
+    assert not result["unmatched"] and sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+    folders = [p for p in (tmp_path / "raw").iterdir() if p.name != ".flim"]
+    assert len({p.name.casefold() for p in folders}) == 5 and all(len(images(p)) == 1 for p in folders)
+    assert fetch(flim, tmp_path / "raw", *names)["films"].keys() == result["films"].keys()
+
+
+def test_unmatched_can_be_mended_and_run_again(flim, tmp_path):
+    flim.add("m1", "The Matrix (1999)", 1)
+    flim.add("m2", "Matrix Reloaded (2003)", 1)
+    movies = tmp_path / "movies.txt"
+    movies.write_text("# mine\nMatrix Revolutionz (2003)\n\nMatrix (1999)\n")
+    options = ["--out", str(tmp_path / "raw"), "--api", flim.url, "--rate", "200"]
+    assert main(["flim", str(movies), *options]) == 0
+    path = tmp_path / "raw" / "unmatched.txt"
+    assert path.read_text().splitlines()[:2] == ["Matrix Revolutionz (2003)", "# Matrix Reloaded (2003)"]
+    path.write_text(path.read_text().replace("# Matrix Re", "Matrix Re").replace("Matrix Revol", "# Matrix Revol"))
+    assert main(["flim", str(path), *options]) == 0
+    assert images(tmp_path / "raw" / "Matrix Reloaded (2003)") and not path.exists()
+
+
+def test_exit_codes_and_one_line_errors(flim, tmp_path, capsys):
+    flim.add("m1", "Heat (1995)", 2)
+    movies = tmp_path / "movies.txt"
+    movies.write_text("Heat (1995)\n")
+    options = ["--out", str(tmp_path / "raw"), "--rate", "200", "--retries", "0"]
+    flim.faults = {"pictures": [{"status": 500}]}
+    assert main(["flim", str(movies), *options, "--api", flim.url]) == 1
+    assert main(["flim", str(movies), *options, "--api", flim.url]) == 0
+    flim.faults = {"2.0.0": [{"status": 401}]}
+    capsys.readouterr()
+    argv = ["flim", str(movies), *options, "--api", flim.url, "--refresh", "--token", "sesame"]
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert "FLIM_TOKEN" in error and "sesame" not in error and "Traceback" not in error
+    assert main(["flim", str(tmp_path / "none.txt"), *options]) == 2
+    for bad in (["--rate", "0"], ["--workers", "0"], ["--api", "ftp://x"], ["--max-frames", "0"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["flim", str(movies), *bad])
+        assert caught.value.code == 2
+
+
+def test_dead_api_ends_early(tmp_path):
+    with pytest.raises(UserError, match="five films in a row"):
+        scrape_flim([f"{n} (2000)" for n in range(99)], tmp_path, api="http://127.0.0.1:9", rate=999, attempts=0)
+
+
+def test_full_disk_is_one_error(flim, tmp_path, monkeypatch):
+    flim.add("m1", "Heat (1995)", 40)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scrape.Film, "keep", full)
+    with pytest.raises(OSError, match="No space"):
+        fetch(flim, tmp_path, "Heat (1995)")
+
+
+def command(flim, tmp_path, *more) -> list[str]:
+    (tmp_path / "movies.txt").write_text("Heat (1995)\nThe Matrix (1999)\n")
+    argv = [sys.executable, str(SCRIPT), "flim", str(tmp_path / "movies.txt"), "--out", str(tmp_path / "raw")]
+    return [*argv, "--api", flim.url, "--rate", "100", "--workers", "4", *more]
+
+
+def wait_for(what) -> None:
+    limit = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("after", [3, 17])
+def test_kill_9_and_resume(flim, tmp_path, after):
+    flim.add("m1", "Heat (1995)", 20)
+    flim.add("m2", "The Matrix (1999)", 20)
+    flim.delay = 0.05
+    process = subprocess.Popen(command(flim, tmp_path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "raw" / "Heat (1995)"
+    wait_for(lambda: folder.is_dir() and len(images(folder)) >= after)
+    process.kill()
+    process.wait()
+    flim.delay = 0
+    whole = {f"/pictures/{p.name}" for p in (tmp_path / "raw").rglob("*.jpg")}
+    with open(folder / "frames.jsonl", "ab") as file:
+        file.write(b'{"file": "half')  # a line cut in the middle
+    before = len(flim.calls)
+    assert subprocess.run(command(flim, tmp_path), check=False, capture_output=True).returncode == 0
+    assert not whole & set(flim.calls[before:])  # nothing whole is downloaded twice
+    for identity, title in flim.films.items():
+        names = images(tmp_path / "raw" / title)
+        assert names == {f"{identity}-{i}.jpg" for i in range(20)}
+        lines = (tmp_path / "raw" / title / "frames.jsonl").read_text().splitlines()
+        assert sorted(json.loads(line)["file"] for line in lines) == sorted(names)
+    assert not list((tmp_path / "raw").rglob("*.part"))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_with_a_summary(flim, tmp_path, sign):
+    flim.add("m1", "Heat (1995)", 200)
+    flim.delay = 0.2
+    process = subprocess.Popen(command(flim, tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    folder = tmp_path / "raw" / "Heat (1995)"
+    wait_for(lambda: folder.is_dir() and len(images(folder)) >= 2)
+    process.send_signal(sign)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Heat (1995)" in out and "run the same command again" in err
+    assert "Traceback" not in err
+
+
+# ----------------------------------------------------------------------------------------------- video
+
+
+def clip(path: Path, shots: list[np.ndarray], frames: int = 24) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 24, (240, 136))
+    for shot in shots:
+        for k in range(frames):
+            writer.write(np.roll(shot, k // 8, axis=1))
+    writer.release()
+    return path
+
+
+def picture(film: int, shot: int) -> np.ndarray:
+    return np.asarray(draw_frame(film, shot, 0))[..., ::-1].copy()
+
+
+def test_video_takes_frames_of_every_shot(tmp_path):
+    black, blurred = np.zeros((136, 240, 3), np.uint8), cv2.GaussianBlur(picture(1, 7), (0, 0), 25)
+    shots = [picture(0, 1), black, picture(2, 2), blurred, picture(4, 3)]
+    path = clip(tmp_path / "The.Big.Film.2001.720p.BluRay.avi", shots)
+    assert main(["video", str(path), "--out", str(tmp_path / "raw")]) == 0
+    folder = tmp_path / "raw" / "The Big Film (2001)"
+    lines = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and {line["file"] for line in lines} == images(folder)
+    seconds = [line["shot_time_ms"] / 1000 for line in lines]
+    assert seconds == pytest.approx([0.5, 2.5, 4.5], abs=0.35)  # the middles of the first, third and fifth
+    assert len({line["shot"] for line in lines}) == 3
+    for line, shot in zip(lines, (shots[0], shots[2], shots[4]), strict=True):
+        frame = cv2.imread(str(folder / line["file"])).astype(int)
+        assert min(abs(np.roll(shot, k, axis=1) - frame).mean() for k in range(4)) < 8  # of that shot, colours right
+    stamps = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert main(["video", str(path), "--out", str(tmp_path / "raw")]) == 0
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == stamps  # a finished film is not done again
+    assert main(["video", str(path), "--out", str(tmp_path / "raw"), "--per-shot", "3"]) == 0
+    again = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+    assert len(again) == len(images(folder)) > 6 and len({line["file"] for line in again}) == len(again)
+
+
+def test_one_broken_video_does_not_stop_the_rest(tmp_path, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a.broken.1999.mkv").write_bytes(b"not a video" * 100)
+    (films / "b.empty.2000.mp4").write_bytes(b"")
+    clip(films / "c.good.2001.avi", [picture(0, 1), picture(1, 2)])
+    assert main(["video", str(films), "--out", str(tmp_path / "raw")]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 2 and "a.broken.1999.mkv" in errors[0] and "b.empty.2000.mp4" in errors[1]
+    assert images(tmp_path / "raw" / "c good (2001)")
+    assert main(["video", str(tmp_path / "nothing"), "--out", str(tmp_path / "raw")]) == 2
+
+
+# ---------------------------------------------------------------------------------------------- titles
+
+
+def imdb(path: Path, rows: list[list[str]]) -> Path:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines("\t".join(row) + "\n" for row in rows)
+    return path
+
+
+@pytest.fixture
+def datasets(tmp_path):
+    basics = [
+        ["tconst", "titleType", "primaryTitle", "originalTitle", "isAdult", "startYear", "endYear", "genres"],
+        ["tt1", "movie", 'Quote " in title', "x", "0", "1990", "\\N", "Drama"],
+        ["tt2", "movie", "Popular", "x", "0", "2000", "\\N", "Drama"],
+        ["tt3", "tvSeries", "Series", "x", "0", "2001", "\\N", "Drama"],
+        ["tt4", "movie", "Adult", "x", "1", "2002", "\\N", "Drama"],
+        ["tt5", "movie", "No year", "x", "0", "\\N", "\\N", "Drama"],
+        ["tt6", "movie", "Few votes", "x", "0", "2003", "\\N", "Drama"],
+        ["tt7", "movie", "Popular", "x", "0", "2000", "\\N", "Drama"],
+        ["tt8", "movie"],
+    ]
+    ratings = [["tconst", "averageRating", "numVotes"]]
+    ratings += [["tt1", "9.0", "30000"], ["tt2", "7.0", "900000"], ["tt3", "9.9", "99999"], ["tt4", "9.9", "99999"]]
+    ratings += [["tt5", "9.9", "99999"], ["tt6", "9.9", "10"], ["tt7", "9.5", "26000"], ["tt8", "9.9", "99999"]]
+    akas = [
+        ["titleId", "ordering", "title", "region", "language", "types", "attributes", "isOriginalTitle"],
+        ["tt2", "1", "Popular", "US", "en", "imdbDisplay", "\\N", "0"],
+        ["tt2", "2", "Рабочее", "RU", "\\N", "working", "\\N", "0"],
+        ["tt2", "3", "Популярный", "RU", "\\N", "imdbDisplay", "\\N", "0"],
+        ["tt1", "1", "Latin only", "RU", "ru", "imdbDisplay", "\\N", "0"],
+    ]
+    parts = {"basics": basics, "ratings": ratings, "akas": akas}
+    return {name: imdb(tmp_path / f"title.{name}.tsv.gz", rows) for name, rows in parts.items()}
+
+
+def test_top_titles(datasets, tmp_path, capsys):
+    flags = ["titles", "--basics", str(datasets["basics"]), "--ratings", str(datasets["ratings"])]
+    assert main([*flags, "--akas", str(datasets["akas"]), "--titles-csv", str(tmp_path / "titles.csv")]) == 0
+    assert capsys.readouterr().out.splitlines() == ['Quote " in title (1990)', "Popular (2000)"]
+    with open(tmp_path / "titles.csv", newline="", encoding="utf-8") as file:
+        assert {row["title"]: row["ru"] for row in csv.DictReader(file)} == {
+            'Quote " in title (1990)': "", "Popular (2000)": "Популярный",
+        }  # fmt: skip
+    assert main([*flags, "--by", "votes", "--top", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["Popular (2000)"]
+
+
+def test_damaged_datasets(datasets, tmp_path, capsys):
+    cut = tmp_path / "cut.tsv.gz"
+    cut.write_bytes(datasets["basics"].read_bytes()[:-20])
+    page = tmp_path / "page.tsv.gz"
+    page.write_bytes(b"<html>")
+    for path, code in ((cut, 1), (page, 1), (datasets["ratings"], 2), (tmp_path / "none.tsv.gz", 2)):
+        assert main(["titles", "--basics", str(path), "--ratings", str(datasets["ratings"])]) == code
+        error = capsys.readouterr().err
+        assert str(path) in error and len(error.splitlines()) == 1
+    assert top_titles(datasets["basics"], datasets["ratings"], top=1)[0]["tconst"] == "tt1"
