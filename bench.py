@@ -1,6 +1,7 @@
 """Measure every speed that the README states, each against the original project's way, in one run on this machine.
 
 python bench.py render                                           # rendered films, frames a second on one core
+python bench.py scrape                                           # downloads from a slow server: many at once or one
 python bench.py filter RAW --detector yolov8n.pt                 # persons seen: batches against one image a call
 python bench.py train data/demo/processed --arch mobilenetv2     # our loop against ImageFolder, DataLoader, fp32
 python bench.py infer runs/RUN/best.pt --model export --frames FOLDER    # JPEG to answer: torch against the export
@@ -61,6 +62,90 @@ def bench_render(frames: int = 240) -> list[dict]:
         width, height = frame.shape[1::-1]
         rows.append((f"{width}x{height}, {per_shot} frames a shot", frames / (time.perf_counter() - start), "frames/s"))
     return show("rendered films, one core", rows)
+
+
+def bench_scrape(images: int = 300, latency: float = 0.05) -> list[dict]:
+    """Images a second from a loopback server that waits before each image: one at a time on new connections, and ours.
+
+    Both ask the API as often as its pages want; scrape.py keeps to its 2 calls a second meanwhile.
+    """
+    import io
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    import requests
+    from PIL import Image
+
+    from scrape import PER_PAGE, scrape_flim
+
+    rng, calls = np.random.default_rng(0), []
+
+    def picture(i: int) -> bytes:
+        rough = Image.fromarray(rng.integers(0, 255, (18, 32, 3), dtype=np.uint8)).resize((960, 540), Image.BICUBIC)
+        file = io.BytesIO()
+        rough.save(file, format="JPEG", quality=90)
+        return file.getvalue()
+
+    pictures = [picture(i) for i in range(images)]
+
+    class Server(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_):
+            pass
+
+        def reply(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            time.sleep(latency)
+            self.reply(pictures[int(self.path[1:])])
+
+        def do_POST(self):
+            calls.append(time.perf_counter())
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if "suggest" in body:
+                suggestion = {"id": "1", "name": "Bench (2026)", "entity": "ENTITY_MOVIE"}
+                return self.reply(json.dumps({"suggestions": [suggestion]}).encode())
+            numbers = range(images)[body["page"] * PER_PAGE : (body["page"] + 1) * PER_PAGE]
+            found = [{"id": f"i{n}", "medium_resolution_url": f"{url}/{n}", "shot_time": n} for n in numbers]
+            answer = {"total_number_of_results": images, "number_of_results": len(found), "images": found}
+            return self.reply(json.dumps({"query_response": answer}).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.daemon_threads = True
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            start, page = time.perf_counter(), 0
+            requests.post(f"{url}/2.0.0/suggest-entities", json={"suggest": "Bench (2026)"}, timeout=10)
+            while found := requests.post(f"{url}/2.0.0/search", json={"page": page}, timeout=10).json()[
+                "query_response"
+            ]["images"]:
+                for image in found:
+                    data = requests.get(image["medium_resolution_url"], timeout=10).content
+                    Path(folder, f"{image['id']}.jpg").write_bytes(data)
+                page += 1
+            old = images / (time.perf_counter() - start)
+            calls.clear()
+            start = time.perf_counter()
+            result = scrape_flim(["Bench (2026)"], Path(folder) / "raw", api=url)
+            new = images / (time.perf_counter() - start)
+    finally:
+        server.shutdown()
+    if result["films"]["Bench (2026)"]["new"] != images:
+        raise UserError(f"only {result['films']} arrived")
+    rows = show(
+        f"scrape, {images} images, {latency * 1000:.0f} ms each",
+        [("original's way", old, "images/s"), ("scrape.py", new, "images/s")],
+    )
+    print(f"  API calls {len(calls)}, the closest two {min(np.diff(calls)):.2f} s apart (limit 2 a second)")
+    return rows
 
 
 def bench_filter(raw: Path, detector: str, limit: int = 200) -> list[dict]:
@@ -180,7 +265,7 @@ if what == "torch":
     from PIL import Image
     from models import build_model
     state = torch.load(model, map_location="cpu", weights_only=True)
-    net = build_model(state["arch"], state["classes"], pretrained=False)
+    net = build_model(state["arch"], state["classes"], pretrained=False, levels=bool(state["args"].get("levels")))
     net.load_state_dict(state["model"]); net.eval()
     t = torchvision.transforms
     spec = state["preprocessing"]
@@ -240,6 +325,9 @@ def get_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     render = commands.add_parser("render", help="rendered films")
     render.add_argument("--frames", type=int, default=240, help="default: %(default)s")
+    scraping = commands.add_parser("scrape", help="downloads from a slow server")
+    scraping.add_argument("--images", type=int, default=300, help="default: %(default)s")
+    scraping.add_argument("--latency", type=float, default=50.0, help="ms an image (default: %(default)s)")
     filtering = commands.add_parser("filter", help="filter.py with a person detector")
     filtering.add_argument("raw", type=Path, help="folder of frames")
     filtering.add_argument("--detector", required=True, help="local YOLO weights")
@@ -264,6 +352,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--steps must be 3 or more, of which 2 warm up")
     if args.command == "render":
         rows = bench_render(args.frames)
+    elif args.command == "scrape":
+        rows = bench_scrape(args.images, args.latency / 1000)
     elif args.command == "filter":
         rows = bench_filter(args.raw, args.detector, args.frames)
     elif args.command == "train":

@@ -344,7 +344,7 @@ def load_checkpoint(checkpoint: Path, data: Path) -> tuple[nn.Module, dict, dict
     labels = {name: np.array([index.get(row["movie"], -1) for row in rows], int) for name, rows in chosen.items()}
     if not len(labels["val"]) or not len(labels["test"]):
         raise UserError(f"--data {data}: no val or no test frames to calibrate and check on; add frames")
-    model = build_model(state["arch"], found, pretrained=False)
+    model = build_model(state["arch"], found, pretrained=False, levels=bool(state["args"].get("levels")))
     model.load_state_dict(state["model"])
     return model.eval(), state, frames, labels
 

@@ -6,6 +6,7 @@ python models.py vit_small_patch14_dinov2     # of any timm model
 
 import argparse
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -35,18 +36,70 @@ OFFLINE = "give a local file with --init FILE, or start from random weights with
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear head. forward: float32 [N, 3, S, S], normalised -> logits [N, C], embedding [N, D]."""
+    """A backbone and a linear head. forward: float32 [N, 3, S, S], normalised -> logits [N, C], embedding [N, D].
 
-    def __init__(self, backbone: nn.Module, dim: int, classes: int):
+    dim: of the backbone's output. levels: names of blocks whose mean over the picture (and class token) join the
+    embedding. Early blocks see palette, grain and line, by which a film is known as much as by what its frames show;
+    style as the statistics of feature maps is Gatys 2016. Each level is brought to the same scale.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int, classes: int, levels: list[str] = ()):
         super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(dim, classes)
+        self.backbone, self.levels, self.seen = backbone, list(levels), []
+        for name in self.levels:
+            backbone.get_submodule(name).register_forward_hook(self._see)
+        self.dims = [dim]
+        if self.levels:
+            with torch.no_grad():
+                size = PREPROCESSING["size"]
+                backbone.eval()(torch.zeros(1, 3, size, size))
+            self.dims += [part.shape[1] for part in self.seen]
+            self.seen = []
+            backbone.train()
+            self.norm = nn.BatchNorm1d(sum(self.dims), affine=False)
+            scale = torch.cat([torch.full((d,), d**-0.5) for d in self.dims])
+            self.register_buffer("scale", scale, persistent=False)
+        self.head = nn.Linear(sum(self.dims), classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
+    def _see(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        """Keep what a level says of the picture: [N, C, H, W], [N, H, W, C] or tokens [N, L, C] -> [N, C or 2C]."""
+        if output.ndim == 4:
+            self.seen.append(output.mean((1, 2) if getattr(self.backbone, "output_fmt", "") == "NHWC" else (2, 3)))
+            return
+        prefix = getattr(self.backbone, "num_prefix_tokens", 0)
+        self.seen.append(torch.cat([output[:, : min(prefix, 1)].flatten(1), output[:, prefix:].mean(1)], 1))
+
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         embedding = self.backbone(images)
+        if self.levels:
+            embedding = self.norm(torch.cat([embedding, *self.seen], 1).float()) * self.scale
+            self.seen = []
         return self.head(embedding), embedding
+
+    @torch.no_grad()
+    def set_norm(self, embedding: torch.Tensor) -> None:
+        """Take the statistics of embeddings [N, D], made before the norm had any, as the norm's own."""
+        raw = (embedding.to(self.scale) / self.scale).float()
+        self.norm.running_mean.copy_(raw.mean(0))
+        self.norm.running_var.copy_(raw.var(0))
+
+    def level_logits(self, embedding: torch.Tensor) -> list[torch.Tensor]:
+        """Logits [N, C] of each level by itself; their mean is what forward returns."""
+        parts = zip(embedding.split(self.dims, 1), self.head.weight.split(self.dims, 1), strict=True)
+        return [F.linear(part, weight * len(self.dims), self.head.bias) for part, weight in parts]
+
+
+def find_levels(backbone: nn.Module) -> list[str]:
+    """Names of the blocks at a sixth, a third and two thirds of the depth; empty where the model has no such list."""
+    names = [name for name, _ in backbone.named_children()]
+    blocks = [name for name in names if re.fullmatch(r"layer\d", name)]
+    for container in ("blocks", "stages", "features", "layers"):
+        if not blocks and container in names:
+            blocks = [f"{container}.{name}" for name, _ in backbone.get_submodule(container).named_children()]
+            blocks = [name for name in blocks if "denseblock" in name] or blocks
+    return [blocks[math.ceil(share * len(blocks)) - 1] for share in (1 / 6, 1 / 3, 2 / 3)] if len(blocks) > 3 else []
 
 
 class ClipClassifier(nn.Module):
@@ -67,6 +120,14 @@ class ClipClassifier(nn.Module):
         return self.scale.exp().clamp(max=100) * embedding @ F.normalize(self.head, dim=-1).T, embedding
 
 
+def is_transformer(arch: str) -> bool:
+    """Whether an architecture of build_model normalises layers as transformers do; builds it without memory."""
+    if arch == "clip_vit_base_patch32":
+        return True
+    with torch.device("meta"):
+        return any(isinstance(m, nn.LayerNorm) for m in build_model(arch, ["", ""], pretrained=False).modules())
+
+
 def preprocessing_for(arch: str) -> dict:
     """The preprocessing that this architecture's pretrained weights expect."""
     if arch == "clip_vit_base_patch32":
@@ -77,12 +138,20 @@ def preprocessing_for(arch: str) -> dict:
     return PREPROCESSING | ({"mean": list(config.mean), "std": list(config.std)} if config else {})
 
 
-def build_model(arch: str, classes: list[str], *, pretrained: bool = True, init: str | Path | None = None) -> nn.Module:
+def build_model(
+    arch: str,
+    classes: list[str],
+    *,
+    pretrained: bool = True,
+    init: str | Path | None = None,
+    levels: bool = False,
+) -> nn.Module:
     """Module for one of ARCHITECTURES or a timm name, with a new head for these classes.
 
-    pretrained: weights from the official hub, unless init names a local file (torchvision, timm or our checkpoint; for
-    CLIP a folder in the layout of save_pretrained). Raises UserError for an unknown name, weights that do not fit, or a
-    hub that can't be reached.
+    levels: let early blocks speak too (see Classifier); not for CLIP, whose head starts from texts. pretrained: weights
+    from the official hub, unless init names a local file (torchvision, timm or our checkpoint; for CLIP a folder in the
+    layout of save_pretrained). Raises UserError for an unknown name, weights that do not fit, or a hub that can't be
+    reached.
     """
     if init is not None and not Path(init).exists():
         raise UserError(f"--init {init}: no such file or folder", 2)
@@ -108,7 +177,7 @@ def build_model(arch: str, classes: list[str], *, pretrained: bool = True, init:
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise UserError(f"the weights of {arch} can't be had ({reason}); {OFFLINE}") from None
-    model = Classifier(backbone, dim, len(classes))
+    model = Classifier(backbone, dim, len(classes), find_levels(backbone) if levels else [])
     if init is not None:
         load_weights(model, init, classes)
     return model
@@ -260,7 +329,7 @@ def multiply_adds(model: nn.Module, size: int) -> int:
     weight = next(model.parameters())
     training = model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # not under no_grad, which its hooks do not stand
         model(torch.zeros(1, 3, size, size, device=weight.device))
     model.train(training)
     return counter.get_total_flops() // 2

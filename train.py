@@ -29,7 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 from identify import UserError, one_line_errors, preprocess, read_image, softmax, whole_file
-from models import ARCHITECTURES, build_model, multiply_adds, preprocessing_for
+from models import ARCHITECTURES, build_model, is_transformer, multiply_adds, preprocessing_for
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
 RECIPES = {
@@ -37,20 +37,20 @@ RECIPES = {
         "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
         "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08,
         "train_size": 224, "flip": 0.0, "colour": 0.0, "degrade": 0.0, "mixup": 0.0, "keep_bars": True,
-        "select": "top1",
+        "select": "top1", "levels": False,
     },
     "best": {
         "epochs": 16, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
         "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 1.0, "crop": 0.2,
         "train_size": 192, "flip": 0.5, "colour": 0.1, "degrade": 0.1, "mixup": 0.0, "keep_bars": False,
-        "select": "balanced",
+        "select": "balanced", "levels": False,
     },
 }  # fmt: skip
 # pretrained transformers bend easily on a few hundred frames: start from a probe, and move gently
-GENTLE = {"epochs": 6, "lr": 5e-5, "first_layer": 0.1, "probe": 30.0, "crop": 0.5, "smoothing": 0.05}
+GENTLE = {"epochs": 6, "lr": 5e-5, "first_layer": 0.1, "probe": 30.0, "levels": True, "crop": 0.5, "smoothing": 0.05}
 SHARES = ("warmup", "first_layer", "freeze", "ema", "smoothing", "balance", "crop", "flip", "colour", "degrade")
 RECIPE_HELP = {
-    "epochs": "passes over the training frames",
+    "epochs": "passes over the training frames; 0 for the probe alone",
     "batch_size": "frames a step",
     "lr": "peak learning rate of AdamW (of the head)",
     "weight_decay": "of AdamW, on matrices; 0 for none",
@@ -67,7 +67,8 @@ RECIPE_HELP = {
     "colour": "strength of brightness, contrast and saturation changes; 0 for none",
     "degrade": "chance of blur, noise or a subtitle bar; 0 for none",
     "mixup": "beta parameter of mixup; 0 for none",
-    "probe": "C of the logistic regression that starts the head, before the layers below learn; 0 for none",
+    "probe": "C of the logistic regression (features of length 1) that starts the head before others learn; 0 for none",
+    "levels": "let early blocks, which see palette and grain, speak beside the last",
     "select": "val figure that picks best.pt: top1 or balanced",
 }
 
@@ -314,21 +315,26 @@ def rate_at(step: int, *, steps: int, per_epoch: int, recipe: dict) -> float:
 
 @torch.no_grad()
 def start_head(model: nn.Module, embedding: np.ndarray, labels: np.ndarray, strength: float) -> None:
-    """Put a logistic regression on frozen features into the head: fine-tuning from there bends them less (Kumar 2022).
+    """Put logistic regressions on frozen features into the head: fine-tuning from there bends them less (Kumar 2022).
 
-    embedding [N, D], labels [N] of the training frames; strength: scikit-learn's C on standardised features.
+    embedding [N, D], labels [N] of the training frames. strength: scikit-learn's C on features of mean length 1. Each
+    level is fitted by itself and the mean of their logits taken, which beats one fit on all of them together.
     """
     from sklearn.linear_model import LogisticRegression
 
-    mean, scale = embedding.mean(0), np.linalg.norm(embedding - embedding.mean(0), axis=1).mean() / 8
-    probe = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced").fit(
-        (embedding - mean) / scale, labels
-    )
-    weight, bias = probe.coef_ / scale, probe.intercept_ - probe.coef_ @ mean / scale
-    if len(weight) == 1:  # scikit-learn keeps one row for two classes
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    model.head.weight.copy_(torch.from_numpy(weight))
-    model.head.bias.copy_(torch.from_numpy(bias))
+    weights, biases = [], []
+    for part in np.split(embedding.astype(np.float64), np.cumsum(model.dims)[:-1], axis=1):
+        mean = part.mean(0)
+        length = np.linalg.norm(part - mean, axis=1).mean()
+        probe = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
+        probe.fit((part - mean) / length, labels)
+        weight, bias = probe.coef_ / length, probe.intercept_ - probe.coef_ @ mean / length
+        if len(weight) == 1:  # scikit-learn keeps one row for two classes
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        weights.append(weight / len(model.dims))
+        biases.append(bias)
+    model.head.weight.copy_(torch.from_numpy(np.concatenate(weights, axis=1)))
+    model.head.bias.copy_(torch.from_numpy(np.mean(biases, axis=0)))
 
 
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
@@ -415,10 +421,11 @@ def train_model(
     for name in ("val", "test"):
         if not chosen[name]:
             raise UserError(f"{data}: no {name} frames; each film needs shots enough for three splits")
-    model = build_model(arch, classes, pretrained=pretrained, init=init)
-    transformer = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    transformer = is_transformer(arch)
     gentle = GENTLE if recipe_name == "best" and transformer and (pretrained or init) else {}
     recipe = RECIPES[recipe_name] | gentle | (recipe or {})
+    model = build_model(arch, classes, pretrained=pretrained, init=init, levels=recipe["levels"])
+    levels = getattr(model, "levels", [])
     size = recipe["train_size"]
     spec = preprocessing_for(arch) | {"crop_bars": not recipe["keep_bars"]}
     try:
@@ -446,13 +453,15 @@ def train_model(
     model = model.to(where)
     if not transformer:
         model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
-    if recipe["probe"] and isinstance(model.head, nn.Linear) and not resume:
+    probed = bool(recipe["probe"]) and isinstance(model.head, nn.Linear)
+    if (probed or levels) and not (resume and (run / "last.pt").exists()):
         plain = load_frames(chosen["train"], spec)
         _, embedding = predict(model, plain, spec, device=where, bf16=bf16)
-        start_head(model, embedding, labels["train"], recipe["probe"])
-        logits, _ = predict(model, frames["val"], spec, device=where, bf16=bf16)
-        begun = measure(logits, labels["val"])
-        print(f"probe on frozen features: val top-1 {begun['top1']:.4f}  balanced {begun['balanced']:.4f}")
+        if levels:
+            model.set_norm(torch.from_numpy(embedding))
+            _, embedding = predict(model, plain, spec, device=where, bf16=bf16)
+        if probed:
+            start_head(model, embedding, labels["train"], recipe["probe"])
     average = copy.deepcopy(model).requires_grad_(False) if recipe["ema"] else model
     groups = parameter_groups(model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer", "freeze")})
     optimiser = torch.optim.AdamW(groups, fused=where.type == "cuda")
@@ -461,6 +470,8 @@ def train_model(
     steps = per_epoch * recipe["epochs"]
     shuffle, draw = torch.Generator().manual_seed(seed), torch.Generator(where).manual_seed(seed)
     target = torch.from_numpy(labels["train"]).to(where)
+    if recipe["epochs"] == 0 and not probed:
+        raise UserError("--epochs 0 leaves the head as it began; it needs --probe and a linear head", 2)
     images = frames["train"].to(where) if where.type == "cuda" and _fits(frames["train"]) else frames["train"]
     history, best, first = [], None, 0
     if resume and (run / "last.pt").exists():
@@ -490,6 +501,19 @@ def train_model(
         with whole_file(path) as file:
             torch.save(state | {"figures": best, "commit": commit} | extra, file)
 
+    def save_last(epoch: int) -> None:
+        state = {"training": model.state_dict(), "optimiser": optimiser.state_dict(), "shuffle": shuffle.get_state()}
+        state |= {"draw": draw.get_state(), "torch_rng": torch.get_rng_state(), "history": history, "best": best}
+        save(run / "last.pt", state | {"epoch": epoch})
+        _write_metrics(run / "metrics.csv", history)
+
+    if probed and not history:  # on few frames nothing that follows may beat it
+        figures = measure(predict(average, frames["val"], spec, device=where, bf16=bf16)[0], labels["val"])
+        best = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, **figures, "images_per_s": 0.0, "tflops": 0.0}
+        history.append(best)
+        save(run / "best.pt", {})
+        save_last(0)
+        print(f"the probe alone: val top-1 {figures['top1']:.4f}  balanced {figures['balanced']:.4f}", flush=True)
     stop, in_main = [], threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGTERM, lambda *_: stop.append(1)) if in_main else None
     try:
@@ -499,6 +523,8 @@ def train_model(
             for module in model.modules():  # a frozen layer keeps its statistics too
                 if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                     module.eval()
+            if levels and probed:  # the head was fitted to these statistics
+                model.norm.eval()
             total, clock, warm = torch.zeros((), device=where), time.perf_counter(), 0
             for k in tqdm(range(per_epoch), unit="step", desc=f"epoch {epoch + 1}", disable=None, leave=False):
                 if k == 1:
@@ -516,8 +542,10 @@ def train_model(
                     inputs = inputs.lerp(inputs.flip(0), mix)
                     truth = truth.lerp(truth.flip(0), mix)
                 with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
-                    logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), truth, label_smoothing=recipe["smoothing"])
+                    logits, embedding = model(inputs.contiguous(memory_format=torch.channels_last))
+                    answers = model.level_logits(embedding) if levels else [logits]  # each level learns by itself
+                losses = [F.cross_entropy(a.float(), truth, label_smoothing=recipe["smoothing"]) for a in answers]
+                loss = sum(losses) / len(losses)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
@@ -539,14 +567,7 @@ def train_model(
             if best is None or (row[recipe["select"]], -row["loss"]) >= (best[recipe["select"]], -best["loss"]):
                 best = row
                 save(run / "best.pt", {})
-            state = {
-                "training": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "shuffle": shuffle.get_state(),
-            }
-            state |= {"draw": draw.get_state(), "torch_rng": torch.get_rng_state(), "history": history, "best": best}
-            save(run / "last.pt", state | {"epoch": epoch + 1})
-            _write_metrics(run / "metrics.csv", history)
+            save_last(epoch + 1)
             left = (recipe["epochs"] - epoch - 1) * (time.perf_counter() - clock)
             print(
                 f"epoch {epoch + 1:3}/{recipe['epochs']}  train loss {mean:7.4f}  val loss {row['loss']:7.4f}  "
@@ -725,6 +746,9 @@ def get_parser() -> argparse.ArgumentParser:
         choices = {"schedule": ["cosine", "step"], "select": ["top1", "balanced"]}.get(key)
         kind = type(RECIPES["best"][key])
         flag = f"--{key.replace('_', '-')}"
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} ({values})")
+            continue
         group.add_argument(flag, type=kind, choices=choices, metavar="X", help=f"{text} ({values})")
     parser.epilog = f"pretrained transformers under the recipe best: {GENTLE}"
     group.add_argument("--keep-bars", action=argparse.BooleanOptionalAction, help="leave black bars in (original: yes)")
@@ -749,7 +773,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe = {key: getattr(args, key) for key in RECIPES["best"] if getattr(args, key) is not None}
     for key, value in recipe.items():
         flag = f"--{key.replace('_', '-')}"
-        if key in ("epochs", "batch_size", "lr", "train_size", "crop") and value <= 0:
+        if key in ("batch_size", "lr", "train_size", "crop") and value <= 0:
             parser.error(f"{flag} must be more than 0")
         if key in SHARES and not 0 <= value <= 1:
             parser.error(f"{flag} must be between 0 and 1")

@@ -6,7 +6,7 @@ from conftest import shared
 
 import models
 from identify import UserError
-from models import ARCHITECTURES, build_model, load_weights, read_state
+from models import ARCHITECTURES, build_model, is_transformer, load_weights, read_state
 
 CLASSES = ["Brazil (1985)", "Face/Off (1997)", "WALL·E (2008)"]
 
@@ -112,3 +112,41 @@ def test_real_weights_fit_whole(arch, weights, capsys):
     total = sum(k.startswith("backbone.") for k in model.state_dict())
     assert f"{total} of {total} backbone tensors matched" in capsys.readouterr().out
     load_weights(model, shared("weights", weights), CLASSES)
+
+
+def test_levels_of_a_transformer_are_what_timm_says_they_are():
+    model = build_model("test_vit3", CLASSES, pretrained=False, levels=True).eval()
+    images = torch.randn(2, 3, 224, 224)
+    model.set_norm(torch.randn(9, sum(model.dims)))
+    with torch.no_grad():
+        logits, embedding = model(images)
+        blocks = [int(name.removeprefix("blocks.")) for name in model.levels]
+        final, parts = model.backbone.forward_intermediates(
+            images, indices=blocks, output_fmt="NLC", return_prefix_tokens=True
+        )
+        raw = [model.backbone.forward_head(final)]
+        raw += [torch.cat([prefix[:, 0], tokens.mean(1)], 1) for tokens, prefix in parts]
+    assert model.dims == [part.shape[1] for part in raw] and len(model.dims) == 4
+    expected = (torch.cat(raw, 1) - model.norm.running_mean) / (model.norm.running_var + 1e-5).sqrt()
+    lengths = torch.cat([torch.full((d,), d**-0.5) for d in model.dims])
+    torch.testing.assert_close(embedding, expected * lengths, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.stack(model.level_logits(embedding)).mean(0), logits)
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "mobilenetv2", "densenet121", "test_convnext", "test_resnet"])
+def test_levels_of_a_cnn_are_means_of_its_maps(arch):
+    model = build_model(arch, CLASSES, pretrained=False, levels=True).eval()
+    maps = []
+    for name in model.levels:
+        model.backbone.get_submodule(name).register_forward_hook(lambda _, __, out: maps.append(out))
+    with torch.no_grad():
+        _, embedding = model(torch.randn(2, 3, 64, 64))
+    sides = [m.shape[-1] for m in maps]
+    assert len(maps) == 3 and sides == sorted(sides, reverse=True)
+    raw = embedding / model.scale * (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(raw[:, model.dims[0] :], torch.cat([m.mean((2, 3)) for m in maps], 1))
+
+
+def test_transformers_are_told_from_cnns():
+    kinds = {"deit_base_patch16_224": True, "clip_vit_base_patch32": True, "resnet50": False, "mobilenetv2": False}
+    assert {arch: is_transformer(arch) for arch in kinds} == kinds

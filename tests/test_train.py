@@ -12,6 +12,7 @@ import torch
 
 import train
 from identify import UserError
+from models import build_model
 from train import choose_rows, measure, read_manifest, train_model
 
 ROOT = Path(train.__file__).parent
@@ -118,8 +119,6 @@ def test_augment_keeps_shape_and_is_repeatable():
 
 
 def test_layer_decay_rises_towards_the_head():
-    from models import build_model
-
     for arch in ("mobilenetv2", "test_vit", "resnet10t"):
         model = build_model(arch, ["a", "b"], pretrained=False)
         groups = train.parameter_groups(model, lr=1.0, weight_decay=0.1, first_layer=0.01)
@@ -164,3 +163,41 @@ def test_original_recipe_is_the_original(dataset, tmp_path):
     assert args["weight_decay"] == 1e-4 and args["keep_bars"] is True and args["schedule"] == "step"
     assert out.name == "test_resnet-small-original-limit30-randomsplit"
     assert "RANDOM" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("levels", [False, True])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probe_is_the_mean_of_one_regression_a_level(levels, classes):
+    from sklearn.linear_model import LogisticRegression
+
+    model = build_model("test_vit3", list("abc"[:classes]), pretrained=False, levels=levels).eval()
+    generator = torch.Generator().manual_seed(0)
+    labels = np.arange(24) % classes
+    images = torch.randn(24, 3, 224, 224, generator=generator)
+    images += torch.from_numpy(labels).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        if levels:
+            model.set_norm(model(images)[1])
+        embedding = model(images)[1]
+        train.start_head(model, embedding.numpy(), labels, 30.0)
+        logits = model(images)[0].numpy()
+    expected = []
+    for part in embedding.double().split(model.dims, 1):
+        part = (part - part.mean(0)) / (part - part.mean(0)).norm(dim=1).mean()
+        probe = LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced").fit(part, labels)
+        z = probe.decision_function(part)
+        expected.append(np.stack([-z, z], 1) / 2 if classes == 2 else z)
+    centred = logits - logits.mean(1, keepdims=True)
+    expected = np.mean(expected, 0)
+    np.testing.assert_allclose(centred, expected - expected.mean(1, keepdims=True), atol=2e-3)
+    assert (logits.argmax(1) == labels).mean() > 0.9
+
+
+def test_gentle_run_keeps_the_norm_of_its_probe(dataset, tmp_path):
+    run = quick(dataset, tmp_path, arch="test_vit3", recipe={"probe": 30.0, "levels": True, "epochs": 1, "lr": 1e-4})
+    state = torch.load(run / "best.pt", weights_only=True)
+    assert state["args"]["levels"] is True
+    model = build_model("test_vit3", state["classes"], pretrained=False, levels=True).eval()
+    fresh = model.norm.running_var.clone()
+    model.load_state_dict(state["model"])
+    assert not torch.equal(model.norm.running_var, fresh) and int(model.norm.num_batches_tracked) == 0
