@@ -14,7 +14,6 @@ import hashlib
 import heapq
 import io
 import json
-import math
 import os
 import queue
 import re
@@ -24,6 +23,7 @@ import sys
 import threading
 import time
 import unicodedata
+import zlib
 from difflib import SequenceMatcher
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,7 +37,8 @@ API = "https://api.flim.ai"
 AGENT = "movie-by-frame/1.0 (collects stills to train a film classifier; python-requests)"
 PER_PAGE = 100
 TIMEOUT = (10, 30)  # seconds to connect and between two reads
-SLOWEST = 180  # seconds for one image
+SLOWEST = 180  # seconds for one image or reply
+MAX_REPLY = 50_000_000  # bytes of one answer of the API
 GONE = (401, 403, 404, 410, 451)  # the image can't be had; asking again would not help
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".avi", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv"}
 SUFFIX = {
@@ -113,7 +114,7 @@ def folder_name(title: str) -> str:
     if not text:
         return f"untitled {short_hash(title)}"
     if len(text.encode()) > 150:
-        text = f"{text.encode()[:140].decode(errors='ignore').strip()} {short_hash(title)}"
+        text = f"{text.encode()[:139].decode(errors='ignore').strip()} {short_hash(title)}"
     return text
 
 
@@ -196,7 +197,7 @@ def make_retry(stop: threading.Event, attempts: int, limiter: Limiter | None = N
         def sleep(self, response=None) -> None:
             try:
                 asked = self.get_retry_after(response) if response is not None else None
-            except InvalidHeader:
+            except (InvalidHeader, ValueError, OverflowError):
                 asked = None
             if stop.wait(asked or self.get_backoff_time()):
                 raise Stopped
@@ -212,6 +213,7 @@ def make_session(workers: int = 1, token: str | None = None):
 
     session = requests.Session()
     session.headers["User-Agent"] = AGENT
+    session.auth = lambda request: request  # or requests would send what ~/.netrc holds for the host
     session.max_redirects = 5
     if token:
         session.headers["Authorization"] = f"Bearer {token}"
@@ -226,18 +228,33 @@ def make_session(workers: int = 1, token: str | None = None):
 def persist(call, retry):
     """call() until it returns: Broken and failed connections are tried again as long as retry has patience."""
     import requests
-    from urllib3.exceptions import MaxRetryError
+    from urllib3.exceptions import HTTPError, MaxRetryError
 
     while True:
         try:
             return call()
-        except (Broken, requests.RequestException) as error:
+        except (Broken, requests.RequestException, HTTPError) as error:
             failure = error if isinstance(error, Broken) else Broken(_plain(error))
             try:
                 retry = retry.increment("GET", "", error=error)
             except MaxRetryError:
                 raise failure from None
         retry.sleep(failure.response)
+
+
+def read_body(reply, limit: int, stop: threading.Event) -> bytes:
+    """The body of a streamed reply; a server that drips is not waited for. Raises Refused over limit bytes, Broken."""
+    parts, size, start = [], 0, time.monotonic()
+    while part := reply.raw.read1(1 << 16, decode_content=True):  # urllib3 raises when fewer bytes come than announced
+        parts.append(part)
+        size += len(part)
+        if stop.is_set():
+            raise Stopped
+        if size > limit:
+            raise Refused(f"more than {limit // 1_000_000} MB")
+        if time.monotonic() - start > SLOWEST:
+            raise Broken(f"took more than {SLOWEST} s")
+    return b"".join(parts)
 
 
 def _plain(error: Exception) -> str:
@@ -251,40 +268,55 @@ class Flim:
     """FLIM's API, as far as it is used here. Every call waits for the limiter; raises Broken or UserError."""
 
     def __init__(self, base: str, token: str | None, rate: float, attempts: int, stop: threading.Event):
-        self.base, self.limiter = base.rstrip("/"), Limiter(rate, stop)
+        self.base, self.limiter, self.stop = base.rstrip("/"), Limiter(rate, stop), stop
         self.retry = make_retry(stop, attempts, self.limiter)
         self.session = make_session(token=token)
+        self.answered = False
 
-    def post(self, path: str, body: dict) -> dict:
+    def post(self, path: str, body: dict, key: str) -> dict | list:
+        """The value of key in the reply to body."""
         self.limiter.wait()
 
-        def call() -> dict:
-            reply = self.session.post(f"{self.base}{path}", json=body, timeout=TIMEOUT)
-            if reply.status_code in (401, 403):
-                raise UserError(
-                    f"{self.base} refuses the token (HTTP {reply.status_code}); set FLIM_TOKEN to a valid one"
-                )
-            if reply.status_code == 404:
-                raise UserError(f"--api {self.base}: there is no {path} there (HTTP 404)")
-            if reply.status_code != 200:
-                raise Broken(f"HTTP {reply.status_code} from {path}", reply.raw)
+        def call():
+            request = {"json": body, "timeout": TIMEOUT, "stream": True, "allow_redirects": False}
+            with self.session.post(f"{self.base}{path}", **request) as reply:
+                if reply.status_code != 200:
+                    # what worked a moment ago is not a wrong token or address but a whim
+                    if reply.status_code in (401, 403) and not self.answered:
+                        text = (
+                            f"{self.base} refuses the token (HTTP {reply.status_code}); set FLIM_TOKEN to a valid one"
+                        )
+                        raise UserError(text)
+                    if reply.status_code in (301, 302, 307, 308, 404) and not self.answered:
+                        raise UserError(f"--api {self.base}: there is no {path} there (HTTP {reply.status_code})")
+                    raise Broken(f"HTTP {reply.status_code} from {path}", reply.raw)
+                data = read_body(reply, MAX_REPLY, self.stop)
             try:
-                answer = reply.json()
-            except ValueError:
-                raise Broken(f"{path} answered something that is not JSON") from None
-            if not isinstance(answer, dict):
-                raise Broken(f"{path} answered a {type(answer).__name__}, not an object")
+                answer = json.loads(data)[key]
+            except (ValueError, RecursionError, KeyError, TypeError):
+                raise Broken(f"{path} answered something without {key}") from None
+            if not isinstance(answer, list if key == "suggestions" else dict):
+                raise Broken(f"{path} answered a {type(answer).__name__} for {key}")
+            if key == "query_response" and not isinstance(answer.get("images"), list):
+                raise Broken(f"{path} answered without a list of images")
+            self.answered = True
             return answer
 
-        return persist(call, self.retry)
+        try:
+            return persist(call, self.retry)
+        except Refused as error:
+            raise Broken(f"{path}: {error}") from None
 
     def suggest(self, text: str) -> list[dict]:
-        found = self.post("/2.0.0/suggest-entities", {"media_type": "", "suggest": text}).get("suggestions")
-        found = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+        found = self.post("/2.0.0/suggest-entities", {"media_type": "", "suggest": text}, "suggestions")
+        found = [item for item in found if isinstance(item, dict)]
         return [item for item in found if isinstance(item.get("name"), str) and _identity(item.get("id"))]
 
     def pages(self, movie: str, exclude: list[str]):
-        """Yield the new frames of each page. The end is an empty page; a page that repeats is passed over."""
+        """Yield (new frames of a page, whether all that was promised is there).
+
+        The end is an empty page, asked for twice when more was promised; a page that repeats is passed over.
+        """
         names = "full_text similar_picture_id dop director brand agency production_company actor creator artist"
         search = {"saved_images": False, "movie_id": movie} | dict.fromkeys(names.split(), "")
         search |= {"collection_id": "", "board_id": ""}
@@ -295,16 +327,15 @@ class Flim:
         seen, page, idle, promised, asked_twice = set(), 0, 0, 0, False
         while idle < 3 and page < 10_000:
             body = {"search": search, "page": page, "sort_by": "", "order_by": "", "number_per_pages": PER_PAGE}
-            answer = self.post("/2.0.0/search", body).get("query_response")
-            answer = answer if isinstance(answer, dict) else {}
-            images = answer.get("images") if isinstance(answer.get("images"), list) else []
-            total = answer.get("total_number_of_results")
+            answer = self.post("/2.0.0/search", body, "query_response")
+            images, total = answer["images"], answer.get("total_number_of_results")
             promised = max(promised, total if isinstance(total, int) else 0)
             if not images:
                 if asked_twice or (seen and len(seen) >= promised):
                     return
                 asked_twice = True  # nothing at all, or less than promised: once an empty page may be a slip
                 continue
+            asked_twice = False
             fresh = []
             for image in images:
                 identity = _identity(image.get("id")) if isinstance(image, dict) else None
@@ -313,7 +344,7 @@ class Flim:
                     seen.add(identity)
                     fresh.append(listed_frame(identity, image))
             page, idle = page + 1, 0 if fresh else idle + 1
-            yield fresh
+            yield fresh, len(seen) >= promised
 
 
 def _identity(value) -> str | None:
@@ -323,15 +354,14 @@ def _identity(value) -> str | None:
 def listed_frame(identity: str, image: dict) -> dict:
     """What is kept of an image in a search reply; optional and odd fields become None."""
     time_ms = image.get("shot_time")
-    number = isinstance(time_ms, (int, float)) and not isinstance(time_ms, bool) and math.isfinite(time_ms)
+    number = isinstance(time_ms, (int, float)) and not isinstance(time_ms, bool) and 0 <= time_ms < 1e9
     urls = {size: image.get(f"{size}_resolution_url") for size in ("medium", "full")}
     urls = {size: url if isinstance(url, str) else None for size, url in urls.items()}
-    return {"id": identity, "shot_time_ms": time_ms if number and time_ms >= 0 else None, **urls}
+    return {"id": identity, "shot_time_ms": time_ms if number else None, **urls}
 
 
 def fetch_image(session, url: str, retry, stop: threading.Event) -> tuple[bytes, str, tuple[int, int]]:
     """(bytes, suffix, (width, height)) of an image that arrived whole and decodes. Raises Refused or Broken."""
-    import requests
 
     def call():
         try:
@@ -340,19 +370,9 @@ def fetch_image(session, url: str, retry, stop: threading.Event) -> tuple[bytes,
                     raise Refused(f"HTTP {reply.status_code}")
                 if reply.status_code != 200:
                     raise Broken(f"HTTP {reply.status_code}", reply.raw)
-                parts, size, start = [], 0, time.monotonic()
-                for part in reply.iter_content(1 << 16):  # urllib3 raises when fewer bytes come than were announced
-                    parts.append(part)
-                    size += len(part)
-                    if stop.is_set():
-                        raise Stopped
-                    if size > MAX_BYTES:
-                        raise Refused(f"more than {MAX_BYTES // 1_000_000} MB")
-                    if time.monotonic() - start > SLOWEST:
-                        raise Broken(f"took more than {SLOWEST} s")
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
-            raise Refused("not an http(s) address") from None
-        return check_image(b"".join(parts))
+                return check_image(read_body(reply, MAX_BYTES, stop))
+        except ValueError as error:  # of requests, urllib3 and idna, for addresses and redirects that are none
+            raise Refused(f"not an address that can be asked ({type(error).__name__})") from None
 
     try:
         allowed = urlsplit(url).scheme in ("http", "https")
@@ -388,17 +408,19 @@ class Film:
         folder.mkdir(parents=True, exist_ok=True)
         for part in folder.glob(".*.part"):  # of a run that was killed
             part.unlink()
-        self.lines, self.hashes, self.have = read_lines(self.sidecar), {}, set()
+        self.hashes, self.have = {}, set()
+        self.lines = [line for line in read_lines(self.sidecar) if isinstance(line.get("file", ""), str)]
         self.pending, self.counts, self.on_disk = 0, dict.fromkeys(COUNTS, 0), list(self.lines)
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
         for line in self.lines:
-            if "file" in line and line.get("source") == "flim" and sizes.get(line["file"]) == line.get("bytes"):
+            if line.get("source") == "flim" and sizes.get(line.get("file")) == line.get("bytes", -1):
                 self.have.add(line.get("id"))
                 self.hashes[line.get("sha256")] = line["file"]
         for line in self.lines:  # the same bytes under another id
             if line.get("same_as") in self.hashes.values():
                 self.have.add(line.get("id"))
         self.files = {Path(name).stem: name for name in sizes}
+        self.line, self.listed_before = "", False
 
     def keep(self, frame: dict, data: bytes, suffix: str, size: tuple[int, int], on_disk: bool = False) -> str:
         """Store an image and its line; returns "new", "double" or "had"."""
@@ -427,6 +449,7 @@ class Film:
 
         def place(line: dict) -> tuple:
             time_ms = line.get("shot_time_ms")
+            time_ms = time_ms if isinstance(time_ms, (int, float)) else None
             return "file" not in line, time_ms is None, time_ms or 0, str(line.get("file") or line.get("id"))
 
         order = sorted(latest.values(), key=place)
@@ -438,7 +461,7 @@ class Film:
 
 
 def read_wanted(path: Path) -> list[str]:
-    """Titles of a text file, a line each; empty lines and lines that start with # do not count."""
+    """Titles of a text file, a line each; empty lines and lines that start with "# " do not count."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -446,7 +469,7 @@ def read_wanted(path: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a text file with a line a film, Title (Year)", 2) from None
     lines = [line.strip() for line in text.splitlines()]
-    wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    wanted = list(dict.fromkeys(line for line in lines if line and line != "#" and not line.startswith("# ")))
     if not wanted:
         raise UserError(f"{path}: no titles in it; a line a film, Title (Year)", 2)
     return wanted
@@ -479,8 +502,9 @@ def scrape_flim(
     """Download the stills of the wanted films to out/<Title (Year)>/; a run that was stopped continues.
 
     rate: API calls a second. size: "medium" or "full". max_frames a film, None for all. refresh: list again what was
-    listed before. Returns {"films": {title: counts}, "unmatched": {title: suggestions}, "errors": [..], "stopped":
-    bool, "bytes": int}. Raises UserError where nothing can go on: no such API, a refused token, a full disk.
+    listed before. Returns {"films": {title: counts}, "unmatched": {title: suggestions}, "errors": [(title, reason)],
+    "unfinished": titles of which frames failed, "stopped": bool, "bytes": int}. Raises UserError or OSError where
+    nothing can go on (no such API, a refused token, a full disk), with that dictionary as its attribute "result".
     """
     stop, state = threading.Event(), out / ".flim"
     state.mkdir(parents=True, exist_ok=True)
@@ -489,11 +513,10 @@ def scrape_flim(
     flim = Flim(api, token, rate, attempts, stop)
     image_retry = make_retry(stop, attempts)
     session = make_session(workers)  # no token for whoever holds the images
-    known = {
-        item["wanted"]: item for item in read_lines(state / "ids.jsonl") if {"wanted", "id", "folder"} <= set(item)
-    }
+    lines = [item for item in read_lines(state / "ids.jsonl") if {"wanted", "id", "folder"} <= set(item)]
+    known = {item["wanted"]: item for item in lines}
     folders = {item["folder"].casefold(): item["id"] for item in known.values()}
-    result = {"films": {}, "unmatched": {}, "errors": [], "stopped": False, "bytes": 0}
+    result = {"films": {}, "unmatched": {}, "errors": [], "unfinished": [], "stopped": False, "bytes": 0}
     jobs: queue.Queue = queue.Queue(maxsize=4 * workers)
     fatal: list[Exception] = []
     tally = threading.Lock()
@@ -508,26 +531,29 @@ def scrape_flim(
             result["bytes"] += len(data)
         return film.keep(frame, data, suffix, shape)
 
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a closed or full stderr is no reason to stop
+            tqdm.write(" ".join(text.split()), file=sys.stderr)
+
     def work() -> None:
         while (job := jobs.get()) is not None:
             film, frame = job
+            outcome = "left"
             try:
-                outcome = "left" if stop.is_set() else download(film, frame)
+                if not stop.is_set():
+                    outcome = download(film, frame)
             except Stopped:
-                outcome = "left"
-            except Refused as error:
-                outcome = "gone"
-                tqdm.write(f"{film.folder.name}: {frame['id'][:60]!r} can't be had: {error}", file=sys.stderr)
-            except Broken as error:
-                outcome = "failed"
-                tqdm.write(f"{film.folder.name}: {frame['id'][:60]!r} failed: {error}", file=sys.stderr)
+                pass
+            except (Refused, Broken) as error:
+                outcome = "gone" if isinstance(error, Refused) else "failed"
+                say(f"{film.folder.name}: {frame['id'][:60]!r} {outcome}: {error}")
             except Exception as error:  # a full disk; or a defect, which must not hang the run
-                outcome = "left"
                 fatal.append(error)
                 stop.set()
-            with film.lock:
-                film.counts[outcome] += 1
-                film.pending -= outcome != "left"
+            finally:
+                with film.lock:
+                    film.counts[outcome] += 1
+                    film.pending -= outcome != "left"
 
     def put(film: Film, frame: dict) -> None:
         """Give a frame to the workers unless it is there already."""
@@ -544,7 +570,7 @@ def scrape_flim(
             with contextlib.suppress(queue.Full):
                 return jobs.put((film, frame), timeout=0.2)
 
-    def one_film(line: str) -> None:
+    def one_film(line: str, again: bool = False) -> None:
         entry = known.get(line)
         if entry is None:
             found, near = resolve(flim, line)
@@ -559,80 +585,94 @@ def scrape_flim(
             entry = {"wanted": line, "id": identity, "name": found["name"], "folder": folder}
             append_line(state / "ids.jsonl", entry)
             known[line], folders[folder.casefold()] = entry, identity
-        if entry["folder"] in result["films"]:  # two lines of the list are one film
+        if entry["folder"] in result["films"] and not again:  # two lines of the list are one film
             return
         film = Film(out / entry["folder"])
+        film.line = line
         films.append(film)
         result["films"][entry["folder"]] = film.counts
         path = state / f"{short_hash(entry['id'])}.json"
-        listing = None if refresh else next(iter(read_lines(path)), None)
-        if listing and (listing["exclude"] != (exclude or []) or not (listing["complete"] or max_frames)):
-            listing = None
-        if listing and not listing["complete"] and len(listing["frames"]) < max_frames:
-            listing = None
-        if listing:
-            for frame in listing["frames"][:max_frames]:
-                put(film, frame)
-            return
-        frames, complete = [], True
-        for fresh in flim.pages(entry["id"], exclude or []):
+        listing = None if refresh or again else next(iter(read_lines(path)), None)
+        if listing and listing.get("exclude") == (exclude or []):
+            enough = listing["complete"] or (max_frames and len(listing["frames"]) >= max_frames)
+            if enough:
+                film.listed_before = True
+                for frame in listing["frames"][:max_frames]:
+                    put(film, frame)
+                return
+        frames, complete = [], False
+        for fresh, everything in flim.pages(entry["id"], exclude or []):
+            complete = everything
             for frame in fresh[: None if max_frames is None else max_frames - len(frames)]:
                 put(film, frame)
             frames += fresh
             if max_frames is not None and len(frames) >= max_frames:
-                complete = False
                 break
         with whole_file(path, "w", encoding="utf-8") as file:
             json.dump({"id": entry["id"], "exclude": exclude or [], "complete": complete, "frames": frames}, file)
 
-    films, threads = [], [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    bar, clock, in_a_row = tqdm(total=len(wanted), unit="film", disable=None), time.monotonic(), 0
-
-    def show() -> None:
-        frames = sum(film.counts["new"] for film in films)
-        speed = result["bytes"] / 1e6 / max(time.monotonic() - clock, 1e-9)
-        bar.set_postfix_str(f"{frames} new frames, {speed:.1f} MB/s")
-
-    def finish(wait: bool) -> None:
-        for film in list(films):
-            while wait and film.pending:
+    def feed() -> None:
+        """Go through the list; in a thread of its own, so that Ctrl-C never waits for a name server."""
+        in_a_row = 0
+        try:
+            for line in wanted:
+                try:
+                    one_film(line)
+                    in_a_row = 0
+                except Broken as error:
+                    result["errors"].append((line, str(error)))
+                    say(f"{line}: {error}")
+                    in_a_row += 1
+                    if in_a_row == 5:
+                        raise UserError(f"--api {api}: five films in a row failed, the last with: {error}") from None
+                bar.update()
+                finish()
+                show()
+            while films:
                 if stop.wait(0.05):
                     raise Stopped
+                finish()
                 show()
-            if not film.pending:
-                film.finish()
-                films.remove(film)
-                done.append(film)
+        except Stopped:
+            pass
+        except Exception as error:
+            fatal.append(error)
+            stop.set()
 
-    done: list[Film] = []
-    terminated = _on_terminate()
+    def show() -> None:
+        frames = sum(counts["new"] for counts in result["films"].values())
+        speed = result["bytes"] / 1e6 / max(time.monotonic() - clock, 1e-9)
+        with contextlib.suppress(OSError, ValueError):
+            bar.set_postfix_str(f"{frames} new frames, {speed:.1f} MB/s")
+
+    def finish() -> None:
+        for film in [film for film in films if not film.pending]:
+            film.finish()
+            films.remove(film)
+            if film.counts["failed"]:
+                result["unfinished"].append(film.line)
+            if film.counts["gone"] and film.listed_before:  # old addresses: list the film anew, once
+                with contextlib.suppress(Broken):
+                    one_film(film.line, again=True)
+
+    films: list[Film] = []
+    bar, clock = tqdm(total=len(wanted), unit="film", disable=None), time.monotonic()
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    threads.append(threading.Thread(target=feed, daemon=True))
+    for thread in threads:
+        thread.start()
     try:
-        for line in wanted:
-            try:
-                one_film(line)
-                in_a_row = 0
-            except Broken as error:
-                result["errors"].append(f"{line}: {error}")
-                tqdm.write(f"{line}: {error}", file=sys.stderr)
-                in_a_row += 1
-                if in_a_row == 5:
-                    raise UserError(f"--api {api}: five films in a row failed, the last with: {error}") from None
-            bar.update()
-            finish(wait=False)
-            show()
-        finish(wait=True)
-    except (KeyboardInterrupt, Stopped):
-        result["stopped"] = not fatal
+        while threads[-1].is_alive():
+            threads[-1].join(0.2)
+    except KeyboardInterrupt:
+        result["stopped"] = True
     finally:
-        terminated()
         stop.set()
         bar.close()
         with contextlib.suppress(queue.Empty):
             while True:
                 jobs.get_nowait()
-        for _ in threads:
+        for _ in range(workers):
             jobs.put(None)
         limit = time.monotonic() + 1.2
         for thread in threads:  # they are daemons: one that waits for a dead server holds nobody up
@@ -640,36 +680,33 @@ def scrape_flim(
         for film in films:
             film.counts["left"] = film.pending
     if fatal:
+        fatal[0].result = result
         raise fatal[0]
     if not result["stopped"]:
-        for film in done:  # a listing with addresses that no longer answer must not be used again
-            if film.counts["gone"]:
-                identity = folders[film.folder.name.casefold()]
-                (state / f"{short_hash(identity)}.json").unlink(missing_ok=True)
-        write_unmatched(out / "unmatched.txt", result["unmatched"])
+        write_unmatched(out / "unmatched.txt", wanted, result)
     return result
 
 
-def _on_terminate():
-    """Let SIGTERM act as Ctrl-C; returns the function that undoes it."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
+def write_unmatched(path: Path, wanted: list[str], result: dict) -> None:
+    """Titles not found, each followed by the three nearest as comments: move a "# " and run scrape.py on this file.
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    return lambda: signal.signal(signal.SIGTERM, before)
-
-
-def write_unmatched(path: Path, unmatched: dict[str, list[str]]) -> None:
-    """Titles not found, each followed by the three nearest as comments: move a # and run scrape.py on this file."""
-    if not unmatched:
+    Entries of other lists stay; so does a corrected one until its film is whole.
+    """
+    entries, title = {}, None
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        if not line.startswith("# ") and line.strip():
+            title = line.strip()
+            entries[title] = []
+        elif title is not None and line.strip():
+            entries[title].append(line.removeprefix("# "))
+    failed = {line for line, _ in result["errors"]} | set(result["unfinished"])
+    entries = {title: near for title, near in entries.items() if title not in wanted or title in failed}
+    entries |= {title: [" ".join(name.split()) for name in near] for title, near in result["unmatched"].items()}
+    if not entries:
         path.unlink(missing_ok=True)
         return
-    one_line = {title: [" ".join(name.split()) for name in near] for title, near in unmatched.items()}
     with whole_file(path, "w", encoding="utf-8", errors="replace") as file:
-        for title, near in one_line.items():
+        for title, near in entries.items():
             file.write("".join(f"{text}\n" for text in [title, *(f"# {name}" for name in near)]))
 
 
@@ -691,11 +728,12 @@ def video_title(path: Path) -> str:
 
 def find_videos(sources: list[Path]) -> list[Path]:
     """Video files, and those in folders, at any depth. Raises UserError where there are none."""
-    videos = []
+    videos: list[Path] = []
     for source in sources:
         if source.is_dir():
             inside = [Path(root) / name for root, _, names in os.walk(source) for name in names]
             found = sorted(path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES)
+            found = [path for path in found if not path.name.startswith("._")]  # what macOS leaves on other disks
             if not found:
                 raise UserError(f"{source}: no video files in it ({', '.join(sorted(VIDEO_SUFFIXES))})", 2)
             videos += found
@@ -735,13 +773,37 @@ def pick_frames(video, start, end, *, per_shot: int, blur: float):
             taken.add(number)
             video.seek(number)
             bgr = video.read()
-            if bgr is False or bgr is None:
-                continue
+            ms = video.position_ms
+            if bgr is False or bgr is None or not start.seconds * 1000 - 1 <= ms < end.seconds * 1000:
+                continue  # with a variable frame rate a seek may land in another shot
             rgb, score = bgr[..., ::-1], sharpness(bgr)
             if score >= blur and not is_flat(rgb) and (best is None or score > best[0]):
-                best = (score, rgb.copy(), round(video.position_ms))
+                best = (score, rgb.copy(), round(ms))
         if best:
             yield best[1:]
+
+
+def video_mark(path: Path) -> str:
+    """A short name for a video from its size and its ends, whatever the file is called and wherever it lies."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256(str(size).encode())
+        for place in (0, max(0, size - (1 << 20))):
+            file.seek(place)
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:10]
+
+
+def forget_video(mark: str, folder: Path) -> list[dict]:
+    """Remove the frames of a video from a film's folder; returns the other lines of its sidecar."""
+    for image in folder.glob(f"{mark}_*"):
+        image.unlink()
+    return [line for line in read_lines(folder / "frames.jsonl") if not str(line.get("file")).startswith(f"{mark}_")]
+
+
+def write_sidecar(folder: Path, lines: list[dict]) -> None:
+    with whole_file(folder / "frames.jsonl", "w", encoding="utf-8", errors="replace") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def scrape_video(
@@ -749,21 +811,23 @@ def scrape_video(
 ) -> tuple[str, int]:
     """Write frames of every shot of one video to out/<Title (Year)>/; returns (folder, frames). Raises UserError.
 
-    A film that is finished, by the record in out/.video, is not done again.
+    A film that is finished, by the record in out/.video, is not done again; under a new title its frames move.
     """
     from PIL import Image
     from scenedetect import AdaptiveDetector, SceneManager, open_video
 
-    folder, stat = folder_name(title or video_title(path)), path.stat()
-    key = [str(path), stat.st_size, stat.st_mtime_ns, per_shot, blur, width, folder]
-    mark = short_hash(str(path))
-    record, target = out / ".video" / f"{mark}.json", out / folder
+    try:
+        mark, folder = video_mark(path), folder_name(title or video_title(path))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    record, target, work = out / ".video" / f"{mark}.json", out / folder, out / ".video" / mark
+    key = [per_shot, blur, width, folder]
     before = next(iter(read_lines(record)), {})
     if before.get("key") == key and all((target / name).exists() for name in before["files"]):
         return folder, len(before["files"])
-    work = out / ".video" / mark
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    lines = []
     try:
         video = open_video(str(path))
         manager = SceneManager()
@@ -771,7 +835,6 @@ def scrape_video(
         manager.detect_scenes(video, show_progress=sys.stderr.isatty())
         scenes = manager.get_scene_list(start_in_scene=True)
         video = open_video(str(path))
-        lines = []
         for shot, (start, end) in enumerate(scenes):
             for k, (rgb, ms) in enumerate(pick_frames(video, start, end, per_shot=per_shot, blur=blur)):
                 image = Image.fromarray(rgb)
@@ -781,27 +844,28 @@ def scrape_video(
                 image.save(work / name, quality=92)
                 lines.append({"file": name, "id": f"{mark}-{shot}-{k}", "url": None, "shot_time_ms": ms})
                 lines[-1] |= {"shot": f"{mark}-{shot}", "width": image.width, "height": image.height, "source": "video"}
-    except OSError as error:
-        if error.errno is not None:  # a full disk is not the video's fault
-            raise
-        raise UserError(f"{path}: not a video that can be read ({error})") from None
+        if lines:
+            if before.get("folder", folder) != folder:  # it was named wrongly
+                left = forget_video(mark, out / before["folder"])
+                write_sidecar(out / before["folder"], left)
+                if not left:
+                    shutil.rmtree(out / before["folder"])
+            target.mkdir(parents=True, exist_ok=True)
+            others = forget_video(mark, target)
+            for line in lines:
+                os.replace(work / line["file"], target / line["file"])
+            write_sidecar(target, others + lines)
+            with whole_file(record, "w") as file:
+                json.dump({"key": key, "folder": folder, "files": [line["file"] for line in lines]}, file)
     except Exception as error:  # OpenCV and PySceneDetect raise many kinds on damaged files
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk is not the video's fault
+            raise
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a video that can be read ({reason})") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     if not lines:
-        shutil.rmtree(work)
         raise UserError(f"{path}: no frame of it is bright and sharp enough; lower --blur")
-    target.mkdir(parents=True, exist_ok=True)
-    for name in before.get("files", []):
-        (target / name).unlink(missing_ok=True)
-    for line in lines:
-        os.replace(work / line["file"], target / line["file"])
-    old = [line for line in read_lines(target / "frames.jsonl") if not str(line.get("file")).startswith(f"{mark}_")]
-    with whole_file(target / "frames.jsonl", "w", encoding="utf-8", errors="replace") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in old + lines)
-    with whole_file(record, "w") as file:
-        json.dump({"key": key, "files": [line["file"] for line in lines]}, file)
-    work.rmdir()
     return folder, len(lines)
 
 
@@ -823,7 +887,7 @@ def read_tsv(path: Path, columns: tuple[str, ...]):
                 cells = line.rstrip("\r\n").split("\t", last)
                 if len(cells) >= last:
                     yield tuple("" if cells[place] == "\\N" else cells[place] for place in places)
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged or not complete ({error}); download it again") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}", 2) from None
@@ -890,7 +954,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--api", default=API, help="base URL (default: %(default)s)")
     group.add_argument("--rate", type=float, default=2.0, help="API calls a second (default: %(default)s)")
     group.add_argument("--workers", type=int, default=8, help="downloads at a time (default: %(default)s)")
-    group.add_argument("--retries", type=int, default=6, help="further tries of what failed (default: %(default)s)")
+    group.add_argument("--retries", type=int, default=8, help="further tries of what failed (default: %(default)s)")
     video = commands.add_parser("video", help="frames of video files", description="Take frames of every shot.")
     video.add_argument("films", nargs="+", type=Path, help="video files or folders of them")
     video.add_argument("--out", type=Path, default=Path("data/raw"), help="default: %(default)s")
@@ -913,28 +977,40 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_flim(args) -> int:
-    wanted = read_wanted(args.titles)
-    result = scrape_flim(
-        wanted,
-        args.out,
-        api=args.api,
-        token=args.token or os.environ.get("FLIM_TOKEN") or None,
-        rate=args.rate,
-        workers=args.workers,
-        size=args.size,
-        exclude=args.exclude,
-        max_frames=args.max_frames,
-        refresh=args.refresh,
-        attempts=args.retries,
-    )
-    films = result["films"]
+def print_counts(films: dict[str, dict]) -> dict:
+    """A table of what came of each film (of many only those with trouble); returns the totals."""
     total = {name: sum(counts[name] for counts in films.values()) for name in COUNTS}
     print(f"{'':44}" + "".join(f"{name:>8}" for name in COUNTS))
     for title, counts in films.items():
         if len(films) <= 30 or counts["failed"] or counts["gone"]:
             print(f"{title[:44]:44}" + "".join(f"{counts[name]:8}" for name in COUNTS))
-    print(f"{f'{len(films)} films':44}" + "".join(f"{total[name]:8}" for name in COUNTS))
+    print(f"{f'{len(films)} films':44}" + "".join(f"{total[name]:8}" for name in COUNTS), flush=True)
+    return total
+
+
+def run_flim(args) -> int:
+    wanted = read_wanted(args.titles)
+    token = (args.token or os.environ.get("FLIM_TOKEN") or "").strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        raise UserError("the token (FLIM_TOKEN) holds a character that no token has; copy it again", 2)
+    try:
+        result = scrape_flim(
+            wanted,
+            args.out,
+            api=args.api,
+            token=token or None,
+            rate=args.rate,
+            workers=args.workers,
+            size=args.size,
+            exclude=args.exclude,
+            max_frames=args.max_frames,
+            refresh=args.refresh,
+            attempts=args.retries,
+        )
+    except (UserError, OSError) as error:
+        print_counts(getattr(error, "result", {"films": {}})["films"])
+        raise
+    total = print_counts(result["films"])
     if result["stopped"]:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
@@ -1000,6 +1076,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{flag.replace('_', '-')} must not be negative")
     if args.command == "flim" and not re.match(r"https?://[^/]", args.api):
         parser.error(f"--api {args.api}: expected a URL that starts with http:// or https://")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is our Ctrl-C
     return {"flim": run_flim, "video": run_video, "titles": run_titles}[args.command](args)
 
 
