@@ -3,9 +3,11 @@
 python filter.py data/raw --out data/processed                       # keeps frames in which a person is seen
 python filter.py my_screenshots --detector none --min-frames 20      # keeps all good frames; seconds on a laptop
 python filter.py data/raw --detector yolo11n.onnx --subsets 5 50     # and the archives of the original project
+torchrun --nproc-per-node 4 filter.py data/raw                       # films shared out among processes, GPUs or hosts
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -15,6 +17,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -336,7 +339,9 @@ def filter_films(
 ) -> dict:
     """Raw folders -> out/movies, out/unknown, out/manifest.csv, report.csv, report.png. Returns {title: counts}.
 
-    Finished films are kept in out/.filter and not done again, so a killed run continues. raw is only read.
+    Finished films are kept in out/.filter and not done again, so a killed run continues. raw is only read. Under
+    torchrun or srun the films are shared out among the processes, on one file system; the first one, which writes the
+    manifest, returns the counts and the others {}.
     """
     films, inside = find_films(raw), out.resolve()
     for folder in (folder.resolve() for folder in films.values()):
@@ -349,12 +354,12 @@ def filter_films(
     if not work.is_dir() and any((out / place).exists() for place in ("movies", "unknown")):
         raise UserError(f"--out {out}: filter.py did not make the movies/ or unknown/ in it; name another folder", 2)
     work.mkdir(parents=True, exist_ok=True)
-    for part in [*out.glob(".*.part"), *work.glob(".*.part")]:  # of a run that was killed
-        part.unlink()
     options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
     threads = threads or min(8, os.cpu_count() or 1)
+    rank, world = process_rank()
     detect, states = None, {}
-    for title, folder in tqdm(films.items(), unit="film", disable=None):
+    mine = dict(list(films.items())[rank::world])
+    for title, folder in tqdm(mine.items(), unit="film", disable=None if rank == 0 else True):
         key, state, path = film_key(title, folder, options), None, work / f"{slug(title)}.json"
         if path.exists():
             state = json.loads(path.read_text())
@@ -362,12 +367,20 @@ def filter_films(
                 state = None
         if state is None:
             if detector != "none" and detect is None:  # only when there is something to detect
+                device = device or local_gpu()
                 detect = person_detector(detector, confidence=confidence, device=device, batch=batch)
             _forget(out, title)
             state = filter_film(title, folder, work, size=size, detect=detect, threads=threads)
             with whole_file(path, "w") as file:
                 json.dump(state | {"key": key}, file)
         states[title] = state["rows"]
+    if rank:
+        return {}
+    for title in films.keys() - mine.keys():  # torchrun and srun end this process too, should another one fail
+        states[title] = wait_for_film(out, title, film_key(title, films[title], options))
+    states = {title: states[title] for title in films}
+    for part in [*out.glob(".*.part"), *work.glob(".*.part")]:  # of a run that was killed
+        part.unlink()
     for path in work.glob("*.json"):
         title = json.loads(path.read_text())["title"]
         if title not in states:
@@ -379,6 +392,34 @@ def filter_films(
         for draw in [*subsets, None]:
             write_archive(out, titles, draw)
     return counts
+
+
+def process_rank() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun or srun tell them; (0, 1) without either."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if os.environ.get(rank, "").isdecimal() and os.environ.get(world, "").isdecimal():
+            return int(os.environ[rank]), max(1, int(os.environ[world]))
+    return 0, 1
+
+
+def local_gpu() -> str | None:
+    """The GPU of this process where several share a machine with GPUs, else None."""
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
+    if not local.isdecimal():
+        return None
+    import torch
+
+    return str(int(local) % torch.cuda.device_count()) if torch.cuda.is_available() else None
+
+
+def wait_for_film(out: Path, title: str, key: str) -> list[dict]:
+    """Rows of a film that another process works on, once it is whole and of these frames and options."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            state = json.loads((out / ".filter" / f"{slug(title)}.json").read_text())
+            if state["key"] == key and _place(out, title, state["rows"]):
+                return state["rows"]
+        time.sleep(0.2)
 
 
 def _forget(out: Path, title: str) -> None:
@@ -400,7 +441,8 @@ def _place(out: Path, title: str, rows: list[dict]) -> Path | None:
     for place in places:
         if place.is_dir():
             for name in os.listdir(aside) if aside.is_dir() else []:
-                os.replace(aside / name, place / name)
+                with contextlib.suppress(FileNotFoundError):  # another process of this run did it
+                    os.replace(aside / name, place / name)
             if names <= set(os.listdir(place)):
                 return place
     return None
@@ -547,6 +589,8 @@ def main(argv: list[str] | None = None) -> int:
         threads=args.threads,
         subsets=args.subsets,
     )
+    if not report:  # another process of the same run writes the manifest
+        return 0
     for title, row in report.items():
         dropped = ", ".join(f"{row[v]} {v}" for v in VERDICTS[1:] if row[v])
         print(f"{title[:44]:44} good {row['kept']:5} total {row['total']:5} {row['decision']:6}  {dropped}")

@@ -721,6 +721,53 @@ def write_results(out: Path) -> None:
         file.write("\n".join(lines) + "\n")
 
 
+def leak_check(
+    data: Path,
+    *,
+    arch: str = "mobilenetv2",
+    init: str | None = None,
+    pretrained: bool = True,
+    device: str | None = None,
+    limit: int | None = None,
+) -> dict[str, dict]:
+    """How much a random split flatters: the same probe on both splits of the same frames, five folds each.
+
+    A logistic regression on the frozen backbone's output. Returns {"random": figures, "grouped": figures} with top1,
+    balanced, and spread, the standard deviation of balanced over the folds. Raises UserError.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import recall_score
+    from sklearn.model_selection import StratifiedKFold
+
+    rows, where = read_manifest(data), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen, classes = choose_rows(rows, fold=0, limit=limit)
+    known = [row for name in ("train", "val", "test") for row in chosen[name]]
+    labels = np.array([classes.index(row["movie"]) for row in known])
+    model = build_model(arch, classes, pretrained=pretrained, init=init).to(where)
+    spec = preprocessing_for(arch)
+    _, features = predict(model, load_frames(known, spec), spec, device=where, bf16=has_bf16(where))
+    place = {row["path"]: i for i, row in enumerate(known)}
+    grouped = []
+    for fold in range(5):
+        test = {row["path"] for row in choose_rows(rows, fold=fold)[0]["test"]} & place.keys()
+        grouped.append(np.isin(np.arange(len(known)), [place[path] for path in test]))
+    shuffled = StratifiedKFold(5, shuffle=True, random_state=13).split(features, labels)
+    random = [np.isin(np.arange(len(known)), test) for _, test in shuffled]
+    results = {}
+    for name, folds in (("random", random), ("grouped", grouped)):
+        top1, balanced = [], []
+        for test in folds:
+            mean = features[~test].mean(0)
+            length = np.linalg.norm(features[~test] - mean, axis=1).mean()
+            probe = LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced")
+            probe.fit((features[~test] - mean) / length, labels[~test])
+            answers = probe.predict((features[test] - mean) / length)
+            top1.append(float((answers == labels[test]).mean()))
+            balanced.append(float(recall_score(labels[test], answers, average="macro", zero_division=0)))
+        results[name] = {"top1": np.mean(top1), "balanced": np.mean(balanced), "spread": np.std(balanced)}
+    return results
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train and measure a film classifier.")
     group = parser.add_argument_group("data")
@@ -731,6 +778,9 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--split", choices=["group", "random"], default="group", help="default: %(default)s")
     group.add_argument(
         "--fold", type=int, choices=range(5), help="which fifth of the groups is test (default: manifest's)"
+    )
+    group.add_argument(
+        "--leak-check", action="store_true", help="only show what a random split flatters: one probe on both splits"
     )
     group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
     group = parser.add_argument_group("model")
@@ -787,6 +837,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--resume or --overwrite, not both")
     if args.limit is not None and args.limit < 2:
         parser.error("--limit must be 2 or more")
+    if args.leak_check:
+        settings = {"init": args.init, "pretrained": not args.no_pretrained, "device": args.device, "limit": args.limit}
+        for name, row in leak_check(args.data, arch=args.arch, **settings).items():
+            print(f"{name:8} split  top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f} +- {row['spread']:.4f}")
+        print("the difference is what neighbouring frames give away; every figure of train.py is on the grouped split")
+        return 0
     names = ARCHITECTURES if args.arch == "all" else [args.arch]
     for arch in names:
         run = train_model(

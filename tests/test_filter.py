@@ -1,6 +1,7 @@
 """python -m pytest tests/test_filter.py"""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -312,3 +313,21 @@ def test_folders_of_others_are_left_alone(raw, tmp_path):
     with pytest.raises(UserError, match="lie in each other"):
         filter_films([raw], raw / "Film 0 (1990)" / "out", detector="none")
     assert (tmp_path / "movies" / "Film 0 (1990)" / "film.mkv").exists()
+
+
+def test_two_processes_make_what_one_makes(raw, tmp_path):
+    command = [sys.executable, str(ROOT / "filter.py"), str(raw), "--detector", "none", "--min-frames", "12"]
+    subprocess.run([*command, "--out", str(tmp_path / "one")], check=True, capture_output=True)
+    for again in range(2):  # from nothing, and over a finished run of which frames are missing
+        processes = []
+        for rank in (0, 1):
+            environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+            argv = [*command, "--out", str(tmp_path / "two")]
+            processes.append(subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True))
+        texts = [process.communicate(timeout=100)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0]
+        assert "films left 3" in texts[0] and not texts[1]
+        for name in ("manifest.csv", "report.csv", "verdicts.csv"):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        if not again:
+            next((tmp_path / "two" / "movies").glob("*/*.jpg")).unlink()

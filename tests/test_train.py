@@ -201,3 +201,22 @@ def test_gentle_run_keeps_the_norm_of_its_probe(dataset, tmp_path):
     fresh = model.norm.running_var.clone()
     model.load_state_dict(state["model"])
     assert not torch.equal(model.norm.running_var, fresh) and int(model.norm.num_batches_tracked) == 0
+
+
+def test_leak_check_shows_what_neighbours_give_away(tmp_path, capsys):
+    """Films that differ by nothing but their shots: at random a probe knows the shots, by groups it can know nothing."""
+    from conftest import draw_frame
+
+    from filter import filter_films
+
+    for film in range(3):
+        folder = tmp_path / "raw" / f"Film {film}"
+        folder.mkdir(parents=True)
+        for shot in range(10):
+            for frame in range(4):
+                draw_frame(7, 100 * film + shot, frame).save(folder / f"shot_{shot:04}_img_{frame}.jpg")
+    filter_films([tmp_path / "raw"], tmp_path / "data", detector="none", min_frames=12)
+    results = train.leak_check(tmp_path / "data", arch="test_resnet", pretrained=False)
+    assert results["random"]["top1"] > results["grouped"]["top1"] + 0.2
+    assert train.main([str(tmp_path / "data"), "--arch", "test_resnet", "--no-pretrained", "--leak-check"]) == 0
+    assert "random" in capsys.readouterr().out and not (tmp_path / "runs").exists()
