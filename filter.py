@@ -17,7 +17,9 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +38,7 @@ MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "ph
 SPLITS = ("train", "val", "test")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
 DUPLICATE_BITS = 2  # of 64: the same picture, compressed again
-FORMAT = 1  # of the states in .filter; raised when the rules for keeping a frame change
+FORMAT = 2  # of the states in .filter; raised when the rules for keeping a frame change
 NEAR_BITS = 12  # of 64: the same shot; unrelated frames differ by 32 +- 4
 CUT_BITS = 20  # of 64: neighbours that differ more stand in different shots
 WINDOW_MS = 60_000  # without shots, frames of one minute of film belong together
@@ -116,32 +118,41 @@ def fit_size(width: int, height: int, size: str) -> tuple[int, int]:
     return tuple(int(side) for side in size.split("x"))
 
 
-def examine(path: Path, size: str) -> tuple[dict, Image.Image | None]:
-    """One raw frame -> its row (verdict, reason, phash, width, height, bars) and the resized picture if it is good."""
+def examine(path: Path, size: str, look: bool = False) -> tuple[dict, Image.Image | None, np.ndarray | None]:
+    """One raw frame -> its row (verdict, reason, phash, width, height, bars) and the resized picture if it is good.
+
+    look: give a detector's picture too, resized as the original did it, by OpenCV without antialiasing, so that both
+    see the same persons (an antialiased one changes the verdict on 4% of frames).
+    """
     row = {"verdict": "kept", "reason": "", "phash": "", "width": "", "height": "", "bars": ""}
     try:
         rgb = read_image(path, draft=512)
         with open_image(path) as image:  # the size before a reduced decode
             row["width"], row["height"] = image.size
     except (UserError, OSError) as error:
-        return row | {"verdict": "unreadable", "reason": str(error).rsplit(": ", 1)[-1]}, None
+        return row | {"verdict": "unreadable", "reason": str(error).rsplit(": ", 1)[-1]}, None, None
     height, width = rgb.shape[:2]
     if min(row["width"], row["height"]) < MIN_SIDE:
-        return row | {"verdict": "too_small", "reason": f"{row['width']}x{row['height']}"}, None
+        return row | {"verdict": "too_small", "reason": f"{row['width']}x{row['height']}"}, None, None
     left, top, right, bottom = find_bars(rgb)
     if (left, top, right, bottom) != (0, 0, width, height):  # as fractions: left, top, right, bottom
         row["bars"] = f"{left / width:.3f} {top / height:.3f} {1 - right / width:.3f} {1 - bottom / height:.3f}"
     picture = rgb[top:bottom, left:right]
     if is_flat(picture):
-        return row | {"verdict": "dark", "reason": "dark, flat or a title card"}, None
+        return row | {"verdict": "dark", "reason": "dark, flat or a title card"}, None, None
     row["phash"] = str(imagehash.phash(Image.fromarray(picture)))
-    return row, Image.fromarray(rgb).resize(fit_size(width, height, size), Image.Resampling.BILINEAR)
+    fitted, seen = fit_size(width, height, size), None
+    if look:
+        import cv2
+
+        seen = cv2.resize(rgb, fitted)
+    return row, Image.fromarray(rgb).resize(fitted, Image.Resampling.BILINEAR), seen
 
 
 def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, threads: int) -> dict:
     """Examine one film and write its kept frames to work/<slug>/; returns its state, {"title", "rows"}.
 
-    detect: function from a list of images to persons a frame, or None.
+    detect: function from a list of RGB uint8 arrays [H, W, 3] to persons a frame, or None.
     """
     frames, rows, hashes, taken = list_frames(folder), [], [], set()
     target = work / slug(title)
@@ -151,9 +162,8 @@ def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, thre
         for start in range(0, len(frames), CHUNK):
             chunk = frames[start : start + CHUNK]
             good = []
-            for frame, (row, image) in zip(
-                chunk, pool.map(lambda f: examine(folder / f["file"], size), chunk), strict=False
-            ):
+            examined = pool.map(lambda f: examine(folder / f["file"], size, bool(detect)), chunk)
+            for frame, (row, image, seen) in zip(chunk, examined, strict=False):
                 row = frame | row | {"persons": "", "name": ""}
                 rows.append(row)
                 if image is None:
@@ -164,13 +174,13 @@ def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, thre
                     row |= {"verdict": "duplicate", "reason": f"the same picture as {twin}"}
                     continue
                 hashes.append((value, row["file"]))
-                good.append((row, image))
-            persons = detect([image for _, image in good]) if detect and good else []
-            for (row, _), count in zip(good, persons, strict=False):
+                good.append((row, image, seen))
+            persons = detect([seen for _, _, seen in good]) if detect and good else []
+            for (row, _, _), count in zip(good, persons, strict=False):
                 row["persons"] = count
                 if not count:
                     row |= {"verdict": "no_person", "reason": "no person seen"}
-            kept = [(row, image) for row, image in good if row["verdict"] == "kept"]
+            kept = [(row, image) for row, image, _ in good if row["verdict"] == "kept"]
             for row, _ in kept:
                 flat = re.sub(r"[/\\\r\n]", "_", row["file"]).encode(errors="replace").decode()
                 stem, n = Path(flat).stem, 1
@@ -207,28 +217,106 @@ def import_yolo():
     return YOLO
 
 
-def person_detector(weights: str, *, confidence: float, device: str | None, batch: int):
-    """Function from a list of PIL images to the number of persons (COCO class 0) in each, with ultralytics."""
+def person_detector(weights: str, *, confidence: float, device: str | None, batch: int, size: str):
+    """Function from a list of RGB uint8 arrays [H, W, 3] to the number of persons (COCO class 0) in each.
+
+    On a CPU the model runs in OpenVINO, exported once by ultralytics and cached; on a GPU in ultralytics itself.
+    """
     YOLO = import_yolo()
     mend = "name a local file with --detector PATH, or keep every good frame with --detector none"
     if not Path(weights).exists() and os.sep in weights:
         raise UserError(f"--detector {weights}: no such file; {mend}", 2)
     try:
+        if device is None or device == "cpu":
+            import torch
+
+            if device == "cpu" or not torch.cuda.is_available():
+                path = Path(weights) if weights.endswith(".onnx") else openvino_export(weights, detector_shape(size))
+                return openvino_detector(path, confidence=confidence)
         model = YOLO(weights, task="detect")
         model.predict(Image.new("RGB", (64, 64)), device=device, verbose=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1][:160] if str(error).strip() else type(error).__name__
         raise UserError(f"--detector {weights}: it can't be had or read ({reason}); {mend}") from None
-    static = weights.endswith(".onnx")  # such an export usually takes one image a call
+    step = 1 if weights.endswith(".onnx") else batch  # such an export usually takes one image a call
 
-    def detect(images: list[Image.Image]) -> list[int]:
-        step = 1 if static else batch
+    def detect(images: list[np.ndarray]) -> list[int]:
         results = []
         for start in range(0, len(images), step):
             results += model.predict(
-                images[start : start + step], conf=confidence, classes=[0], device=device, verbose=False
+                [image[..., ::-1] for image in images[start : start + step]],
+                conf=confidence,
+                classes=[0],
+                device=device,
+                verbose=False,
             )
         return [len(result.boxes) for result in results]
+
+    return detect
+
+
+def detector_shape(size: str) -> tuple[int, int]:
+    """(height, width) in pixels of the detector's input for frames of --size: 640 at the longer side, as YOLO pads."""
+    width, height = (16, 9) if size == "keep-aspect" else fit_size(0, 0, size)
+    return tuple(-(-round(640 * side / max(width, height)) // 32) * 32 for side in (height, width))
+
+
+def openvino_export(weights: str, shape: tuple[int, int]) -> Path:
+    """The .xml of a YOLO checkpoint for inputs of shape (height, width), made by ultralytics and kept in the cache."""
+    import logging
+
+    YOLO = import_yolo()
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+    if not Path(weights).exists():
+        YOLO(weights, task="detect")  # downloads it from its official place
+    source = Path(weights)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "movie-by-frame"
+    name = f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}-{shape[1]}x{shape[0]}"
+    if not (cache / name / "model.xml").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            shutil.copy(source, Path(folder, "model.pt"))
+            with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+                warnings.simplefilter("ignore")
+                net = YOLO(Path(folder, "model.pt"), task="detect")
+                made = net.export(format="openvino", imgsz=shape, device="cpu")
+            with contextlib.suppress(OSError):  # another process was faster
+                os.replace(made, cache / name)
+    return cache / name / "model.xml"
+
+
+def openvino_detector(path: Path, *, confidence: float):
+    """As person_detector, for an OpenVINO .xml or an .onnx of a YOLO model with inputs of one fixed shape."""
+    import openvino
+    import torch
+    from openvino.preprocess import PrePostProcessor
+    from ultralytics.data.augment import LetterBox
+    from ultralytics.utils.nms import non_max_suppression
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    _, _, height, width = (side.get_length() for side in model.input().partial_shape)
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
+    compiled = core.compile_model(steps.build(), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+    letterbox = LetterBox((height, width), auto=False)
+    queue = openvino.AsyncInferQueue(compiled)
+
+    def detect(images: list[np.ndarray]) -> list[int]:
+        counts = [0] * len(images)
+
+        def count(request, i: int) -> None:
+            boxes = torch.from_numpy(request.get_output_tensor(0).data)
+            found = non_max_suppression(boxes.clone(), confidence, 0.7, classes=[0])
+            counts[i] = len(found[0])
+
+        queue.set_callback(count)
+        for i, image in enumerate(images):
+            queue.start_async([letterbox(image=image)[None]], i)
+        queue.wait_all()
+        return counts
 
     return detect
 
@@ -368,7 +456,7 @@ def filter_films(
         if state is None:
             if detector != "none" and detect is None:  # only when there is something to detect
                 device = device or local_gpu()
-                detect = person_detector(detector, confidence=confidence, device=device, batch=batch)
+                detect = person_detector(detector, confidence=confidence, device=device, batch=batch, size=size)
             _forget(out, title)
             state = filter_film(title, folder, work, size=size, detect=detect, threads=threads)
             with whole_file(path, "w") as file:

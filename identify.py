@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
 
 MAX_BYTES = 20_000_000  # of one image file
@@ -183,15 +183,22 @@ def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
     to a fifth of a bar may be lit, as subtitles do. A frame that would lose more than 60% of a side is left as it is.
     """
     height, width = rgb.shape[:2]
-    dark = rgb.max(axis=2) <= 24 if rgb.size else np.zeros((height, width), bool)
-    top, bottom = _bar_pair(dark)
-    left, right = _bar_pair(dark[top : height - bottom].T)
+    if not rgb.size:
+        return 0, 0, width, height
+    red, green, blue = Image.fromarray(rgb).split()  # Pillow and bits: ten times as fast as rgb.max(axis=2) and means
+    dark = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)) <= 24
+    top, bottom = _bar_pair(_row_shares(dark))
+    left, right = _bar_pair(_row_shares(np.ascontiguousarray(dark[top : height - bottom].T)))
     return left, top, width - right, height - bottom
 
 
-def _bar_pair(dark: np.ndarray) -> tuple[int, int]:
-    """Heights in rows of the upper and lower bar. dark: bool [H, W]."""
-    rows = dark.mean(axis=1)
+def _row_shares(dark: np.ndarray) -> np.ndarray:
+    """Share of True in each row of bool [H, W]."""
+    return np.bitwise_count(np.packbits(dark, axis=1)).sum(axis=1, dtype=np.int64) / dark.shape[1]
+
+
+def _bar_pair(rows: np.ndarray) -> tuple[int, int]:
+    """Heights in rows of the upper and lower bar. rows: share of dark pixels a row."""
     total, limit = len(rows), int(len(rows) * 0.3)
     solid = rows >= 0.985
     first = int(np.argmin(solid)) if not solid.all() else total

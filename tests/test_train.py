@@ -204,7 +204,7 @@ def test_gentle_run_keeps_the_norm_of_its_probe(dataset, tmp_path):
 
 
 def test_leak_check_shows_what_neighbours_give_away(tmp_path, capsys):
-    """Films that differ by nothing but their shots: at random a probe knows the shots, by groups it can know nothing."""
+    """Films that differ by nothing but their shots: at random a probe knows the shots, by groups it knows nothing."""
     from conftest import draw_frame
 
     from filter import filter_films
