@@ -486,7 +486,13 @@ def test_kill_9_and_resume(flim, tmp_path, after):
 def test_ctrl_c_ends_with_a_summary(flim, tmp_path, sign):
     flim.add("m1", "Heat (1995)", 200)
     flim.delay = 0.02
-    process = subprocess.Popen(command(flim, tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(flim, tmp_path),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     folder = tmp_path / "raw" / "Heat (1995)"
     wait_for(lambda: folder.is_dir() and len(images(folder)) >= 2)
     flim.delay = 25  # from here on the server holds every connection
