@@ -46,6 +46,9 @@ class Flim(ThreadingHTTPServer):
         self.answer = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def handle_error(self, *_):
+        pass  # clients that go away are what some tests are about
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
