@@ -4,6 +4,7 @@ python bench.py render                                           # rendered film
 python bench.py scrape                                           # downloads from a slow server: many at once or one
 python bench.py filter RAW --detector yolov8n.pt                 # persons seen: batches against one image a call
 python bench.py train data/demo/processed --arch mobilenetv2     # our loop against ImageFolder, DataLoader, fp32
+python bench.py colour data/demo/processed                       # what colour alone gives away
 python bench.py infer runs/RUN/best.pt --model export --frames FOLDER    # JPEG to answer: torch against the export
 """
 
@@ -210,6 +211,25 @@ def bench_filter(raw: Path, detector: str, limit: int = 200) -> list[dict]:
     return result
 
 
+def bench_colour(data: Path) -> list[dict]:
+    """Top-1 on test frames of the film with the nearest training frame by RGB histogram (8x8x8, Hellinger distance)."""
+    from models import PREPROCESSING
+    from train import choose_rows, load_frames, read_manifest
+
+    chosen, classes = choose_rows(read_manifest(data))
+
+    def histograms(rows: list[dict]) -> np.ndarray:
+        cells = load_frames(rows, PREPROCESSING, (150, 64)).numpy().astype(int) // 32
+        flat = cells[..., 0] * 64 + cells[..., 1] * 8 + cells[..., 2]
+        return np.sqrt([np.bincount(frame.ravel(), minlength=512) / frame.size for frame in flat])
+
+    films = np.array([row["movie"] for row in chosen["train"]])
+    nearest = films[(histograms(chosen["test"]) @ histograms(chosen["train"]).T).argmax(axis=1)]
+    right = float((nearest == np.array([row["movie"] for row in chosen["test"]])).mean())
+    rows = [("chance", 100 / len(classes), "%"), ("nearest colour histogram", 100 * right, "%")]
+    return show(f"colour alone, {len(classes)} films, {len(nearest)} frames of unseen shots", rows)
+
+
 def bench_train(data: Path, arch: str, steps: int = 12, batch: int = 64) -> list[dict]:
     """Training images a second: the original's loop (ImageFolder, DataLoader, fp32, eager) against train.py's."""
     import torch
@@ -359,6 +379,8 @@ def get_parser() -> argparse.ArgumentParser:
     filtering.add_argument("raw", type=Path, help="folder of frames")
     filtering.add_argument("--detector", required=True, help="local YOLO weights")
     filtering.add_argument("--frames", type=int, default=200, help="default: %(default)s")
+    colour = commands.add_parser("colour", help="what colour alone gives away")
+    colour.add_argument("data", type=Path, help="folder that filter.py wrote")
     training = commands.add_parser("train", help="the training loop")
     training.add_argument("data", type=Path, help="folder that filter.py wrote")
     training.add_argument("--arch", default="mobilenetv2", help="default: %(default)s")
@@ -383,6 +405,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = bench_scrape(args.images, args.latency / 1000)
     elif args.command == "filter":
         rows = bench_filter(args.raw, args.detector, args.frames)
+    elif args.command == "colour":
+        rows = bench_colour(args.data)
     elif args.command == "train":
         rows = bench_train(args.data, args.arch, args.steps, args.batch_size)
     else:
