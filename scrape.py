@@ -403,7 +403,8 @@ COUNTS = ("listed", "had", "new", "double", "gone", "failed", "left")
 class Film:
     """A film's folder and what is in it; frames.jsonl is its memory, a line a frame, written behind the image."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, line: str, identity: str):
+        self.line, self.identity, self.listed_before = line, identity, False
         self.folder, self.sidecar, self.lock = folder, folder / "frames.jsonl", threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         for part in folder.glob(".*.part"):  # of a run that was killed
@@ -420,7 +421,6 @@ class Film:
             if line.get("same_as") in self.hashes.values():
                 self.have.add(line.get("id"))
         self.files = {Path(name).stem: name for name in sizes}
-        self.line, self.listed_before = "", False
 
     def keep(self, frame: dict, data: bytes, suffix: str, size: tuple[int, int], on_disk: bool = False) -> str:
         """Store an image and its line; returns "new", "double" or "had"."""
@@ -485,6 +485,131 @@ def resolve(flim: Flim, wanted: str) -> tuple[dict | None, list[str]]:
     return None, nearest(wanted, asked)
 
 
+class Register:
+    """Which film a wanted line is and where it lies; ids.jsonl remembers it, and no id is asked for twice."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = [item for item in read_lines(path) if {"wanted", "id", "folder"} <= set(item)]
+        self.known = {item["wanted"]: item for item in lines}
+        self.owner = {item["folder"].casefold(): item["id"] for item in lines}
+
+    def find(self, flim: Flim, wanted: str) -> tuple[dict | None, list[str]]:
+        """({"wanted", "id", "name", "folder"}, []) or, of a film that FLIM does not have, (None, nearest names)."""
+        if wanted in self.known:
+            return self.known[wanted], []
+        found, near = resolve(flim, wanted)
+        if found is None:
+            return None, near
+        identity = _identity(found["id"])
+        twin = next((item for item in self.known.values() if item["id"] == identity), None)
+        folder = twin["folder"] if twin else folder_name(found["name"])
+        if self.owner.get(folder.casefold(), identity) != identity:  # another film of the same name
+            folder = f"{folder} {short_hash(identity)}"
+        entry = {"wanted": wanted, "id": identity, "name": found["name"], "folder": folder}
+        append_line(self.path, entry)
+        self.known[wanted], self.owner[folder.casefold()] = entry, identity
+        return entry, []
+
+
+class Downloads:
+    """Threads that fetch frames and store them in their films; daemons, so that a dead server holds nobody up."""
+
+    def __init__(self, workers: int, size: str, attempts: int, stop: threading.Event):
+        self.size, self.stop, self.bytes, self.fatal = size, stop, 0, []
+        self.retry, self.session = make_retry(stop, attempts), make_session(workers)  # no token for whoever has images
+        self.jobs: queue.Queue = queue.Queue(maxsize=4 * workers)
+        self.lock, self.threads = threading.Lock(), []
+        for _ in range(workers):
+            self.start(self._work)
+
+    def start(self, target) -> threading.Thread:
+        self.threads.append(threading.Thread(target=target, daemon=True))
+        self.threads[-1].start()
+        return self.threads[-1]
+
+    def put(self, film: Film, frame: dict) -> None:
+        """Give a frame to the threads unless it is there already."""
+        film.counts["listed"] += 1
+        if frame["id"] in film.have:
+            film.counts["had"] += 1
+            return
+        frame = frame | {"url": frame.get(self.size) or frame.get("medium") or frame.get("full") or ""}
+        with film.lock:
+            film.pending += 1
+        while not self.stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return self.jobs.put((film, frame), timeout=0.2)
+        raise Stopped
+
+    def end(self) -> None:
+        """Stop the threads; those that hang on a connection are left behind after a second."""
+        self.stop.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.jobs.get_nowait()
+        for _ in self.threads:
+            self.jobs.put(None)
+        limit = time.monotonic() + 1.2
+        for thread in self.threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            film, frame = job
+            outcome = "left"
+            try:
+                if not self.stop.is_set():
+                    outcome = self._store(film, frame)
+            except Stopped:
+                pass
+            except (Refused, Broken) as error:
+                outcome = "gone" if isinstance(error, Refused) else "failed"
+                say(f"{film.folder.name}: {frame['id'][:60]!r} {outcome}: {error}")
+            except Exception as error:  # a full disk; or a defect, which must not hang the run
+                self.fatal.append(error)
+                self.stop.set()
+            finally:
+                with film.lock:
+                    film.counts[outcome] += 1
+                    film.pending -= outcome != "left"
+
+    def _store(self, film: Film, frame: dict) -> str:
+        orphan = film.files.get(file_stem(frame["id"]))
+        if orphan and orphan.endswith(tuple(SUFFIX.values())):  # killed between the image and its line
+            with contextlib.suppress(Broken, OSError):
+                return film.keep(frame, *check_image((film.folder / orphan).read_bytes()), on_disk=True)
+        data, suffix, shape = fetch_image(self.session, frame["url"], self.retry, self.stop)
+        with self.lock:
+            self.bytes += len(data)
+        return film.keep(frame, data, suffix, shape)
+
+
+def say(text: str) -> None:
+    """A line on stderr above the progress bar; a closed or full stderr is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        tqdm.write(" ".join(text.split()), file=sys.stderr)
+
+
+def list_film(flim: Flim, film: Film, path: Path, *, exclude: list[str], max_frames: int | None, refresh: bool):
+    """Yield the frames of a film, from the list in path where one is there, else from FLIM, and write it then."""
+    listing = None if refresh else next(iter(read_lines(path)), None)
+    same = listing and listing.get("exclude") == exclude
+    if same and (listing["complete"] or (max_frames and len(listing["frames"]) >= max_frames)):
+        film.listed_before = True
+        yield from listing["frames"][:max_frames]
+        return
+    frames, complete = [], False
+    for fresh, everything in flim.pages(film.identity, exclude):
+        complete = everything
+        yield from fresh[: None if max_frames is None else max_frames - len(frames)]
+        frames += fresh
+        if max_frames is not None and len(frames) >= max_frames:
+            break
+    with whole_file(path, "w", encoding="utf-8") as file:
+        json.dump({"id": film.identity, "exclude": exclude, "complete": complete, "frames": frames}, file)
+
+
 def scrape_flim(
     wanted: list[str],
     out: Path,
@@ -497,119 +622,51 @@ def scrape_flim(
     exclude: list[str] | None = None,
     max_frames: int | None = None,
     refresh: bool = False,
-    attempts: int = 6,
+    attempts: int = 8,
 ) -> dict:
     """Download the stills of the wanted films to out/<Title (Year)>/; a run that was stopped continues.
 
     rate: API calls a second. size: "medium" or "full". max_frames a film, None for all. refresh: list again what was
     listed before. Returns {"films": {title: counts}, "unmatched": {title: suggestions}, "errors": [(title, reason)],
-    "unfinished": titles of which frames failed, "stopped": bool, "bytes": int}. Raises UserError or OSError where
-    nothing can go on (no such API, a refused token, a full disk), with that dictionary as its attribute "result".
+    "unfinished": titles of which frames failed, "stopped": bool}. Raises UserError or OSError where nothing can go on
+    (no such API, a refused token, a full disk), with that dictionary as its attribute "result".
     """
     stop, state = threading.Event(), out / ".flim"
     state.mkdir(parents=True, exist_ok=True)
     for part in [*state.glob(".*.part"), *out.glob(".*.part")]:
         part.unlink()
-    flim = Flim(api, token, rate, attempts, stop)
-    image_retry = make_retry(stop, attempts)
-    session = make_session(workers)  # no token for whoever holds the images
-    lines = [item for item in read_lines(state / "ids.jsonl") if {"wanted", "id", "folder"} <= set(item)]
-    known = {item["wanted"]: item for item in lines}
-    folders = {item["folder"].casefold(): item["id"] for item in known.values()}
-    result = {"films": {}, "unmatched": {}, "errors": [], "unfinished": [], "stopped": False, "bytes": 0}
-    jobs: queue.Queue = queue.Queue(maxsize=4 * workers)
-    fatal: list[Exception] = []
-    tally = threading.Lock()
-
-    def download(film: Film, frame: dict) -> str:
-        orphan = film.files.get(file_stem(frame["id"]))
-        if orphan and orphan.endswith(tuple(SUFFIX.values())):  # killed between the image and its line
-            with contextlib.suppress(Broken, OSError):
-                return film.keep(frame, *check_image((film.folder / orphan).read_bytes()), on_disk=True)
-        data, suffix, shape = fetch_image(session, frame["url"], image_retry, stop)
-        with tally:
-            result["bytes"] += len(data)
-        return film.keep(frame, data, suffix, shape)
-
-    def say(text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed or full stderr is no reason to stop
-            tqdm.write(" ".join(text.split()), file=sys.stderr)
-
-    def work() -> None:
-        while (job := jobs.get()) is not None:
-            film, frame = job
-            outcome = "left"
-            try:
-                if not stop.is_set():
-                    outcome = download(film, frame)
-            except Stopped:
-                pass
-            except (Refused, Broken) as error:
-                outcome = "gone" if isinstance(error, Refused) else "failed"
-                say(f"{film.folder.name}: {frame['id'][:60]!r} {outcome}: {error}")
-            except Exception as error:  # a full disk; or a defect, which must not hang the run
-                fatal.append(error)
-                stop.set()
-            finally:
-                with film.lock:
-                    film.counts[outcome] += 1
-                    film.pending -= outcome != "left"
-
-    def put(film: Film, frame: dict) -> None:
-        """Give a frame to the workers unless it is there already."""
-        film.counts["listed"] += 1
-        if frame["id"] in film.have:
-            film.counts["had"] += 1
-            return
-        frame = frame | {"url": frame.get(size) or frame.get("medium") or frame.get("full") or ""}
-        with film.lock:
-            film.pending += 1
-        while True:
-            if stop.is_set():
-                raise Stopped
-            with contextlib.suppress(queue.Full):
-                return jobs.put((film, frame), timeout=0.2)
+    flim, register = Flim(api, token, rate, attempts, stop), Register(state / "ids.jsonl")
+    downloads = Downloads(workers, size, attempts, stop)
+    result = {"films": {}, "unmatched": {}, "errors": [], "unfinished": [], "stopped": False}
+    films: list[Film] = []  # those with frames under way
+    bar, clock = tqdm(total=len(wanted), unit="film", disable=None), time.monotonic()
 
     def one_film(line: str, again: bool = False) -> None:
-        entry = known.get(line)
+        entry, near = register.find(flim, line)
         if entry is None:
-            found, near = resolve(flim, line)
-            if found is None:
-                result["unmatched"][line] = near
-                return
-            identity = _identity(found["id"])
-            twin = next((item for item in known.values() if item["id"] == identity), None)
-            folder = twin["folder"] if twin else folder_name(found["name"])
-            if folders.get(folder.casefold(), identity) != identity:  # another film of the same name
-                folder = f"{folder} {short_hash(identity)}"
-            entry = {"wanted": line, "id": identity, "name": found["name"], "folder": folder}
-            append_line(state / "ids.jsonl", entry)
-            known[line], folders[folder.casefold()] = entry, identity
+            result["unmatched"][line] = near
+            return
         if entry["folder"] in result["films"] and not again:  # two lines of the list are one film
             return
-        film = Film(out / entry["folder"])
-        film.line = line
-        films.append(film)
+        films.append(film := Film(out / entry["folder"], line, entry["id"]))
         result["films"][entry["folder"]] = film.counts
-        path = state / f"{short_hash(entry['id'])}.json"
-        listing = None if refresh or again else next(iter(read_lines(path)), None)
-        if listing and listing.get("exclude") == (exclude or []):
-            enough = listing["complete"] or (max_frames and len(listing["frames"]) >= max_frames)
-            if enough:
-                film.listed_before = True
-                for frame in listing["frames"][:max_frames]:
-                    put(film, frame)
-                return
-        frames, complete = [], False
-        for fresh, everything in flim.pages(entry["id"], exclude or []):
-            complete = everything
-            for frame in fresh[: None if max_frames is None else max_frames - len(frames)]:
-                put(film, frame)
-            frames += fresh
-            if max_frames is not None and len(frames) >= max_frames:
-                break
-        with whole_file(path, "w", encoding="utf-8") as file:
-            json.dump({"id": entry["id"], "exclude": exclude or [], "complete": complete, "frames": frames}, file)
+        path, settings = state / f"{short_hash(entry['id'])}.json", {"exclude": exclude or [], "max_frames": max_frames}
+        for frame in list_film(flim, film, path, refresh=refresh or again, **settings):
+            downloads.put(film, frame)
+
+    def finish() -> None:
+        for film in [film for film in films if not film.pending]:
+            film.finish()
+            films.remove(film)
+            if film.counts["failed"]:
+                result["unfinished"].append(film.line)
+            if film.counts["gone"] and film.listed_before:  # old addresses: list the film anew, once
+                with contextlib.suppress(Broken):
+                    one_film(film.line, again=True)
+        frames = sum(counts["new"] for counts in result["films"].values())
+        speed = downloads.bytes / 1e6 / max(time.monotonic() - clock, 1e-9)
+        with contextlib.suppress(OSError, ValueError):
+            bar.set_postfix_str(f"{frames} new frames, {speed:.1f} MB/s")
 
     def feed() -> None:
         """Go through the list; in a thread of its own, so that Ctrl-C never waits for a name server."""
@@ -627,61 +684,28 @@ def scrape_flim(
                         raise UserError(f"--api {api}: five films in a row failed, the last with: {error}") from None
                 bar.update()
                 finish()
-                show()
-            while films:
-                if stop.wait(0.05):
-                    raise Stopped
+            while films and not stop.wait(0.05):
                 finish()
-                show()
         except Stopped:
             pass
         except Exception as error:
-            fatal.append(error)
+            downloads.fatal.append(error)
             stop.set()
 
-    def show() -> None:
-        frames = sum(counts["new"] for counts in result["films"].values())
-        speed = result["bytes"] / 1e6 / max(time.monotonic() - clock, 1e-9)
-        with contextlib.suppress(OSError, ValueError):
-            bar.set_postfix_str(f"{frames} new frames, {speed:.1f} MB/s")
-
-    def finish() -> None:
-        for film in [film for film in films if not film.pending]:
-            film.finish()
-            films.remove(film)
-            if film.counts["failed"]:
-                result["unfinished"].append(film.line)
-            if film.counts["gone"] and film.listed_before:  # old addresses: list the film anew, once
-                with contextlib.suppress(Broken):
-                    one_film(film.line, again=True)
-
-    films: list[Film] = []
-    bar, clock = tqdm(total=len(wanted), unit="film", disable=None), time.monotonic()
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    threads.append(threading.Thread(target=feed, daemon=True))
-    for thread in threads:
-        thread.start()
+    feeder = downloads.start(feed)
     try:
-        while threads[-1].is_alive():
-            threads[-1].join(0.2)
+        while feeder.is_alive():
+            feeder.join(0.2)
     except KeyboardInterrupt:
         result["stopped"] = True
     finally:
-        stop.set()
+        downloads.end()
         bar.close()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                jobs.get_nowait()
-        for _ in range(workers):
-            jobs.put(None)
-        limit = time.monotonic() + 1.2
-        for thread in threads:  # they are daemons: one that waits for a dead server holds nobody up
-            thread.join(max(0.0, limit - time.monotonic()))
         for film in films:
             film.counts["left"] = film.pending
-    if fatal:
-        fatal[0].result = result
-        raise fatal[0]
+    if downloads.fatal:
+        downloads.fatal[0].result = result
+        raise downloads.fatal[0]
     if not result["stopped"]:
         write_unmatched(out / "unmatched.txt", wanted, result)
     return result
