@@ -20,7 +20,6 @@ from torch import nn
 from identify import (
     ORIGINAL_RULE,
     SCORES,
-    Identifier,
     UserError,
     confidences,
     decide,
@@ -301,9 +300,14 @@ def write_metadata(path: Path, metadata: dict[str, str]) -> None:
     fresh.with_suffix(".bin").replace(path.with_suffix(".bin"))
 
 
+def runner(path: Path, precision: str | None = None):
+    """Function from uint8 [N, S, S, 3] to (logits, embedding). precision: "f32" or None, which OpenVINO alone heeds."""
+    return load_openvino(path, precision=precision)[2] if path.suffix == ".xml" else load_onnxruntime(path)[2]
+
+
 def run_all(path: Path, frames: np.ndarray, precision: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(logits, embedding) of uint8 frames [N, S, S, 3] by an exported file. precision: "f32" or None, OpenVINO only."""
-    run = load_openvino(path, precision=precision)[2] if path.suffix == ".xml" else load_onnxruntime(path)[2]
+    """(logits, embedding) of uint8 frames [N, S, S, 3] by an exported file; precision as in runner."""
+    run = runner(path, precision)
     parts = [run(np.ascontiguousarray(frames[i : i + 16])) for i in range(0, max(1, len(frames)), 16) if len(frames)]
     if not parts:  # no frames: the shapes still count
         logits, embedding = run(np.zeros((1, *frames.shape[1:]), np.uint8))
@@ -311,16 +315,14 @@ def run_all(path: Path, frames: np.ndarray, precision: str | None = None) -> tup
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def latency(path: Path, frame: np.ndarray, repeats: int = 20) -> float:
+def latency(path: Path, frame: np.ndarray, precision: str | None = None, repeats: int = 20) -> float:
     """Median milliseconds from one preprocessed frame to logits, after a warm-up, on this machine."""
-    identifier = Identifier(path)
-    identifier.logits(frame[None])
-    times = []
-    for _ in range(repeats):
+    run, times = runner(path, precision), []
+    for _ in range(repeats + 1):
         start = time.perf_counter()
-        identifier.logits(frame[None])
+        run(frame[None])
         times.append(time.perf_counter() - start)
-    return float(np.median(times) * 1000)
+    return float(np.median(times[1:]) * 1000)
 
 
 # ---------------------------------------------------------------------------------------------- the whole
@@ -441,6 +443,7 @@ def export_model(
         for name, path in (("fp32 ONNX", fp32), ("int8 ONNX", int8), ("int8 OpenVINO", vino)):
             accuracy[name]["ms"] = latency(path, frames["test"][0])
             accuracy[name]["mb"] = sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}.*")) / 1e6
+        accuracy["int8 OpenVINO f32"] |= {"ms": latency(vino, frames["test"][0], "f32"), "mb": accuracy[name]["mb"]}
         accuracy["int8 ONNX"]["mb"], accuracy["fp32 ONNX"]["mb"] = (p.stat().st_size / 1e6 for p in (int8, fp32))
         report = {key: metadata[key] for key in ("format", "architecture", "commit")}
         report |= {"classes": classes, "preprocessing": spec, "accuracy": figures, "formats": accuracy}
@@ -508,7 +511,7 @@ def describe(report: dict) -> str:
     split = "shots never seen in training" if report["accuracy"]["split"] == "group" else "a RANDOM split"
     lines = [f"# {report['architecture']}, {len(report['classes'])} films", ""]
     lines += [f"Trained at commit {report['commit']}. Accuracy is on {split}.", "", "## Formats", ""]
-    rows = [[n, f["top1"], f["balanced"], f.get("ms"), f.get("mb")] for n, f in report["formats"].items()]
+    rows = [[n, f["top1"], f["balanced"], f"{f['ms']:.1f}", f"{f['mb']:.1f}"] for n, f in report["formats"].items()]
     lines += table(["format", "test top-1", "balanced", "ms a frame", "MB"], rows)
     lines += ["## Known or unknown: scores compared on val and unknown_val", ""]
     lines += table(["score", "AUROC", "FPR@95", "AURC"], [list(row.values()) for row in report["scores"]])
