@@ -231,8 +231,9 @@ def person_detector(weights: str, *, confidence: float, device: str | None, batc
             import torch
 
             if device == "cpu" or not torch.cuda.is_available():
-                path = Path(weights) if weights.endswith(".onnx") else openvino_export(weights, detector_shape(size))
-                return openvino_detector(path, confidence=confidence)
+                shape = detector_shape(size)
+                path = Path(weights) if weights.endswith(".onnx") else openvino_export(weights, shape)
+                return openvino_detector(path, shape, confidence=confidence)
         model = YOLO(weights, task="detect")
         model.predict(Image.new("RGB", (64, 64)), device=device, verbose=False)
     except Exception as error:
@@ -285,8 +286,8 @@ def openvino_export(weights: str, shape: tuple[int, int]) -> Path:
     return cache / name / "model.xml"
 
 
-def openvino_detector(path: Path, *, confidence: float):
-    """As person_detector, for an OpenVINO .xml or an .onnx of a YOLO model with inputs of one fixed shape."""
+def openvino_detector(path: Path, shape: tuple[int, int], *, confidence: float):
+    """As person_detector, for an OpenVINO .xml or an .onnx of a YOLO model; shape (height, width) if it takes any."""
     import openvino
     import torch
     from openvino.preprocess import PrePostProcessor
@@ -295,7 +296,9 @@ def openvino_detector(path: Path, *, confidence: float):
 
     core = openvino.Core()
     model = core.read_model(str(path))
-    _, _, height, width = (side.get_length() for side in model.input().partial_shape)
+    sides = list(model.input().partial_shape)[2:]
+    height, width = (s.get_length() if s.is_static else wanted for s, wanted in zip(sides, shape, strict=True))
+    model.reshape([1, 3, height, width])
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))

@@ -237,12 +237,22 @@ def test_size_keep_aspect(raw, tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["yolov8n.pt", "yolo11n.onnx"])
-def test_detector_sees_people(weights, tmp_path):
-    detect = frames_filter.person_detector(str(shared("weights", weights)), confidence=0.25, device="cpu", batch=4)
-    folder = shared("frames", "known", "Shaun of the Dead (2004)")
-    people = [Image.open(p).resize((600, 256)) for p in sorted(folder.iterdir())[:40:8]]
-    counts = detect([*people, Image.new("RGB", (600, 256), "grey")])
-    assert sum(c > 0 for c in counts[:-1]) >= 4 and counts[-1] == 0
+def test_detector_sees_what_ultralytics_sees(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path, folder = str(shared("weights", weights)), shared("frames", "known")
+    options = {"confidence": 0.25, "device": "cpu", "batch": 4, "size": "600x256"}
+    detect = frames_filter.person_detector(path, **options)
+    files = sorted(folder.glob("Shaun*/*.jpg"))[::8] + sorted(folder.glob("Big*/*.jpg"))[::8]
+    people = [np.asarray(Image.open(file).resize((600, 256))) for file in files]
+    found = np.array(detect([*people, np.full((256, 600, 3), 128, np.uint8)]))
+    assert found[-1] == 0 and 4 <= (found > 0).sum() <= len(files) - 4
+    net = frames_filter.import_yolo()(path, task="detect")
+    theirs = [len(net.predict(p[..., ::-1], classes=[0], device="cpu", verbose=False)[0].boxes) for p in people]
+    assert ((found[:-1] > 0) == (np.array(theirs) > 0)).mean() >= 0.9
+    made = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.xml")}
+    assert len(made) == (1 if weights.endswith(".pt") else 0)
+    frames_filter.person_detector(path, **options)
+    assert made == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.xml")}  # exported once
 
 
 def test_film_offset_is_the_same_on_every_machine():
