@@ -221,7 +221,7 @@ def predict(model, frames: torch.Tensor, spec: dict, *, device, bf16: bool, batc
     """(logits float32 [N, C], embedding float32 [N, D]) as numpy, of uint8 frames [N, S, S, 3]."""
     model.eval()
     logits, embeddings = [], []
-    for part in frames.split(batch):
+    for part in frames.split(batch) if len(frames) else ():  # transformers do not take an empty batch
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out, embedding = model(normalise(part.to(device), spec))
         logits.append(out.float().cpu())

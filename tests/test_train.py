@@ -220,3 +220,17 @@ def test_leak_check_shows_what_neighbours_give_away(tmp_path, capsys):
     assert results["random"]["top1"] > results["grouped"]["top1"] + 0.2
     assert train.main([str(tmp_path / "data"), "--arch", "test_resnet", "--no-pretrained", "--leak-check"]) == 0
     assert "random" in capsys.readouterr().out and not (tmp_path / "runs").exists()
+
+
+def test_no_unknown_films_is_no_error(dataset, tmp_path):
+    """A collection in which every film has frames enough."""
+    rows = read_manifest(dataset)
+    lines = (dataset / "manifest.csv").read_text().splitlines()
+    data = tmp_path / "known"
+    data.mkdir()
+    (data / "movies").symlink_to(dataset / "movies")
+    known = [line for line, row in zip(lines[1:], rows, strict=True) if not row["split"].startswith("unknown")]
+    (data / "manifest.csv").write_text("\n".join([lines[0], *known]) + "\n")
+    run = quick(data, tmp_path, arch="test_vit3", recipe={"probe": 30.0, "levels": True, "epochs": 0})
+    figures = json.loads((run / "test.json").read_text())["test"]
+    assert figures["auroc"] is None and figures["top1"] > 0
