@@ -51,8 +51,8 @@ SUFFIX = {
     "TIFF": ".tif",
     "AVIF": ".avif",
 }
-ROMAN = re.findall(r"\w+", "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx")
-NUMBER = {roman: str(i + 1) for i, roman in enumerate(ROMAN)}
+ROMAN = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx"
+NUMBER = {roman: str(i) for i, roman in enumerate(re.split(" ", ROMAN), 1)}
 ARTICLES = {"the", "a", "an"}
 
 
@@ -152,6 +152,12 @@ def append_line(path: Path, item: dict) -> None:
             file.seek(-1, os.SEEK_END)
             cut = file.read(1) != b"\n"
         file.write(b"\n" * cut + json.dumps(item, ensure_ascii=False).encode(errors="replace") + b"\n")
+
+
+def write_sidecar(folder: Path, lines: list[dict]) -> None:
+    """A film's frames.jsonl, an object a frame, whole or not at all."""
+    with whole_file(folder / "frames.jsonl", "w", encoding="utf-8", errors="replace") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------ http
@@ -454,8 +460,7 @@ class Film:
 
         order = sorted(latest.values(), key=place)
         if order != self.on_disk:
-            with whole_file(self.sidecar, "w", encoding="utf-8", errors="replace") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in order)
+            write_sidecar(self.folder, order)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
@@ -823,11 +828,6 @@ def forget_video(mark: str, folder: Path) -> list[dict]:
     for image in folder.glob(f"{mark}_*"):
         image.unlink()
     return [line for line in read_lines(folder / "frames.jsonl") if not str(line.get("file")).startswith(f"{mark}_")]
-
-
-def write_sidecar(folder: Path, lines: list[dict]) -> None:
-    with whole_file(folder / "frames.jsonl", "w", encoding="utf-8", errors="replace") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def scrape_video(

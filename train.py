@@ -631,10 +631,10 @@ def draw_curves(history: list[dict], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["train_loss"] for row in history], label="train loss")
-    left.plot(epochs, [row["loss"] for row in history], label="val loss")
-    right.plot(epochs, [row["top1"] for row in history], label="val top-1")
-    right.plot(epochs, [row["balanced"] for row in history], label="val balanced")
+    left.plot(epochs, [row["train_loss"] for row in history], ".-", label="train loss")
+    left.plot(epochs, [row["loss"] for row in history], ".-", label="val loss")
+    right.plot(epochs, [row["top1"] for row in history], ".-", label="val top-1")
+    right.plot(epochs, [row["balanced"] for row in history], ".-", label="val balanced")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
