@@ -38,7 +38,9 @@ MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "ph
 SPLITS = ("train", "val", "test")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
 DUPLICATE_BITS = 2  # of 64: the same picture, compressed again
-FORMAT = 2  # of the states in .filter; raised when the rules for keeping a frame change
+CROPS = (0.92, 0.85)  # sides of the central pieces that are hashed too, so that cropped copies find their originals
+DOUBT = 0.05  # about --conf, where a detector in bf16 is asked again in float32
+FORMAT = 3  # of the states in .filter; raised when the rules for keeping a frame change
 NEAR_BITS = 12  # of 64: the same shot; unrelated frames differ by 32 +- 4
 CUT_BITS = 20  # of 64: neighbours that differ more stand in different shots
 WINDOW_MS = 60_000  # without shots, frames of one minute of film belong together
@@ -124,11 +126,12 @@ def examine(path: Path, size: str, look: bool = False) -> tuple[dict, Image.Imag
     look: give a detector's picture too, resized as the original did it, by OpenCV without antialiasing, so that both
     see the same persons (an antialiased one changes the verdict on 4% of frames).
     """
-    row = {"verdict": "kept", "reason": "", "phash": "", "width": "", "height": "", "bars": ""}
+    row = {"verdict": "kept", "reason": "", "phash": "", "width": "", "height": "", "bars": "", "crops": []}
     try:
         rgb = read_image(path, draft=512)
-        with open_image(path) as image:  # the size before a reduced decode
-            row["width"], row["height"] = image.size
+        with open_image(path) as image:  # the size before a reduced decode, upright as rgb is
+            sides = sorted(image.size)
+        row["width"], row["height"] = sides if rgb.shape[1] < rgb.shape[0] else sides[::-1]
     except (UserError, OSError) as error:
         return row | {"verdict": "unreadable", "reason": str(error).rsplit(": ", 1)[-1]}, None, None
     height, width = rgb.shape[:2]
@@ -140,13 +143,25 @@ def examine(path: Path, size: str, look: bool = False) -> tuple[dict, Image.Imag
     picture = rgb[top:bottom, left:right]
     if is_flat(picture):
         return row | {"verdict": "dark", "reason": "dark, flat or a title card"}, None, None
-    row["phash"] = str(imagehash.phash(Image.fromarray(picture)))
+    image = Image.fromarray(rgb)
+    factor = max(1, min(picture.shape[:2]) // 128)
+    row["phash"], *row["crops"] = hash_picture(image.reduce(factor, box=(left, top, right, bottom)).convert("L"))
     fitted, seen = fit_size(width, height, size), None
     if look:
         import cv2
 
         seen = cv2.resize(rgb, fitted)
-    return row, Image.fromarray(rgb).resize(fitted, Image.Resampling.BILINEAR), seen
+    return row, image.resize(fitted, Image.Resampling.BILINEAR), seen
+
+
+def hash_picture(image: Image.Image) -> list[str]:
+    """Perceptual hashes (64 bits, hexadecimal) of a picture and of its central CROPS. image: grey, bars cut off."""
+    width, height = image.size
+    hashes = [imagehash.phash(image)]
+    for share in CROPS:
+        x, y = width * (1 - share) / 2, height * (1 - share) / 2
+        hashes.append(imagehash.phash(image.crop((round(x), round(y), round(width - x), round(height - y)))))
+    return [str(value) for value in hashes]
 
 
 def filter_film(title: str, folder: Path, work: Path, *, size: str, detect, threads: int) -> dict:
@@ -291,8 +306,8 @@ def openvino_detector(path: Path, shape: tuple[int, int], *, confidence: float):
     import openvino
     import torch
     from openvino.preprocess import PrePostProcessor
+    from torchvision.ops import box_convert, nms
     from ultralytics.data.augment import LetterBox
-    from ultralytics.utils.nms import non_max_suppression
 
     core = openvino.Core()
     model = core.read_model(str(path))
@@ -303,24 +318,41 @@ def openvino_detector(path: Path, shape: tuple[int, int], *, confidence: float):
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
     steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
-    compiled = core.compile_model(steps.build(), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+    model = steps.build()
     letterbox = LetterBox((height, width), auto=False)
-    queue = openvino.AsyncInferQueue(compiled)
 
-    def detect(images: list[np.ndarray]) -> list[int]:
-        counts = [0] * len(images)
+    def run(precision: dict, images: list[np.ndarray]) -> list[tuple[int, float]]:
+        """(persons, confidence of the surest) in each of the images, letterboxed uint8 [1, H, W, 3]."""
+        if str(precision) not in queues:
+            compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"} | precision)
+            queues[str(precision)] = openvino.AsyncInferQueue(compiled)
+        queue, found = queues[str(precision)], [(0, 0.0)] * len(images)
 
         def count(request, i: int) -> None:
-            boxes = torch.from_numpy(request.get_output_tensor(0).data)
-            found = non_max_suppression(boxes.clone(), confidence, 0.7, classes=[0])
-            counts[i] = len(found[0])
+            output = request.get_output_tensor(0).data[0]  # float32 [4 + classes, anchors]: centre, size, scores
+            output = output[:, output[4] > confidence - DOUBT]
+            output = torch.from_numpy(output[:, output[4:].argmax(0) == 0]).T
+            if len(output):
+                boxes, scores = box_convert(output[:, :4], "cxcywh", "xyxy"), output[:, 4]
+                sure = scores > confidence
+                found[i] = len(nms(boxes[sure], scores[sure], 0.7)), float(scores.max())
 
         queue.set_callback(count)
         for i, image in enumerate(images):
-            queue.start_async([letterbox(image=image)[None]], i)
+            queue.start_async([image], i)
         queue.wait_all()
-        return counts
+        return found
 
+    def detect(images: list[np.ndarray]) -> list[int]:
+        images = [letterbox(image=image)[None] for image in images]
+        found = run({}, images)
+        doubt = [i for i, (_, score) in enumerate(found) if abs(score - confidence) < DOUBT]
+        exact = run({"INFERENCE_PRECISION_HINT": "f32"}, [images[i] for i in doubt]) if doubt else []
+        for i, answer in zip(doubt, exact, strict=True):
+            found[i] = answer
+        return [persons for persons, _ in found]
+
+    queues: dict = {}
     return detect
 
 
@@ -345,8 +377,11 @@ def group_frames(rows: list[dict]) -> list[int]:
             stretch.append(("run", current))
     first: dict = {}
     label = np.array([first.setdefault(key, i) for i, key in enumerate(stretch)])
-    for value in hashes:
-        joined = np.unique(label[np.bitwise_count(hashes ^ value) <= NEAR_BITS])
+    for row, value in zip(rows, hashes, strict=True):
+        near = np.bitwise_count(hashes ^ value) <= NEAR_BITS
+        for crop in row["crops"]:
+            near |= np.bitwise_count(hashes ^ np.uint64(int(crop, 16))) <= NEAR_BITS
+        joined = np.unique(label[near])
         if len(joined) > 1:
             label[np.isin(label, joined)] = joined[0]
     number: dict = {}

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import stat
 import sys
 import time
 import warnings
@@ -121,6 +122,8 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
     else:
         if not isinstance(source, (bytes, bytearray)):
             try:
+                if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would let us wait for ever
+                    raise UserError(f"{name}: not a file")
                 with open(source, "rb") as file:
                     source = file.read(MAX_BYTES + 1)
             except OSError as error:

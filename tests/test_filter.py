@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_folds_cover_every_group_once():
 
 
 def row(phash: int, shot=None, time=None) -> dict:
-    return {"phash": f"{phash:016x}", "shot": shot, "time": time, "verdict": "kept", "file": f"{phash}"}
+    return {"phash": f"{phash:016x}", "crops": [], "shot": shot, "time": time, "verdict": "kept", "file": f"{phash}"}
 
 
 def test_groups_join_near_duplicates_and_shots():
@@ -102,9 +103,11 @@ def test_near_duplicates_land_in_one_group_by_picture(tmp_path):
         image.save(folder / f"a{shot}.jpg")
         image.point(lambda v: min(255, int(v * 1.25))).save(folder / f"z{shot}_bright.jpg")
         image.crop((4, 3, 236, 133)).save(folder / f"z{shot}_crop.jpg")
+        image.crop((22, 12, 218, 124)).resize((300, 170)).save(folder / f"z{shot}_zoom.jpg")
     filter_films([tmp_path / "raw"], tmp_path / "out", detector="none", min_frames=1)
     rows = manifest(tmp_path / "out")
     groups = {Path(r["path"]).stem: r["group"] for r in rows}
+    assert {f"z{shot}_zoom" for shot in range(6)} < set(groups)  # too far from the whole picture to be its duplicate
     for name, group in groups.items():
         assert group == groups.get(f"a{name[1]}", group)
 
@@ -175,14 +178,27 @@ def test_hostile_folder(tmp_path):
     Image.new("RGB", (300, 200)).save(folder / "black.png")
     draw_frame(1, 9, 0).convert("CMYK").save(folder / "cmyk.jpg")
     good.save(folder / "twin.png")
+    grey = np.asarray(draw_frame(2, 9, 0).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(folder / "sixteen.png")
+    moving = [draw_frame(3, 9, 0), draw_frame(3, 10, 0)]
+    moving[0].save(folder / "moving.gif", save_all=True, append_images=moving[1:])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # upright after a quarter turn
+    draw_frame(4, 9, 0).transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=turned)
     (folder / "loop").symlink_to(folder)
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    os.mkfifo(folder / "pipe.jpg")  # whoever opens it waits for ever
+    good.save(folder / "locked.jpg")
+    (folder / "locked.jpg").chmod(0)
+    locked = 0 if os.access(folder / "locked.jpg", os.R_OK) else 1  # the superuser may read everything
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.is_file()}
     report = filter_films([tmp_path / "raw"], tmp_path / "out", detector="none", min_frames=1)
     assert before == {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.is_file()}
     counts = report["Фильм №1 (2001)"]
-    assert counts["unreadable"] == 6 and counts["too_small"] == 1 and counts["dark"] == 1
-    assert counts["duplicate"] == 1 and counts["kept"] == 5 and counts["total"] == 14
+    assert counts["unreadable"] == 7 + locked and counts["too_small"] == 1 and counts["dark"] == 1
+    assert counts["duplicate"] == 2 - locked and counts["kept"] == 8 and counts["total"] == 19
+    (row,) = (r for r in manifest(tmp_path / "out") if r["path"].endswith("turned.jpg"))
+    assert int(row["width"]) > int(row["height"])
     with open(tmp_path / "out" / "verdicts.csv", newline="") as file:
         assert all(r["reason"] for r in csv.DictReader(file) if r["verdict"] != "kept")
 
@@ -341,3 +357,29 @@ def test_two_processes_make_what_one_makes(raw, tmp_path):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
         if not again:
             next((tmp_path / "two" / "movies").glob("*/*.jpg")).unlink()
+
+
+def test_full_disk_and_bad_folders_take_one_line_and_nothing_good(raw, tmp_path):
+    command = [sys.executable, str(ROOT / "filter.py"), str(raw), "--detector", "none", "--min-frames", "12"]
+
+    def run(out: Path, limit: int | None = None) -> subprocess.CompletedProcess:
+        # a cap on the size of files stands for a disk that fills up: the write fails in the middle
+        cap = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
+        return subprocess.run([*command, "--out", str(out)], preexec_fn=cap, capture_output=True, text=True)
+
+    out = tmp_path / "out"
+    assert run(out).returncode == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "manifest.csv"}
+    result = run(out, 4000)  # the manifest is larger
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1 and "filter.py: error" in result.stderr
+    assert not list(out.rglob(".*.part"))
+    after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "manifest.csv"}
+    assert {p for p in before if after.get(p) != before[p]} == set()
+    assert run(out).returncode == 0
+    result = run(tmp_path / "full", 2000)  # not even a frame fits
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert run(tmp_path / "full").returncode == 0
+    assert manifest(tmp_path / "full") == manifest(out)
+    (tmp_path / "file").write_text("in the way")
+    result = run(tmp_path / "file" / "out")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1 and str(tmp_path / "file") in result.stderr
