@@ -4,9 +4,11 @@ python train.py data/processed --arch deit_base_patch16_224         # the best o
 python train.py data/processed --arch all                           # all six, compared in runs/results.md
 python train.py data/processed --arch mobilenetv2 --limit 200 --epochs 2     # a quick look, on a laptop
 python train.py data/processed --recipe original --split random     # the original project's training, as it was
+torchrun --nproc-per-node 4 train.py data/processed                 # on four GPUs; --batch-size stays that of all
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import hashlib
@@ -14,36 +16,41 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
 from identify import UserError, one_line_errors, preprocess, read_image, softmax, whole_file
-from models import ARCHITECTURES, build_model, is_transformer, multiply_adds, preprocessing_for
+from models import ARCHITECTURES, ClipClassifier, build_model, is_transformer, multiply_adds, preprocessing_for
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
+ORIGINAL_STORED = (600, 256)  # where crops must have the aspect ratios of the original's
+CACHE_BYTES = 1_000_000_000  # decoded frames that take more wait on disk, mapped, and not in memory
 RECIPES = {
     "original": {
         "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
         "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08,
         "train_size": 224, "flip": 0.0, "colour": 0.0, "degrade": 0.0, "mixup": 0.0, "keep_bars": True,
-        "select": "top1", "levels": False,
+        "select": "top1", "levels": False, "aspect": True, "decay_all": True,
     },
     "best": {
         "epochs": 16, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
         "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 1.0, "crop": 0.2,
         "train_size": 192, "flip": 0.5, "colour": 0.1, "degrade": 0.1, "mixup": 0.0, "keep_bars": False,
-        "select": "balanced", "levels": False,
+        "select": "balanced", "levels": False, "aspect": False, "decay_all": False,
     },
 }  # fmt: skip
 # pretrained transformers bend easily on a few hundred frames: start from a probe, and move gently
@@ -69,6 +76,8 @@ RECIPE_HELP = {
     "mixup": "beta parameter of mixup; 0 for none",
     "probe": "C of the logistic regression (features of length 1) that starts the head before others learn; 0 for none",
     "levels": "let early blocks, which see palette and grain, speak beside the last",
+    "aspect": "crops of torchvision's aspect ratios, in pixels of the frame; else shares of each side",
+    "decay_all": "weight decay on vectors too",
     "select": "val figure that picks best.pt: top1 or balanced",
 }
 
@@ -148,21 +157,85 @@ def choose_rows(
     return chosen, titles
 
 
-def load_frames(rows: list[dict], spec: dict, size: tuple[int, int] | None = None) -> torch.Tensor:
+def load_frames(
+    rows: list[dict], spec: dict, size: tuple[int, int] | None = None, into: torch.Tensor | None = None
+) -> torch.Tensor:
     """Decode and preprocess once: uint8 [N, S, S, 3] as the model takes them, or [N, height, width, 3] for a size."""
     width, height = size or (spec["size"],) * 2
-    frames = torch.empty(len(rows), height, width, 3, dtype=torch.uint8)
+    frames = torch.empty(len(rows), height, width, 3, dtype=torch.uint8) if into is None else into
 
     def put(i: int) -> None:
         frames[i] = torch.from_numpy(preprocess(read_image(rows[i]["file"], draft=2 * height), spec, size).copy())
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(
-            tqdm(
-                pool.map(put, range(len(rows))), total=len(rows), unit="frame", desc="decode", disable=None, leave=False
-            )
-        )
+        work = pool.map(put, range(len(rows)))
+        list(tqdm(work, total=len(rows), unit="frame", desc="decode", disable=None, leave=False))
     return frames
+
+
+class Rows:
+    """Some rows of frames uint8 [N, H, W, 3] that may lie on disk; copied only when they are indexed."""
+
+    def __init__(self, frames, index: torch.Tensor):
+        self.frames, self.index = frames, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, which) -> torch.Tensor:
+        return self.frames[self.index[which]]
+
+
+def map_frames(rows: list[dict], spec: dict, size: tuple[int, int] | None, cache: Path) -> torch.Tensor:
+    """load_frames, kept in a file under cache and mapped from there; made once, by the first process.
+
+    It is named by the files, the preprocessing and the size. Raises UserError when the disk is too small.
+    """
+    width, height = size or (spec["size"],) * 2
+    stats = [os.stat(row["file"]) for row in rows]
+    listed = [[row["path"], stat.st_size, stat.st_mtime_ns] for row, stat in zip(rows, stats, strict=True)]
+    how = [spec["crop_bars"], spec["interpolation"], width, height]
+    key = hashlib.sha256(json.dumps([listed, how]).encode()).hexdigest()[:16]
+    path, shape = cache / f"{width}x{height}-{key}.npy", (len(rows), height, width, 3)
+    if not path.exists() and process_rank() == 0:
+        cache.mkdir(parents=True, exist_ok=True)
+        for old in cache.glob(f"*{width}x{height}-*"):  # of frames that have changed since, or of a run that was killed
+            old.unlink()
+        part = path.with_name(f".{path.name}.part")
+        if shutil.disk_usage(cache).free < math.prod(shape) + 100_000_000:
+            raise UserError(
+                f"--cache {cache}: {math.prod(shape) / 1e9:.1f} GB of decoded frames don't fit on that disk"
+            )
+        mapped = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        load_frames(rows, spec, size, torch.from_numpy(mapped))
+        mapped.flush()
+        os.replace(part, path)
+        print(f"{len(rows)} decoded frames wait in {path}, {math.prod(shape) / 1e9:.1f} GB")
+    if dist.is_initialized():
+        dist.barrier()
+    with warnings.catch_warnings():  # torch warns that nobody may write to it, and nobody does
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(np.load(path, mmap_mode="r"))
+
+
+def gather_frames(
+    chosen: dict[str, list[dict]], spec: dict, stored: tuple[int, int], cache: Path | None, plain: bool
+) -> dict:
+    """{"val", "test" ...: frames as the model takes them, "train" too if plain, "crops": training frames of size stored}.
+
+    They are in memory while they are few, and on disk from CACHE_BYTES on, or where several processes share them.
+    """
+    rows = [row for part in chosen.values() for row in part]
+    nbytes = len(chosen["train"]) * math.prod(stored) * 3 + len(rows) * spec["size"] ** 2 * 3
+    if cache is None or (nbytes < CACHE_BYTES and not dist.is_initialized()):
+        frames = {split: load_frames(part, spec) for split, part in chosen.items() if plain or split != "train"}
+        return frames | {"crops": load_frames(chosen["train"], spec, stored)}
+    rows = sorted(rows, key=lambda row: row["path"])  # whatever the split: the folds share a file
+    place = {row["path"]: i for i, row in enumerate(rows)}
+    index = {split: torch.tensor([place[row["path"]] for row in part], dtype=int) for split, part in chosen.items()}
+    whole = map_frames(rows, spec, None, cache)
+    frames = {split: Rows(whole, part) for split, part in index.items()}
+    return frames | {"crops": Rows(map_frames(rows, spec, stored, cache), index["train"])}
 
 
 def normalise(frames: torch.Tensor, spec: dict) -> torch.Tensor:
@@ -182,13 +255,27 @@ def augment(frames: torch.Tensor, spec: dict, recipe: dict, size: int, generator
         return torch.rand(*shape, generator=generator, device=device) * (high - low) + low
 
     # random-resized-crop as one affine grid; a share of the area and a ratio as torchvision draws them
-    area = uniform(recipe["crop"], 1, n)
-    ratio = uniform(math.log(3 / 4), math.log(4 / 3), n).exp() if recipe["crop"] < 1 else torch.ones(n, device=device)
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    tries = (n, 10) if recipe["aspect"] else (n, 1)
+    area = uniform(recipe["crop"], 1, *tries)
+    ratio = uniform(math.log(3 / 4), math.log(4 / 3), *tries).exp() if recipe["crop"] < 1 else torch.ones_like(area)
+    if recipe["aspect"]:
+        ratio = ratio * frames.shape[1] / frames.shape[2]  # from pixels to shares of the sides
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    if recipe["aspect"]:  # the first of ten draws that fits, else the largest piece in the middle, as torchvision does
+        widest = min(1.0, 4 / 3 * frames.shape[1] / frames.shape[2])
+        fits = (width <= 1) & (height <= 1)
+        first = fits.int().argmax(1, keepdim=True)
+        missed = ~fits.any(1)
+        width = torch.where(missed, widest, width.gather(1, first)[:, 0])
+        height = torch.where(missed, 1.0, height.gather(1, first)[:, 0])
+    else:
+        missed = torch.zeros(n, dtype=bool, device=device)
+    width, height = width.reshape(n).clamp(max=1), height.reshape(n).clamp(max=1)
     flip = torch.where(uniform(0, 1, n) < recipe["flip"], -1.0, 1.0)
     theta = torch.zeros(n, 2, 3, device=device)
     theta[:, 0, 0], theta[:, 1, 1] = width * flip, height
-    theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * uniform(-1, 1, n), (1 - height) * uniform(-1, 1, n)
+    theta[:, 0, 2] = (1 - width) * uniform(-1, 1, n) * ~missed
+    theta[:, 1, 2] = (1 - height) * uniform(-1, 1, n) * ~missed
     images = frames.permute(0, 3, 1, 2).float()
     grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -221,7 +308,8 @@ def predict(model, frames: torch.Tensor, spec: dict, *, device, bf16: bool, batc
     """(logits float32 [N, C], embedding float32 [N, D]) as numpy, of uint8 frames [N, S, S, 3]."""
     model.eval()
     logits, embeddings = [], []
-    for part in frames.split(batch) if len(frames) else ():  # transformers do not take an empty batch
+    for start in range(0, len(frames), batch):
+        part = frames[start : start + batch]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out, embedding = model(normalise(part.to(device), spec))
         logits.append(out.float().cpu())
@@ -275,7 +363,13 @@ def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None =
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, first_layer: float, freeze: float = 0.0
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    first_layer: float,
+    freeze: float = 0.0,
+    decay_all: bool = False,
 ) -> list[dict]:
     """AdamW groups: rates fall geometrically from the head to first_layer * lr, no decay on vectors; freezes the first.
 
@@ -297,7 +391,7 @@ def parameter_groups(
             parameter.requires_grad_(False)
             continue
         rate = lr * first_layer ** (1 - depth / len(layers))
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        decay = weight_decay if parameter.ndim > 1 or decay_all else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "peak": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
@@ -378,6 +472,80 @@ def has_bf16(device: torch.device) -> bool:
     )
 
 
+@contextlib.contextmanager
+def process_group():
+    """Join the processes that torchrun started, if it did: nccl between GPUs, gloo between CPUs. The first talks."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    quiet = contextlib.redirect_stdout(None) if dist.get_rank() else contextlib.nullcontext()
+    try:
+        with quiet:
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def process_rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def predict_shared(model, frames, spec: dict, **kwargs) -> tuple:
+    """predict, with the frames shared out among the processes, each frame once; all of them get all the answers."""
+    rank, world = process_rank(), process_count()
+    if world == 1:
+        return predict(model, frames, spec, **kwargs)
+    for buffer in model.buffers():  # each process has seen other frames
+        dist.broadcast(buffer, 0)
+    mine = Rows(frames, torch.arange(rank, len(frames), world))
+    parts: list = [None] * world
+    dist.all_gather_object(parts, predict(model, mine, spec, **kwargs))
+    whole = []
+    for column in zip(*parts, strict=True):
+        out = np.zeros((len(frames), max(part.shape[1] for part in column)), np.float32)
+        for r, part in enumerate(column):
+            out[r::world] = part
+        whole.append(out)
+    return tuple(whole)
+
+
+def matrix_rate(device: torch.device, bf16: bool) -> float:
+    """Operations a second of square matrix products here, the best of ten; what MFU is measured against."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
+    best = math.inf
+    for _ in range(11):  # the first one warms up and is never the best
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def start_wandb(project: str, run: Path, args: dict):
+    """A Weights & Biases run. Raises UserError without the package, or without an account or WANDB_MODE=offline."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs its package: pip install wandb", 2) from None
+    try:
+        return wandb.init(project=project, name=run.name, id=run.name, resume="allow", dir=run, config=args)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline") from None
+
+
+def step_seed(*numbers: int) -> int:
+    """A seed from the run's seed, the step and the process: a resumed run draws what an unbroken one draws."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def train_model(
     data: Path,
     *,
@@ -395,13 +563,18 @@ def train_model(
     seed: int = 13,
     device: str | None = None,
     precision: str = "auto",
+    compiled: bool = False,
+    cache: Path | None = None,
+    wandb: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Train one architecture and leave a run folder; returns its path. The test split is looked at once, at the end.
 
     recipe: overrides of RECIPES[recipe_name], which for a pretrained transformer is "best" with GENTLE. precision:
-    "bf16", "fp32" or "auto" (bf16 where the hardware has it). Raises UserError.
+    "bf16", "fp32" or "auto" (bf16 where the hardware has it, fp32 for the recipe original). compiled: torch.compile.
+    cache: folder for decoded frames that are too many for memory. wandb: project. Inside process_group() the processes
+    share the work: batch_size is that of all together, and the first one writes. Raises UserError.
     """
     parts = [arch, data.resolve().name, f"subset{subset}" if subset else ""]
     parts += ["" if recipe_name == "best" else recipe_name, f"limit{limit}" if limit else ""]
@@ -410,12 +583,17 @@ def train_model(
     if (run / "last.pt").exists() and not (resume or overwrite):
         raise UserError(f"{run}: there is a run in it; continue it with --resume, replace it with --overwrite", 2)
     try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if dist.is_initialized() else "cuda"
+        where = torch.device(device or (local if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=where)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
-    bf16 = precision == "bf16" or (precision == "auto" and has_bf16(where))
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    rank, world = process_rank(), process_count()
+    bf16 = precision == "bf16" or (precision == "auto" and recipe_name != "original" and has_bf16(where))
     torch.manual_seed(seed)
     chosen, classes = choose_rows(read_manifest(data), split=split, fold=fold, subset=subset, limit=limit)
     for name in ("val", "test"):
@@ -436,7 +614,8 @@ def train_model(
         print(f"{arch} can't take crops of {recipe['train_size']} pixels; they are {size} here")
     index = {title: i for i, title in enumerate(classes)}
     labels = {s: np.array([index.get(row["movie"], -1) for row in rows], int) for s, rows in chosen.items()}
-    frames = {s: load_frames(rows, spec, STORED if s == "train" else None) for s, rows in chosen.items()}
+    stored = ORIGINAL_STORED if recipe["aspect"] else STORED
+    frames = gather_frames(chosen, spec, stored, cache, plain=bool(recipe["probe"]) or bool(levels))
     args = {"arch": arch, "data": str(data), "recipe": recipe_name, "split": split, "fold": fold, "subset": subset}
     args |= {
         "limit": limit,
@@ -446,34 +625,45 @@ def train_model(
     }
     args |= {"seed": seed, "device": str(where), "precision": "bf16" if bf16 else "fp32", **recipe, "train_size": size}
     commit = git_commit()
-    run.mkdir(parents=True, exist_ok=True)
-    if overwrite and not resume:  # the old run must not be mixed up with the new one, should that be stopped early
+    if rank == 0:
+        run.mkdir(parents=True, exist_ok=True)
+    if (
+        overwrite and not resume and rank == 0
+    ):  # the old run must not be mixed up with the new one, should that be stopped early
         for name in ("last.pt", "best.pt", "test.json", "metrics.csv"):
             (run / name).unlink(missing_ok=True)
     model = model.to(where)
     if not transformer:
         model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
     probed = bool(recipe["probe"]) and isinstance(model.head, nn.Linear)
+    zero_shot = isinstance(model, ClipClassifier) and bool(pretrained or init)
+    predicting = {"device": where, "bf16": bf16}
     if (probed or levels) and not (resume and (run / "last.pt").exists()):
-        plain = load_frames(chosen["train"], spec)
-        _, embedding = predict(model, plain, spec, device=where, bf16=bf16)
+        _, embedding = predict_shared(model, frames["train"], spec, **predicting)
         if levels:
             model.set_norm(torch.from_numpy(embedding))
-            _, embedding = predict(model, plain, spec, device=where, bf16=bf16)
+            _, embedding = predict_shared(model, frames["train"], spec, **predicting)
         if probed:
             start_head(model, embedding, labels["train"], recipe["probe"])
+    if world > 1:
+        for tensor in model.state_dict().values():  # what was drawn or fitted is the first one's
+            dist.broadcast(tensor, 0)
     average = copy.deepcopy(model).requires_grad_(False) if recipe["ema"] else model
-    groups = parameter_groups(model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer", "freeze")})
+    groups = parameter_groups(
+        model, **{k: recipe[k] for k in ("lr", "weight_decay", "first_layer", "freeze", "decay_all")}
+    )
     optimiser = torch.optim.AdamW(groups, fused=where.type == "cuda")
-    batch = min(recipe["batch_size"], len(chosen["train"]))
+    batch = min(recipe["batch_size"], len(chosen["train"]) // world * world)
+    if batch % world or not batch:
+        raise UserError(f"--batch-size {batch}: must be a multiple of the {world} processes", 2)
     per_epoch = len(chosen["train"]) // batch
     steps = per_epoch * recipe["epochs"]
-    shuffle, draw = torch.Generator().manual_seed(seed), torch.Generator(where).manual_seed(seed)
+    shuffle, draw = torch.Generator(), torch.Generator(where)
     target = torch.from_numpy(labels["train"]).to(where)
-    if recipe["epochs"] == 0 and not probed:
+    if recipe["epochs"] == 0 and not (probed or zero_shot):
         raise UserError("--epochs 0 leaves the head as it began; it needs --probe and a linear head", 2)
-    images = frames["train"].to(where) if where.type == "cuda" and _fits(frames["train"]) else frames["train"]
-    history, best, first = [], None, 0
+    images = _to_device(frames["crops"], where)
+    history, best, first, begun = [], None, 0, {"step": 0, "losses": []}
     if resume and (run / "last.pt").exists():
         state = torch.load(run / "last.pt", map_location=where, weights_only=True)
         if state["classes"] != classes or state["arch"] != arch:
@@ -486,107 +676,145 @@ def train_model(
         model.load_state_dict(state["training"])
         average.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        shuffle.set_state(state["shuffle"].cpu())
-        draw.set_state(state["draw"].cpu())
-        torch.set_rng_state(state["torch_rng"].cpu())
-        history, best, first = state["history"], state["best"], state["epoch"]
-        print(f"resumed {run} after epoch {first}")
-    with whole_file(run / "args.json", "w") as file:
-        json.dump(args, file, indent=1)
+        history, best, first, begun = (state[key] for key in ("history", "best", "epoch", "begun"))
+        print(f"resumed {run} after epoch {first}" + (f" and {begun['step']} steps" if begun["step"] else ""))
+    if rank == 0:
+        with whole_file(run / "args.json", "w") as file:
+            json.dump(args, file, indent=1)
+    logger = start_wandb(wandb, run, args) if wandb and rank == 0 else None
     counts = ", ".join(f"{s} {len(rows)}" for s, rows in chosen.items())
-    print(f"{run}: {len(classes)} films, {counts}; {args['precision']} on {where}, {split} split")
+    peak = matrix_rate(where, bf16) * world if recipe["epochs"] else math.inf
+    machines = where.type if world == 1 else f"{world} x {where.type}"
+    print(f"{run}: {len(classes)} films, {counts}; {args['precision']} on {machines}, {split} split")
 
     def save(path: Path, extra: dict) -> None:
+        if rank:
+            return
         state = {"model": average.state_dict(), "arch": arch, "classes": classes, "preprocessing": spec, "args": args}
         with whole_file(path) as file:
             torch.save(state | {"figures": best, "commit": commit} | extra, file)
 
-    def save_last(epoch: int) -> None:
-        state = {"training": model.state_dict(), "optimiser": optimiser.state_dict(), "shuffle": shuffle.get_state()}
-        state |= {"draw": draw.get_state(), "torch_rng": torch.get_rng_state(), "history": history, "best": best}
-        save(run / "last.pt", state | {"epoch": epoch})
-        _write_metrics(run / "metrics.csv", history)
+    def save_last(epoch: int, step: int = 0, losses: torch.Tensor | None = None) -> None:
+        """After whole epochs, and so many steps of the next one."""
+        begun = {"step": step, "losses": losses[:step].tolist() if step else []}
+        state = {"training": model.state_dict(), "optimiser": optimiser.state_dict(), "begun": begun}
+        save(run / "last.pt", state | {"history": history, "best": best, "epoch": epoch})
+        if rank == 0 and history:
+            _write_metrics(run / "metrics.csv", history)
 
-    if probed and not history:  # on few frames nothing that follows may beat it
-        figures = measure(predict(average, frames["val"], spec, device=where, bf16=bf16)[0], labels["val"])
-        best = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, **figures, "images_per_s": 0.0, "tflops": 0.0}
+    def validate() -> dict:
+        logits, _ = predict_shared(average, frames["val"], spec, **predicting)
+        rest, _ = predict_shared(average, frames["unknown_val"], spec, **predicting)
+        return measure(logits, labels["val"], rest)
+
+    if (probed or zero_shot) and not history:  # on few frames nothing that follows may beat it
+        figures = validate()
+        best = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, **figures, "images_per_s": 0.0, "mfu": 0.0}
         history.append(best)
         save(run / "best.pt", {})
         save_last(0)
-        print(f"the probe alone: val top-1 {figures['top1']:.4f}  balanced {figures['balanced']:.4f}", flush=True)
-    stop, in_main = [], threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, lambda *_: stop.append(1)) if in_main else None
+        what = "zero-shot" if zero_shot else "the probe alone"
+        print(f"{what}: val top-1 {figures['top1']:.4f}  balanced {figures['balanced']:.4f}", flush=True)
+    net = model
+    if world > 1:
+        net = nn.parallel.DistributedDataParallel(model, [where.index] if where.type == "cuda" else None)
+    net = torch.compile(net) if compiled else net
+    stop, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():  # a signal ends the step in hand, then all is saved
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handlers[number] = signal.signal(number, lambda *_: _stop(stop))
     try:
         for epoch in range(first, recipe["epochs"]):
-            order = draw_order(labels["train"], recipe["balance"], shuffle)
+            order = draw_order(labels["train"], recipe["balance"], shuffle.manual_seed(step_seed(seed, epoch)))
             model.train()
             for module in model.modules():  # a frozen layer keeps its statistics too
                 if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                     module.eval()
             if levels and probed:  # the head was fitted to these statistics
                 model.norm.eval()
-            total, clock, warm = torch.zeros((), device=where), time.perf_counter(), 0
-            for k in tqdm(range(per_epoch), unit="step", desc=f"epoch {epoch + 1}", disable=None, leave=False):
-                if k == 1:
+            losses = torch.zeros(per_epoch, device=where)
+            start, losses[: begun["step"]] = begun["step"], torch.tensor(begun["losses"], device=where)
+            clock, warm, begun = time.perf_counter(), start, {"step": 0, "losses": []}
+            bar = tqdm(
+                range(start, per_epoch),
+                unit="step",
+                desc=f"epoch {epoch + 1}",
+                disable=True if rank else None,
+                leave=False,
+            )
+            for k in bar:
+                if k == start + 1:
                     _wait(where)
-                    clock, warm = time.perf_counter(), 1
+                    clock, warm = time.perf_counter(), k
                 step = epoch * per_epoch + k
                 share = rate_at(step, steps=steps, per_epoch=per_epoch, recipe=recipe)
                 for group in optimiser.param_groups:
                     group["lr"] = group["peak"] * share
-                pick = order[k * batch : (k + 1) * batch]
-                inputs = augment(images[pick.to(images.device)].to(where), spec, recipe, size, draw)
+                torch.manual_seed(step_seed(seed, step, rank))  # for dropout
+                draw.manual_seed(step_seed(seed, step, rank, 1))
+                pick = order[k * batch : (k + 1) * batch][rank::world]
+                inputs = augment(_pick(images, pick, where), spec, recipe, size, draw)
                 truth = F.one_hot(target[pick.to(where)], len(classes)).float()
                 if recipe["mixup"]:
                     mix = float(np.random.default_rng([seed, step]).beta(recipe["mixup"], recipe["mixup"]))
                     inputs = inputs.lerp(inputs.flip(0), mix)
                     truth = truth.lerp(truth.flip(0), mix)
                 with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
-                    logits, embedding = model(inputs.contiguous(memory_format=torch.channels_last))
+                    logits, embedding = net(inputs.contiguous(memory_format=torch.channels_last))
                     answers = model.level_logits(embedding) if levels else [logits]  # each level learns by itself
-                losses = [F.cross_entropy(a.float(), truth, label_smoothing=recipe["smoothing"]) for a in answers]
-                loss = sum(losses) / len(losses)
+                each = [F.cross_entropy(a.float(), truth, label_smoothing=recipe["smoothing"]) for a in answers]
+                loss = sum(each) / len(each)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
-                total += loss.detach()
+                losses[k] = loss.detach()
                 if recipe["ema"]:
                     update_average(average, model, recipe["ema"], step)
-                if stop:
+                if (k + 1) % 50 == 0 or k + 1 == per_epoch:
+                    broken = (~losses[: k + 1].isfinite()).nonzero()
+                    if len(broken):
+                        at = f"in epoch {epoch + 1}, step {int(broken[0]) + 1} of {per_epoch}"
+                        raise UserError(f"the loss is not finite {at}; lower --lr or use --precision fp32")
+                if _agree(stop) and k + 1 < per_epoch:
+                    save_last(epoch, k + 1, losses)
                     raise KeyboardInterrupt
             _wait(where)
             speed = (per_epoch - warm) * batch / max(time.perf_counter() - clock, 1e-9)
-            mean = float(total) / per_epoch
-            if not math.isfinite(mean):
-                raise UserError(f"the loss is {mean} in epoch {epoch + 1}; lower --lr or use --precision fp32")
-            logits, _ = predict(average, frames["val"], spec, device=where, bf16=bf16)
-            figures = measure(logits, labels["val"])
-            row = {"epoch": epoch + 1, "lr": recipe["lr"] * share, "train_loss": mean, **figures}
-            row |= {"images_per_s": speed, "tflops": speed * operations * 6 / 1e12}
+            total = losses.sum() / world
+            if world > 1:
+                dist.all_reduce(total)
+            row = {"epoch": epoch + 1, "lr": recipe["lr"] * share, "train_loss": float(total) / per_epoch, **validate()}
+            row |= {"images_per_s": speed, "mfu": speed * operations * 6 / peak}
             history.append(row)
+            if logger:
+                logger.log(row, step=epoch + 1)
             if best is None or (row[recipe["select"]], -row["loss"]) >= (best[recipe["select"]], -best["loss"]):
                 best = row
                 save(run / "best.pt", {})
             save_last(epoch + 1)
-            left = (recipe["epochs"] - epoch - 1) * (time.perf_counter() - clock)
+            left = (recipe["epochs"] - epoch - 1) * (time.perf_counter() - clock) * per_epoch / (per_epoch - start)
             print(
-                f"epoch {epoch + 1:3}/{recipe['epochs']}  train loss {mean:7.4f}  val loss {row['loss']:7.4f}  "
-                f"top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}  {speed:7.1f} images/s  "
-                f"{row['tflops']:6.2f} TFLOP/s  ETA {left:5.0f} s",
+                f"epoch {epoch + 1:3}/{recipe['epochs']}  train loss {row['train_loss']:7.4f}  "
+                f"val loss {row['loss']:7.4f}  top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}  {speed:7.1f} images/s  "
+                f"MFU {row['mfu']:4.0%}  ETA {left:5.0f} s",
                 flush=True,
             )
+            if stop and epoch + 1 < recipe["epochs"]:
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
-        kept = (run / "last.pt").exists()
-        text = f"the last whole epoch is in {run}/last.pt, continue with --resume" if kept else "no epoch was finished"
-        raise UserError(f"stopped; {text}", 130) from None
+        raise UserError(f"stopped; the work so far is in {run}/last.pt, continue with --resume", 130) from None
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"out of GPU memory; lower --batch-size (now {batch})") from None
     finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
+    if world > 1:
+        dist.barrier()
     average.load_state_dict(torch.load(run / "best.pt", map_location=where, weights_only=True)["model"])
-    results = {s: predict(average, frames[s], spec, device=where, bf16=bf16)[0] for s in chosen if s != "train"}
+    results = {s: predict_shared(average, frames[s], spec, **predicting)[0] for s in chosen if s != "train"}
+    if rank:
+        return run
     test = {"val": measure(results["val"], labels["val"], results["unknown_val"])}
     test["test"] = measure(results["test"], labels["test"], results["unknown_test"])
     test |= {"run": run.name, "args": args, "classes": len(classes), "frames": {s: len(r) for s, r in chosen.items()}}
@@ -597,12 +825,48 @@ def train_model(
     draw_confusion(results["test"], labels["test"], classes, run / "confusion.png")
     draw_mistakes(results["test"], labels["test"], chosen["test"], classes, run / "mistakes.png")
     write_results(out)
+    if logger:
+        logger.summary.update({f"test/{key}": value for key, value in test["test"].items()})
+        logger.finish()
     return run
 
 
-def _fits(frames: torch.Tensor) -> bool:
-    free, _ = torch.cuda.mem_get_info()
-    return frames.nbytes < 0.5 * free
+def _to_device(frames, device: torch.device):
+    """The frames on the GPU if they take less than half of what is free there, else as they are."""
+    if device.type != "cuda" or not len(frames):
+        return frames
+    shape = (len(frames), *frames[:1].shape[1:])
+    if math.prod(shape) > 0.5 * torch.cuda.mem_get_info(device)[0]:
+        return frames
+    images = torch.empty(shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(frames), 1024):
+        images[start : start + 1024] = frames[start : start + 1024].to(device)
+    return images
+
+
+def _pick(images, pick: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows of images on device; from host memory through a pinned batch, copied while the GPU works on the last."""
+    if isinstance(images, torch.Tensor) and images.device == device:
+        return images[pick.to(device)]
+    batch = images[pick]
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+
+def _stop(stop: list) -> None:
+    if stop:  # asked twice: now
+        raise KeyboardInterrupt
+    stop.append(1)
+
+
+def _agree(stop: list) -> bool:
+    """Whether a signal came, here or in another process: all must stop behind the same step."""
+    if process_count() == 1:
+        return bool(stop)
+    flag = torch.tensor(float(bool(stop)))
+    dist.all_reduce(flag, dist.ReduceOp.MAX)  # on the CPU, through gloo: the GPU's queue is not drained for it
+    if flag:
+        stop.append(1)
+    return bool(flag)
 
 
 def _wait(device: torch.device) -> None:
@@ -805,12 +1069,24 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=int, default=13, help="default: %(default)s")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
-    group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: %(default)s")
+    group.add_argument(
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="auto",
+        help="auto: bf16 where the hardware has it, fp32 for the recipe original (default: %(default)s)",
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the network; minutes first, then faster")
+    group.add_argument(
+        "--cache", type=Path, help="folder for decoded frames that fill over 1 GB (default: .frames in the data)"
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Path("runs"), help="default: %(default)s")
     group.add_argument("--name", help="name of the run folder (default: from arch, data and split)")
     group.add_argument("--resume", action="store_true", help="continue the run from last.pt")
     group.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    group.add_argument(
+        "--wandb", nargs="?", const="movie-by-frame", metavar="PROJECT", help="log to Weights & Biases (default: off)"
+    )
     return parser
 
 
@@ -844,29 +1120,34 @@ def main(argv: list[str] | None = None) -> int:
         print("the difference is what neighbouring frames give away; every figure of train.py is on the grouped split")
         return 0
     names = ARCHITECTURES if args.arch == "all" else [args.arch]
-    for arch in names:
-        run = train_model(
-            args.data,
-            arch=arch,
-            recipe=recipe,
-            recipe_name=args.recipe,
-            out=args.out,
-            name=args.name,
-            init=args.init,
-            pretrained=not args.no_pretrained,
-            split=args.split,
-            fold=args.fold,
-            subset=None if args.subset == "all" else int(args.subset),
-            limit=args.limit,
-            seed=args.seed,
-            device=args.device,
-            precision=args.precision,
-            resume=args.resume,
-            overwrite=args.overwrite,
-        )
-        figures = json.loads((run / "test.json").read_text())["test"]
-        print("test " + "  ".join(f"{key} {value:.4f}" for key, value in figures.items() if value is not None))
-        print(f"next: python export.py {run}/best.pt --data {args.data}")
+    with process_group():
+        for arch in names:
+            run = train_model(
+                args.data,
+                arch=arch,
+                recipe=recipe,
+                recipe_name=args.recipe,
+                out=args.out,
+                name=args.name,
+                init=args.init,
+                pretrained=not args.no_pretrained,
+                split=args.split,
+                fold=args.fold,
+                subset=None if args.subset == "all" else int(args.subset),
+                limit=args.limit,
+                seed=args.seed,
+                device=args.device,
+                precision=args.precision,
+                compiled=args.compile,
+                cache=args.cache or (args.data if args.data.is_dir() else args.data.parent) / ".frames",
+                wandb=args.wandb,
+                resume=args.resume,
+                overwrite=args.overwrite,
+            )
+            if process_rank() == 0:
+                figures = json.loads((run / "test.json").read_text())["test"]
+                print("test " + "  ".join(f"{key} {value:.4f}" for key, value in figures.items() if value is not None))
+                print(f"next: python export.py {run}/best.pt --data {args.data}")
     return 0
 
 
