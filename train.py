@@ -12,6 +12,7 @@ import contextlib
 import copy
 import csv
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -221,7 +222,7 @@ def map_frames(rows: list[dict], spec: dict, size: tuple[int, int] | None, cache
 def gather_frames(
     chosen: dict[str, list[dict]], spec: dict, stored: tuple[int, int], cache: Path | None, plain: bool
 ) -> dict:
-    """{"val", "test" ...: frames as the model takes them, "train" too if plain, "crops": training frames of size stored}.
+    """{split: frames as the model takes them, "crops": training frames of size stored}; "train" only if plain.
 
     They are in memory while they are few, and on disk from CACHE_BYTES on, or where several processes share them.
     """
@@ -795,8 +796,8 @@ def train_model(
             left = (recipe["epochs"] - epoch - 1) * (time.perf_counter() - clock) * per_epoch / (per_epoch - start)
             print(
                 f"epoch {epoch + 1:3}/{recipe['epochs']}  train loss {row['train_loss']:7.4f}  "
-                f"val loss {row['loss']:7.4f}  top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}  {speed:7.1f} images/s  "
-                f"MFU {row['mfu']:4.0%}  ETA {left:5.0f} s",
+                f"val loss {row['loss']:7.4f}  top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}  "
+                f"{speed:7.1f} images/s  MFU {row['mfu']:4.0%}  ETA {left:5.0f} s",
                 flush=True,
             )
             if stop and epoch + 1 < recipe["epochs"]:
@@ -805,6 +806,11 @@ def train_model(
         raise UserError(f"stopped; the work so far is in {run}/last.pt, continue with --resume", 130) from None
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"out of GPU memory; lower --batch-size (now {batch})") from None
+    except RuntimeError as error:
+        if not compiled or not type(error).__module__.startswith("torch."):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--compile: it can't be done here ({reason}); run without it") from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -1041,7 +1047,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--split", choices=["group", "random"], default="group", help="default: %(default)s")
     group.add_argument(
-        "--fold", type=int, choices=range(5), help="which fifth of the groups is test (default: manifest's)"
+        "--fold",
+        choices=[*"01234", "all"],
+        help="which fifth of the groups is test, all: five runs and their mean (default: the manifest's split)",
     )
     group.add_argument(
         "--leak-check", action="store_true", help="only show what a random split flatters: one probe on both splits"
@@ -1107,8 +1115,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{flag} must not be negative")
     if args.fold is not None and args.split == "random":
         parser.error("--fold takes another fifth of the groups and does not go with --split random")
-    if args.arch == "all" and args.name:
-        parser.error("--name is for one run and does not go with --arch all")
+    if "all" in (args.arch, args.fold) and args.name:
+        parser.error("--name is for one run and does not go with --arch all or --fold all")
     if args.resume and args.overwrite:
         parser.error("--resume or --overwrite, not both")
     if args.limit is not None and args.limit < 2:
@@ -1120,8 +1128,10 @@ def main(argv: list[str] | None = None) -> int:
         print("the difference is what neighbouring frames give away; every figure of train.py is on the grouped split")
         return 0
     names = ARCHITECTURES if args.arch == "all" else [args.arch]
+    folds = [None] if args.fold is None else range(5) if args.fold == "all" else [int(args.fold)]
     with process_group():
-        for arch in names:
+        tests: dict[str, list[dict]] = {arch: [] for arch in names}
+        for arch, fold in itertools.product(names, folds):
             run = train_model(
                 args.data,
                 arch=arch,
@@ -1132,7 +1142,7 @@ def main(argv: list[str] | None = None) -> int:
                 init=args.init,
                 pretrained=not args.no_pretrained,
                 split=args.split,
-                fold=args.fold,
+                fold=fold,
                 subset=None if args.subset == "all" else int(args.subset),
                 limit=args.limit,
                 seed=args.seed,
@@ -1148,6 +1158,12 @@ def main(argv: list[str] | None = None) -> int:
                 figures = json.loads((run / "test.json").read_text())["test"]
                 print("test " + "  ".join(f"{key} {value:.4f}" for key, value in figures.items() if value is not None))
                 print(f"next: python export.py {run}/best.pt --data {args.data}")
+                tests[arch].append(figures)
+        for arch, rows in tests.items():
+            if len(rows) > 1:
+                values = {key: [row[key] for row in rows] for key in rows[0] if rows[0][key] is not None}
+                text = "  ".join(f"{key} {np.mean(v):.4f} +- {np.std(v):.4f}" for key, v in values.items())
+                print(f"{arch}, test over {len(rows)} folds, mean and standard deviation: {text}")
     return 0
 
 
