@@ -236,8 +236,8 @@ def bench_train(data: Path, arch: str, steps: int = 12, batch: int = 64) -> list
     import torch.nn.functional as F
     from torchvision import datasets, transforms
 
-    from models import build_model, preprocessing_for
-    from train import RECIPES, STORED, augment, choose_rows, has_bf16, load_frames, read_manifest
+    from models import build_model, multiply_adds, preprocessing_for
+    from train import RECIPES, STORED, augment, choose_rows, has_bf16, load_frames, matrix_rate, read_manifest
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen, classes = choose_rows(read_manifest(data))
@@ -298,7 +298,11 @@ def bench_train(data: Path, arch: str, steps: int = 12, batch: int = 64) -> list
     model = build_model(arch, classes, pretrained=False).to(device, memory_format=torch.channels_last)
     new = run(iter(int, 1), ours, model)
     rows = [("original's loop", old, "images/s"), ("train.py", new, "images/s")]
-    return show(f"train {arch}, batch {batch}, {device.type}", rows)
+    rows = show(f"train {arch}, batch {batch}, {device.type}", rows)
+    rate = matrix_rate(device, has_bf16(device))
+    used = new * 6 * multiply_adds(model, spec["size"]) / rate
+    print(f"  train.py: MFU {used:.0%} of the {rate / 1e12:.2f} TFLOP/s that matrix products reach here")
+    return rows
 
 
 # what each process of bench_infer runs; argv: what, model, then files. Prints start (s), ms and MB
@@ -383,7 +387,7 @@ def get_parser() -> argparse.ArgumentParser:
     colour.add_argument("data", type=Path, help="folder that filter.py wrote")
     training = commands.add_parser("train", help="the training loop")
     training.add_argument("data", type=Path, help="folder that filter.py wrote")
-    training.add_argument("--arch", default="mobilenetv2", help="default: %(default)s")
+    training.add_argument("--arch", default="mobilenetv2", help="a name of train.py, or all (default: %(default)s)")
     training.add_argument("--steps", type=int, default=12, help="of which 2 warm up (default: %(default)s)")
     training.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     infer = commands.add_parser("infer", help="from JPEG bytes to an answer")
@@ -408,7 +412,10 @@ def main(argv: list[str] | None = None) -> int:
     elif args.command == "colour":
         rows = bench_colour(args.data)
     elif args.command == "train":
-        rows = bench_train(args.data, args.arch, args.steps, args.batch_size)
+        from models import ARCHITECTURES
+
+        names = ARCHITECTURES if args.arch == "all" else [args.arch]
+        rows = [row for arch in names for row in bench_train(args.data, arch, args.steps, args.batch_size)]
     else:
         rows = bench_infer(args.checkpoint, args.model, args.frames)
     if args.json:

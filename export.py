@@ -2,9 +2,12 @@
 
 python export.py runs/deit_base_patch16_224-processed/best.pt --data data/processed
 python identify.py frame.jpg --model export
+python export.py model.pt --arch deit_base_patch16_224 --classes classes.txt     # the original project's own weights
 """
 
 import argparse
+import base64
+import contextlib
 import json
 import shutil
 import sys
@@ -19,25 +22,30 @@ from torch import nn
 
 from identify import (
     ORIGINAL_RULE,
+    PREPROCESSING,
     SCORES,
     UserError,
     confidences,
     decide,
+    deviation,
+    expand,
     known_score,
     load_onnxruntime,
     load_openvino,
     one_line_errors,
     pack_rule,
+    reference_frames,
     softmax,
     unit,
     unpack_rule,
     whole_file,
 )
-from models import build_model, read_state
+from models import build_model, load_original, read_state
 from train import choose_rows, frames_key, known_unknown, load_frames, measure, normalise, read_manifest
 
 STAGES = 7
 FILES = {"model.onnx", "model.int8.onnx", "openvino", "model.json", "report.md", "calibration.png"}
+LEFT_BY_HOSTS = {"host.json", ".cache"}  # identify.py keeps there what it measured and compiled
 TARGETS = {"movie": 0.95, "shortlist": 0.95}  # named films right, shortlists that hold the film
 ALPHAS = (-1, 0.15, 0.5, 0.95)  # SmoothQuant; -1 is off. The best one differs from model to model, so val chooses
 CALIBRATION_FRAMES = 300
@@ -57,10 +65,10 @@ class Exported(nn.Module):
 
 
 class Stage:
-    """Prints [k/7] what was done, its time and the size of what it left."""
+    """Prints [k/n] what was done, its time and the size of what it left."""
 
-    def __init__(self):
-        self.k, self.clock = 0, time.perf_counter()
+    def __init__(self, stages: int):
+        self.k, self.stages, self.clock = 0, stages, time.perf_counter()
 
     def done(self, text: str, path: Path | None = None) -> None:
         self.k += 1
@@ -68,7 +76,8 @@ class Stage:
         size = sum(f.stat().st_size for f in files if f.exists()) / 1e6
         now = time.perf_counter()
         print(
-            f"[{self.k}/{STAGES}] {text}  {now - self.clock:.1f} s" + (f", {size:.1f} MB" if path else ""), flush=True
+            f"[{self.k}/{self.stages}] {text}  {now - self.clock:.1f} s" + (f", {size:.1f} MB" if path else ""),
+            flush=True,
         )
         self.clock = now
 
@@ -251,8 +260,13 @@ def quantise_onnx(source: Path, target: Path, frames: np.ndarray, *, transformer
     return "dynamic" if transformer else "QDQ"
 
 
-def quantise_openvino(source: Path, target: Path, frames: np.ndarray, *, alpha: float | None) -> None:
-    """int8 for OpenVINO with NNCF. alpha: SmoothQuant's for a transformer, None for a CNN."""
+def quantise_openvino(
+    source: Path, target: Path, frames: np.ndarray, *, alpha: float | None, overflow_fix: bool = False
+) -> None:
+    """int8 for OpenVINO with NNCF. alpha: SmoothQuant's for a transformer, None for a CNN.
+
+    overflow_fix: 7-bit weights everywhere, since CPUs without VNNI add pairs of products in 16 bits, which saturate.
+    """
     import logging
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nncf wakes it, and it looks for CUDA
@@ -260,10 +274,11 @@ def quantise_openvino(source: Path, target: Path, frames: np.ndarray, *, alpha: 
     import openvino
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    advanced = None
+    from nncf.quantization.advanced_parameters import OverflowFix
+
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE if overflow_fix else None)
     if alpha is not None:
-        smooth = nncf.AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1)
-        advanced = nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smooth)
+        advanced.smooth_quant_alphas = nncf.AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1)
     model = nncf.quantize(
         openvino.convert_model(str(source)),
         nncf.Dataset(list(frames[:, None])),
@@ -358,30 +373,21 @@ def export_model(
     *,
     max_drop: float = 0.5,
     alphas: tuple[float, ...] = ALPHAS,
+    overflow_fix: bool = False,
 ) -> dict:
     """Export everything and return the report, the content of model.json. out appears whole, or stays as it was.
 
-    max_drop: points of balanced accuracy that an int8 format may lose against fp32 on val and test together; a larger
-    loss fails when a sign test says that it is no chance. Raises UserError for a format that fails.
+    overflow_fix: as in quantise_openvino. max_drop: points of balanced accuracy that an int8 format may lose against
+    fp32 on val and test together; a larger loss fails when a sign test says that it is no chance. Raises UserError
+    for a format that fails.
     """
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
-        raise UserError(f"--out {out}: holds other things than an export; name a new folder", 2)
-    stage = Stage()
+    stage = Stage(STAGES)
     model, state, frames, labels = load_checkpoint(checkpoint, data)
     arch, classes, spec = state["arch"], state["classes"], state["preprocessing"]
     stage.done(f"read {checkpoint} ({arch}, {len(classes)} films) and {sum(map(len, frames.values()))} frames")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with fresh_folder(out) as work:
         fp32, int8, vino = work / "model.onnx", work / "model.int8.onnx", work / "openvino" / "model.xml"
-        export_onnx(model, spec, fp32)
-        with torch.no_grad():
-            wanted = Exported(model, spec)(torch.from_numpy(frames["val"][:8]))[0].numpy()
-        gap = float(np.abs(run_all(fp32, frames["val"][:8])[0] - wanted).max())
-        if not gap < 1e-3 * max(1.0, float(np.abs(wanted).max())):
-            raise UserError(f"ONNX fp32 differs from torch by {gap:.2g} in a logit; nothing was exported")
-        stage.done(f"ONNX fp32, within {gap:.1e} of torch", fp32)
+        stage.done(f"ONNX fp32, within {export_float(model, spec, fp32, frames['val'][:8]):.1e} of torch", fp32)
 
         transformer = any(isinstance(m, nn.LayerNorm) for m in model.modules())
         pick = np.random.default_rng(13).permutation(len(frames["train"]))[:CALIBRATION_FRAMES]
@@ -389,10 +395,14 @@ def export_model(
         way = quantise_onnx(fp32, int8, sample, transformer=transformer)
         stage.done(f"ONNX int8 ({way}, {len(sample)} frames)", int8)
 
-        alpha = choose_alpha(fp32, vino, sample, frames["val"], labels["val"], alphas) if transformer else None
-        if not transformer:
-            quantise_openvino(fp32, vino, sample, alpha=None)
-        stage.done("OpenVINO int8" + ("" if alpha is None else f" (SmoothQuant alpha {alpha} by val)"), vino)
+        if transformer:
+            alpha = choose_alpha(fp32, vino, sample, frames["val"], labels["val"], alphas, overflow_fix)
+        else:
+            alpha = None
+            quantise_openvino(fp32, vino, sample, alpha=None, overflow_fix=overflow_fix)
+        how = [] if alpha is None else [f"SmoothQuant alpha {alpha} by val"]
+        how += ["7-bit weights"] if overflow_fix else []
+        stage.done("OpenVINO int8" + (f" ({', '.join(how)})" if how else ""), vino)
 
         outputs = {name: run_all(fp32, part) for name, part in frames.items()}
         accuracy = {"fp32 ONNX": check_format(outputs["val"][0], outputs["test"][0], labels)}
@@ -439,7 +449,7 @@ def export_model(
             "commit": state["commit"],
         }
         for path in (fp32, int8, vino):
-            write_metadata(path, metadata)
+            write_metadata(path, metadata | {"self_test": self_test(model, spec, path)})
         for name, path in (("fp32 ONNX", fp32), ("int8 ONNX", int8), ("int8 OpenVINO", vino)):
             accuracy[name]["ms"] = latency(path, frames["test"][0])
             accuracy[name]["mb"] = sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}.*")) / 1e6
@@ -453,6 +463,25 @@ def export_model(
             json.dump(report, file, indent=1, ensure_ascii=False)
         with whole_file(work / "report.md", "w", encoding="utf-8") as file:
             file.write(describe(report))
+    stage.done(f"wrote {out}")
+    return report
+
+
+@contextlib.contextmanager
+def fresh_folder(out: Path):
+    """A new folder to write an export to; at the end it takes the place of out, unless something was raised.
+
+    Raises UserError where out holds other things than an export.
+    """
+    out = out.resolve()
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES | LEFT_BY_HOSTS):
+        raise UserError(f"--out {out}: holds other things than an export; name a new folder", 2)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield work
+        for place in (work, work / "openvino"):  # what our own runs of the new files left
+            shutil.rmtree(place / ".cache", ignore_errors=True)
         old = out.with_name(f".{out.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
@@ -460,24 +489,110 @@ def export_model(
         work.chmod(0o755)
         work.replace(out)
         shutil.rmtree(old, ignore_errors=True)
-        stage.done(f"wrote {out}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def export_float(model: nn.Module, spec: dict, path: Path, frames: np.ndarray) -> float:
+    """Write ONNX fp32 and return the largest difference from torch in a logit. Raises UserError where it is large."""
+    export_onnx(model, spec, path)
+    with torch.no_grad():
+        wanted = Exported(model, spec)(torch.from_numpy(frames))[0].numpy()
+    gap = float(np.abs(run_all(path, frames)[0] - wanted).max())
+    if not gap < 1e-3 * max(1.0, float(np.abs(wanted).max())):
+        raise UserError(f"ONNX fp32 differs from torch by {gap:.2g} in a logit; nothing was exported")
+    return gap
+
+
+def self_test(model: nn.Module, spec: dict, path: Path) -> str:
+    """What identify.py --self-test compares with: torch's float32 logits, and how far this format is from them here."""
+    frames = reference_frames(spec["size"])
+    with torch.no_grad():
+        wanted = Exported(model, spec)(torch.from_numpy(frames))[0].numpy()
+    here = deviation(run_all(path, frames, "f32")[0], wanted)
+    packed = base64.b64encode(np.ascontiguousarray(wanted, np.float32).tobytes()).decode()
+    return json.dumps({"logits": packed, "deviation": here})
+
+
+def read_classes(path: Path) -> list[str]:
+    """Titles by index from the original's classes.txt, lines `Title (Year): index`. Raises UserError with the line."""
+    found: dict[int, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path}: can't be read as text ({error})", 2) from None
+    for number, line in enumerate(lines, 1):
+        title, _, index = line.rpartition(":")
+        if not line.strip():
+            continue
+        if not title.strip() or not index.strip().isdecimal() or int(index) in found:
+            raise UserError(f"--classes {path}, line {number}: expected `Title (Year): index`, each index once", 2)
+        found[int(index)] = title.strip()
+    if sorted(found) != list(range(len(found))) or len(found) < 2:
+        raise UserError(f"--classes {path}: the indices must run from 0 without a gap, two at least", 2)
+    return [found[i] for i in range(len(found))]
+
+
+def export_original(
+    checkpoint: Path, arch: str, classes_file: Path, out: Path = Path("export"), *, frames: Path | None = None
+) -> dict:
+    """Export weights as the original project left them, to answer as its bot did; returns the content of model.json.
+
+    The rule is `original`; frames are squashed whole, bars and all. frames: a folder of any frames to calibrate int8
+    with; without it there is no OpenVINO int8, and no int8 at all for a CNN. Raises UserError.
+    """
+    classes = read_classes(classes_file)
+    spec = PREPROCESSING | {"crop_bars": False, "draft": False}
+    sample = None
+    if frames is not None:
+        from train import load_frames
+
+        files = expand([str(frames)])
+        pick = np.random.default_rng(13).permutation(len(files))[:CALIBRATION_FRAMES]
+        sample = load_frames([{"file": files[i]} for i in sorted(pick)], spec).numpy()
+    stage = Stage(2 if sample is None else 3)
+    model = load_original(arch, checkpoint, classes)
+    transformer = any(isinstance(m, nn.LayerNorm) for m in model.modules())
+    with fresh_folder(out) as work:
+        fp32, int8, vino = work / "model.onnx", work / "model.int8.onnx", work / "openvino" / "model.xml"
+        some = reference_frames(spec["size"])
+        stage.done(f"{arch}, {len(classes)} films; fp32 within {export_float(model, spec, fp32, some):.1e}", fp32)
+        if transformer or sample is not None:
+            quantise_onnx(fp32, int8, sample, transformer=transformer)
+        if sample is not None:
+            quantise_openvino(fp32, vino, sample, alpha=0.5 if transformer else None)
+        metadata = {"format": "movie-by-frame 1", "architecture": arch, "commit": "unknown"}
+        metadata |= {"classes": json.dumps(classes, ensure_ascii=False), "preprocessing": json.dumps(spec)}
+        metadata |= {"decision": pack_rule(ORIGINAL_RULE), "accuracy": json.dumps({"split": "unknown"})}
+        report = {"format": metadata["format"], "architecture": arch, "classes": classes, "preprocessing": spec}
+        report |= {"decision": ORIGINAL_RULE, "formats": {}}
+        reference = None if sample is None else run_all(fp32, sample[::3])[0].argmax(1)
+        for path in (path for path in (fp32, int8, vino) if path.exists()):
+            write_metadata(path, metadata | {"self_test": self_test(model, spec, path)})
+            row = {"ms": latency(path, some[0])}
+            if sample is not None:
+                row["same_film_as_fp32"] = float((run_all(path, sample[::3])[0].argmax(1) == reference).mean())
+            report["formats"][str(path.relative_to(work))] = row
+        if sample is not None:
+            stage.done(f"int8, calibrated on {len(sample)} frames", vino)
+        with whole_file(work / "model.json", "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1, ensure_ascii=False)
+    stage.done(f"wrote {out}")
     return report
 
 
-def choose_alpha(source: Path, target: Path, sample, frames, labels, alphas) -> float:
+def choose_alpha(source: Path, target: Path, sample, frames, labels, alphas, overflow_fix: bool) -> float:
     """Quantise with each SmoothQuant alpha, keep the one with the best balanced accuracy, then loss, on val."""
     best = None
     for alpha in alphas:
-        quantise_openvino(source, target, sample, alpha=alpha)
+        quantise_openvino(source, target, sample, alpha=alpha, overflow_fix=overflow_fix)
         figures = measure(run_all(target, frames)[0], labels)
         rank = (round(figures["balanced"], 4), -figures["loss"])
         print(f"      alpha {alpha:5}: val balanced {figures['balanced']:.4f}, loss {figures['loss']:.4f}", flush=True)
         if best is None or rank > best[0]:
             best = (rank, alpha)
     if best[1] != alphas[-1]:
-        quantise_openvino(source, target, sample, alpha=best[1])
+        quantise_openvino(source, target, sample, alpha=best[1], overflow_fix=overflow_fix)
     return best[1]
 
 
@@ -565,15 +680,29 @@ def get_parser() -> argparse.ArgumentParser:
         help="points of balanced accuracy that int8 may lose, beyond chance (default: %(default)s)",
     )
     text = "SmoothQuant alphas to try on a transformer; -1 is off (default: %(default)s)"
+    parser.add_argument(
+        "--overflow-fix", action="store_true", help="for hosts without VNNI: 7-bit weights, which can't saturate there"
+    )
     parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help=text)
+    group = parser.add_argument_group("weights of the original project")
+    group.add_argument("--classes", type=Path, help="its classes.txt, lines `Title (Year): index`")
+    group.add_argument("--arch", default="deit_base_patch16_224", help="default: %(default)s")
+    group.add_argument("--frames", type=Path, help="any frames, to calibrate OpenVINO int8 with (default: none)")
     return parser
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    report = export_model(args.checkpoint, args.data, args.out, max_drop=args.max_drop, alphas=tuple(args.alphas))
-    print("\n" + describe(report))
+    if args.classes:
+        report = export_original(args.checkpoint, args.arch, args.classes, args.out, frames=args.frames)
+        for name, row in report["formats"].items():
+            same = f", the film of fp32 on {row['same_film_as_fp32']:.1%} of the frames" if len(row) > 1 else ""
+            print(f"{name:22} {row['ms']:6.1f} ms a frame{same}")
+    else:
+        options = {"max_drop": args.max_drop, "alphas": tuple(args.alphas), "overflow_fix": args.overflow_fix}
+        report = export_model(args.checkpoint, args.data, args.out, **options)
+        print("\n" + describe(report))
     print(f"next: python identify.py FRAME --model {args.out}")
     return 0
 

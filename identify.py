@@ -4,18 +4,24 @@ python identify.py frame.jpg                                  # one frame, with 
 python identify.py frames/ more.png --model export/model.int8.onnx
 python identify.py frames/ --json > answers.jsonl             # an object a line
 cat frame.jpg | python identify.py - --model export/openvino/model.xml
+python identify.py --self-test                                # which formats this CPU computes right, and how fast
 """
 
 import argparse
 import base64
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import os
+import platform
 import re
+import signal
 import stat
+import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -27,6 +33,7 @@ from PIL.Image import open as open_image  # ultralytics replaces Image.open in t
 
 MAX_BYTES = 20_000_000  # of one image file
 MAX_PIXELS = 50_000_000  # of one decoded image
+MAX_SECONDS = 10.0  # for one image, where the system can interrupt us
 MIN_SIDE = 16  # pixels; less than this is an icon, not a frame
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # by content; the name is not believed
@@ -366,35 +373,58 @@ class Answer:
         return {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
 
 
-def find_model(path: str | Path, runtime: str | None = None) -> tuple[Path, str]:
-    """(model file, runtime) for a folder that export.py wrote or for one of its files.
+@dataclass(frozen=True)
+class Variant:
+    """One way to run an exported model: which file, in which runtime ("openvino", "onnxruntime"), how precisely."""
 
-    runtime: "openvino", "onnxruntime" or None for whichever is installed. Raises UserError with the mend.
+    file: Path
+    runtime: str
+    format: str  # "int8" or "fp32"
+    precision: str | None = None  # "f32", "bf16" or None for what the CPU does best; OpenVINO alone heeds it
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.format}" + (f" in {self.precision}" if self.precision else "")
+
+
+VARIANTS = (
+    ("openvino/model.xml", "openvino", "int8"),
+    ("model.xml", "openvino", "int8"),
+    ("model.int8.onnx", "onnxruntime", "int8"),
+    ("model.onnx", "onnxruntime", "fp32"),
+    ("model.onnx", "openvino", "fp32"),
+)
+
+
+def find_variants(path: str | Path, runtime: str | None = None, format: str | None = None) -> list[Variant]:
+    """The ways to run the folder that export.py wrote, or one of its files, with the runtimes that are installed.
+
+    Raises UserError with the mend where there is none.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"--model {path}: there is no such file; make one with: python export.py runs/RUN/best.pt", 2)
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in (".pt", ".pth", ".ckpt"):
         raise UserError(f"--model {path} is a training checkpoint; export it first: python export.py {path}", 2)
-    wanted = [("openvino/model.xml", "openvino"), ("model.int8.onnx", "onnxruntime"), ("model.onnx", "onnxruntime")]
     if path.is_dir():
-        found = [(path / name, by) for name, by in wanted if (path / name).exists()]
-        if (path / "model.xml").exists():
-            found.append((path / "model.xml", "openvino"))
+        found = [Variant(path / name, by, kind) for name, by, kind in VARIANTS if (path / name).exists()]
     else:
         if path.suffix not in (".xml", ".onnx"):
             raise UserError(f"--model {path}: expected a folder, a .onnx or an OpenVINO .xml file", 2)
+        kind = "int8" if path.suffix == ".xml" or path.name.endswith(".int8.onnx") else "fp32"
         # OpenVINO reads .onnx as well, so a host with it alone can still answer
-        found = [(path, "openvino" if path.suffix == ".xml" else "onnxruntime")]
-        if path.suffix == ".onnx":
-            found.append((path, "openvino"))
+        runtimes = ["openvino"] if path.suffix == ".xml" else ["onnxruntime", "openvino"]
+        found = [Variant(path, by, kind) for by in runtimes]
     if not found:
         raise UserError(f"--model {path}: no model.onnx or openvino/model.xml in it; run export.py", 2)
-    usable = [item for item in found if _installed(item[1]) and runtime in (None, item[1])]
+    wanted = [item for item in found if runtime in (None, item.runtime) and format in (None, item.format)]
+    if not wanted:
+        have = ", ".join(dict.fromkeys(map(str, found)))
+        raise UserError(f"--model {path}: has only {have}; change --runtime or --format", 2)
+    usable = [item for item in wanted if _installed(item.runtime)]
     if not usable:
-        needed = " or ".join(dict.fromkeys(by for _, by in found))
-        raise UserError(f"{found[0][0]} runs with {needed}; pip install it, or change --runtime", 2)
-    return usable[0]
+        needed = " or ".join(dict.fromkeys(item.runtime for item in wanted))
+        raise UserError(f"{wanted[0].file} runs with {needed}; pip install it, or change --runtime", 2)
+    return usable if path.is_dir() else usable[:1]
 
 
 def _installed(module: str) -> bool:
@@ -422,7 +452,11 @@ def load_onnxruntime(path: Path, threads: int = 0):
 
 
 def load_openvino(path: Path, threads: int = 0, precision: str | None = None):
-    """As load_onnxruntime, with OpenVINO. precision: "f32", "bf16" or None for what the CPU does best."""
+    """As load_onnxruntime, with OpenVINO. precision: "f32", "bf16" or None for what the CPU does best.
+
+    The batch is fixed to one, which runs faster than an open one, frame by frame. What OpenVINO compiled is kept in
+    .cache beside the model, if that can be written, for a faster start.
+    """
     import openvino
 
     core = openvino.Core()
@@ -437,32 +471,171 @@ def load_openvino(path: Path, threads: int = 0, precision: str | None = None):
         config["INFERENCE_NUM_THREADS"] = str(threads)
     if precision:
         config["INFERENCE_PRECISION_HINT"] = precision
-    compiled = core.compile_model(model, "CPU", config)
-    names = {name for output in model.outputs for name in output.get_names()}
+    if os.access(path.parent, os.W_OK):
+        config["CACHE_DIR"] = str(path.parent / ".cache")
     image = model.inputs[0]
     shape = [d.get_length() if d.is_static else None for d in image.partial_shape]
+    if len(shape) == 4 and shape[0] is None:
+        model.reshape([1, *shape[1:]])
+    try:
+        compiled = core.compile_model(model, "CPU", config)
+    except RuntimeError:
+        if not config.pop("CACHE_DIR", None):
+            raise
+        compiled = core.compile_model(model, "CPU", config)  # a full disk, or a damaged cache
+    names = {name for output in model.outputs for name in output.get_names()}
     element = f"tensor({'uint8' if image.element_type == openvino.Type.u8 else image.element_type.to_string()})"
+    request = compiled.create_infer_request()
 
     def run(batch):
-        result = compiled([batch])
-        return result["logits"].copy(), result["embedding"].copy()
+        logits, embedding = [], []
+        for row in batch:
+            request.infer([row[None]])
+            logits.append(request.get_tensor("logits").data.copy())
+            embedding.append(request.get_tensor("embedding").data.copy())
+        return np.concatenate(logits), np.concatenate(embedding)
 
     return metadata, (image.get_any_name(), element, shape, names), run
+
+
+# ------------------------------------------------------------------------------------- what this host does best
+
+
+def reference_frames(size: int = 224, count: int = 6) -> np.ndarray:
+    """uint8 [count, size, size, 3] drawn from numbers alone, the same on every machine: for the self-test."""
+    random = np.random.RandomState(13)  # its stream is frozen, unlike default_rng's
+    frames = np.zeros((count, size, size, 3), np.int32)
+    for cells, strength in ((2, 90), (7, 60), (28, 40), (112, 20)):
+        coarse = random.randint(-strength, strength + 1, (count, cells, cells, 3))
+        place = np.arange(size) * cells // size
+        frames += coarse[:, place][:, :, place]
+    return (128 + frames).clip(0, 255).astype(np.uint8)
+
+
+def deviation(logits: np.ndarray, wanted: np.ndarray) -> float:
+    """Distance of logits [N, C] from the wanted ones, both centred by rows, as a share of the wanted ones' length."""
+    z, w = (x.astype(np.float64) - x.mean(axis=1, keepdims=True) for x in (logits, wanted))
+    return float(np.linalg.norm(z - w) / max(np.linalg.norm(w), 1e-12))
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware", "cpu part")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def host_key(variants: list[Variant], threads: int) -> str:
+    """Fingerprint of the processor, the runtimes and the files: a measurement holds while it stays the same."""
+    from importlib.metadata import version
+
+    with contextlib.suppress(OSError):
+        flags = re.findall(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M)[:1]
+    stats = [os.stat(item.file) for item in variants]
+    listed = [[str(item), stat.st_size, stat.st_mtime_ns] for item, stat in zip(variants, stats, strict=True)]
+    runtimes = [[name, version(name)] for name in dict.fromkeys(item.runtime for item in variants)]
+    capped = {k: v for k, v in os.environ.items() if k in ("ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")}
+    parts = [cpu_name(), flags, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
+    text = json.dumps([*parts, threads, runtimes, listed, capped], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def measure_variant(variant: Variant, threads: int = 0) -> dict:
+    """{"variant", "ms", "deviation", "agrees"} of one variant, or {"variant", "error"}, from a process of its own.
+
+    Of its own, because memory stays where a runtime has taken it, and a runtime may crash on a strange CPU.
+    """
+    command = [sys.executable, str(Path(__file__).resolve()), "--self-test", "--json", "--model", str(variant.file)]
+    command += ["--runtime", variant.runtime, "--threads", str(threads)]
+    command += ["--precision", variant.precision] if variant.precision else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        told = done.stdout.splitlines() or [json.dumps({"error": [*done.stderr.splitlines(), "it crashed"][0]})]
+        result = json.loads(told[-1])
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        result = {"error": "it crashed, or took over two minutes"}
+    return {"variant": str(variant)} | {k: result[k] for k in ("ms", "deviation", "agrees", "error") if k in result}
+
+
+def measure_variants(variants: list[Variant], threads: int = 0) -> list[dict]:
+    """measure_variant of each; OpenVINO is asked for float32 where its own choice of precision fails."""
+    results = []
+    for variant in variants:
+        results.append(measure_variant(variant, threads))
+        if variant.runtime == "openvino" and not results[-1].get("agrees"):
+            exact = Variant(variant.file, variant.runtime, variant.format, "f32")
+            results.append(measure_variant(exact, threads))
+    return results
+
+
+def choose_variant(path: Path, variants: list[Variant], threads: int = 0) -> tuple[Variant, str]:
+    """(the fastest variant whose answers are right on this CPU, why), measured once and kept in host.json.
+
+    It lies beside the model, else in the user's cache. Raises UserError where no variant computes what it should.
+    """
+    key = host_key(variants, threads)
+    folder = path if path.is_dir() else path.parent
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "movie-by-frame"
+    places = [folder / "host.json", cache / f"host-{key}.json"]
+    results = None
+    for place in places:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            known = json.loads(place.read_text())
+            if known["key"] == key and all(isinstance(row["variant"], str) for row in known["measured"]):
+                results = known["measured"]
+                break
+    if results is None:
+        print(f"identify.py: first start of {path} on this CPU, measuring {len(variants)} formats", file=sys.stderr)
+        results = measure_variants(variants, threads)
+        for place in places:
+            with contextlib.suppress(OSError), whole_file(place, "w") as file:
+                json.dump({"key": key, "cpu": cpu_name(), "threads": threads, "measured": results}, file, indent=1)
+                break
+    exact = [Variant(v.file, v.runtime, v.format, "f32") for v in variants if v.runtime == "openvino"]
+    named = {str(variant): variant for variant in [*variants, *exact]}
+    good = [row for row in results if row.get("agrees") and row["variant"] in named]
+    if not good:
+        words = (row.get("error") or f"off by {row['deviation']:.0%}" for row in results)
+        why = "; ".join(f"{row['variant']}: {word}" for row, word in zip(results, words, strict=True))
+        raise UserError(f"--model {path}: no format computes here what it should ({why}); try --runtime and --format")
+    good.sort(key=lambda row: row["ms"])
+    bad = [row["variant"] for row in results if row not in good]
+    why = f"{good[0]['variant']}, {good[0]['ms']:.1f} ms a frame here"
+    others = ", ".join(f"{row['variant']} {row['ms']:.1f}" for row in good[1:])
+    why += f" ({others})" if others else ""
+    return named[good[0]["variant"]], why + (f"; not usable here: {', '.join(bad)}" if bad else "")
 
 
 class Identifier:
     """An exported model, loaded once.
 
-    path: the folder that export.py wrote, or one of its .onnx or .xml files. runtime: "openvino", "onnxruntime" or None
-    (whichever is there). threads: 0 for all cores. rule: "original" to use the original project's constants.
-    Raises UserError for a model that is missing, broken, or not one of ours.
+    path: the folder that export.py wrote, or one of its .onnx or .xml files. runtime: "openvino" or "onnxruntime";
+    format: "int8" or "fp32"; where they leave a choice, the fastest that is right on this CPU is found by a measurement
+    at the first start (why tells). threads: 0 for all cores. precision: "f32" or "bf16", for OpenVINO. rule: "original"
+    to use the original project's constants. Raises UserError for a model that is missing, broken, or not one of ours.
     """
 
-    def __init__(self, path: str | Path, *, runtime: str | None = None, threads: int = 0, rule: str | None = None):
-        self.path, self.runtime = find_model(path, runtime)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        runtime: str | None = None,
+        format: str | None = None,
+        threads: int = 0,
+        precision: str | None = None,
+        rule: str | None = None,
+    ):
+        variants = find_variants(path, runtime, format)
+        if len(variants) > 1 and not precision:
+            variant, self.why = choose_variant(Path(path), variants, threads)
+        else:
+            variant, self.why = variants[0], "the only one asked for"
+        self.path, self.runtime, self.format = variant.file, variant.runtime, variant.format
         try:
             if self.runtime == "openvino":
-                loaded = load_openvino(self.path, threads)
+                loaded = load_openvino(self.path, threads, precision or variant.precision)
             else:
                 loaded = load_onnxruntime(self.path, threads)
         except Exception as error:
@@ -497,8 +670,31 @@ class Identifier:
 
     def load(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> model input uint8 [S, S, 3]."""
-        # twice the model's size, so that the final resize and the bars still see real detail
-        return preprocess(read_image(image, draft=2 * self.preprocessing["size"]), self.preprocessing)
+        # twice the model's size, so that the final resize and the bars still see real detail; the original read whole
+        draft = 2 * self.preprocessing["size"] if self.preprocessing.get("draft", True) else None
+        return preprocess(read_image(image, draft=draft), self.preprocessing)
+
+    def self_test(self, repeats: int = 7) -> dict:
+        """{"ms", "deviation", "agrees"}: time a frame, and whether the logits here are those of the exporting host.
+
+        deviation is from torch's float32 logits. It agrees up to a quarter more than this format had at export: where
+        8-bit products saturate, for want of VNNI, it is half as much again and more.
+        """
+        try:
+            known = json.loads(self.metadata["self_test"])
+            wanted = np.frombuffer(base64.b64decode(known["logits"]), np.float32).reshape(-1, len(self.classes))
+            limit = max(0.03, 1.25 * float(known["deviation"]) + 0.005)
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise UserError(f"--model {self.path}: carries no self-test, export it again") from None
+        frames = reference_frames(self.preprocessing["size"], len(wanted))
+        found = deviation(self.logits(frames)[0], wanted)
+        times = []
+        for k in range(repeats):
+            start = time.perf_counter()
+            self.logits(frames[k % len(frames)][None])
+            times.append(time.perf_counter() - start)
+        ms = float(np.median(times) * 1000)
+        return {"ms": round(ms, 2), "deviation": round(found, 4), "limit": round(limit, 4), "agrees": found <= limit}
 
     def logits(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N, S, S, 3] -> logits float32 [N, C], embedding float32 [N, D]."""
@@ -542,6 +738,25 @@ def expand(paths: list[str]) -> list[str]:
     return files
 
 
+@contextlib.contextmanager
+def time_limit(seconds: float):
+    """Raise UserError when the work inside takes longer; only where alarms exist, and in the main thread."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_):
+        raise UserError(f"took over {seconds:g} seconds to read")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3, batch: int = 8):
     """Yield (file, Answer or UserError) in order, batch frames a run of the model; an Answer's ms includes decoding."""
     files = expand(paths)
@@ -551,9 +766,12 @@ def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3, ba
             clock = time.perf_counter()
             try:
                 data = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
-                images.append((index, identifier.load(data), clock := (time.perf_counter() - clock) * 1000))
+                with time_limit(MAX_SECONDS):
+                    image = identifier.load(data)
+                images.append((index, image, (time.perf_counter() - clock) * 1000))
             except UserError as error:
-                results[index] = error
+                text = str(error)
+                results[index] = error if file in text or file == "-" else UserError(f"{file}: {text}")
         if images:
             answers = identifier.answers(np.stack([image for _, image, _ in images]), top)
             for (index, _, ms), answer in zip(images, answers, strict=True):
@@ -573,10 +791,16 @@ def in_words(answer: Answer, guess: bool = False) -> str:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Name the film that each frame comes from.")
-    parser.add_argument("frames", nargs="+", metavar="FRAME", help="image files, folders of images, or - for stdin")
+    parser.add_argument("frames", nargs="*", metavar="FRAME", help="image files, folders of images, or - for stdin")
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="export", help="folder from export.py, .onnx or .xml (default: %(default)s)")
-    group.add_argument("--runtime", choices=["openvino", "onnxruntime"], help="default: whichever is installed")
+    picked = "(default: the fastest on this CPU, measured once)"
+    group.add_argument("--runtime", choices=["openvino", "onnxruntime"], help=picked)
+    group.add_argument("--format", choices=["int8", "fp32"], help=picked)
+    group.add_argument("--precision", choices=["f32", "bf16"], help="for OpenVINO (default: what the CPU does best)")
+    group.add_argument(
+        "--self-test", action="store_true", help="only say which formats this CPU computes right, and how fast"
+    )
     group.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores (default: %(default)s)")
     group.add_argument("--batch", type=int, default=8, help="frames a run of the model (default: %(default)s)")
     group.add_argument(
@@ -585,8 +809,29 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a frame")
     group.add_argument("--top", type=int, default=3, help="candidates a frame (default: %(default)s)")
+    group.add_argument("--verbose", action="store_true", help="say which runtime and format were picked, and why")
     group.add_argument("--guess", action="store_true", help="show the best guess for an unknown film too")
     return parser
+
+
+def print_self_test(args: argparse.Namespace) -> int:
+    """A line a format: time, deviation from the exporting host, verdict. 1 when none of them agrees."""
+    variants = find_variants(args.model, args.runtime, args.format)
+    if len(variants) == 1:
+        only = variants[0]
+        how = {"runtime": only.runtime, "threads": args.threads, "precision": args.precision}
+        results = [{"variant": str(only), **Identifier(only.file, **how).self_test()}]
+    else:
+        results = measure_variants(variants, args.threads)
+    for row in results:
+        if args.json:
+            print(json.dumps(row))
+        elif "error" in row:
+            print(f"{row['variant']:20}  {row['error']}")
+        else:
+            verdict = "agrees" if row["agrees"] else "DISAGREES: this CPU computes it wrong, don't use it here"
+            print(f"{row['variant']:20}  {row['ms']:7.1f} ms  off by {row['deviation']:6.2%}  {verdict}")
+    return 0 if any(row.get("agrees") for row in results) else 1
 
 
 @one_line_errors
@@ -598,7 +843,14 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{flag} must be 1 or more")
     if args.threads < 0:
         parser.error("--threads must be 0 or more")
-    identifier = Identifier(args.model, runtime=args.runtime, threads=args.threads, rule=args.rule)
+    if args.self_test:
+        return print_self_test(args)
+    if not args.frames:
+        parser.error("name image files or folders, or - for stdin")
+    how = {"runtime": args.runtime, "format": args.format, "precision": args.precision}
+    identifier = Identifier(args.model, **how, threads=args.threads, rule=args.rule)
+    if args.verbose:
+        print(f"identify.py: {identifier.why}", file=sys.stderr)
     failed = 0
     width = min(48, max(len(path) for path in args.frames) + 12)
     for file, answer in identify_files(identifier, args.frames, top=args.top, batch=args.batch):

@@ -267,6 +267,41 @@ def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None
     print(f"; not used {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}" if left else "")
 
 
+def load_original(arch: str, path: str | Path, classes: list[str]) -> nn.Module:
+    """A model with the weights that the original project published: a state dict whose keys begin with "model.".
+
+    Backbone and head must fit whole. Raises UserError for another architecture or another number of films.
+    """
+    if arch == "clip_vit_base_patch32":
+        raise UserError("--arch clip_vit_base_patch32: the original published no such weights", 2)
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file", 2)
+    model = build_model(arch, classes, pretrained=False).eval()
+    checkpoint = read_state(path)
+    state = checkpoint["state_dict"] if isinstance(checkpoint.get("state_dict"), dict) else checkpoint
+    state = {k.removeprefix("model."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    heads = {"mobilenetv2": "classifier.1"}
+    head = heads.get(arch) or (
+        TORCHVISION[arch][1] if arch in TORCHVISION else _timm().get_pretrained_cfg(arch).classifier
+    )
+    renamed = {}
+    for key, value in state.items():
+        stem, _, last = key.rpartition(".")
+        renamed[f"head.{last}" if stem == head else f"backbone.{key}"] = value
+    target = model.state_dict()
+    weight = renamed.get("head.weight")
+    if weight is not None and len(weight) != len(classes):
+        raise UserError(f"{path}: has {len(weight)} outputs, but --classes names {len(classes)} films")
+    missing = [k for k in target if k not in renamed or renamed[k].shape != target[k].shape]
+    if missing:
+        name = missing[0].removeprefix("backbone.")
+        raise UserError(
+            f"{path}: {len(missing)} of {len(target)} tensors don't fit {arch}, the first is {name}; change --arch"
+        )
+    model.load_state_dict({k: renamed[k] for k in target})
+    return model
+
+
 def _build_clip(classes: list[str], *, pretrained: bool, init: str | Path | None) -> ClipClassifier:
     try:
         from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection

@@ -11,13 +11,15 @@ import argparse
 import contextlib
 import copy
 import csv
+import datetime
+import fcntl
 import hashlib
 import itertools
 import json
 import math
 import os
 import re
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
@@ -39,6 +41,7 @@ from models import ARCHITECTURES, ClipClassifier, build_model, is_transformer, m
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
 ORIGINAL_STORED = (600, 256)  # where crops must have the aspect ratios of the original's
+CACHE_FORMAT = 1  # raised when identify.py decodes or crops otherwise
 CACHE_BYTES = 1_000_000_000  # decoded frames that take more wait on disk, mapped, and not in memory
 RECIPES = {
     "original": {
@@ -195,28 +198,46 @@ def map_frames(rows: list[dict], spec: dict, size: tuple[int, int] | None, cache
     width, height = size or (spec["size"],) * 2
     stats = [os.stat(row["file"]) for row in rows]
     listed = [[row["path"], stat.st_size, stat.st_mtime_ns] for row, stat in zip(rows, stats, strict=True)]
-    how = [spec["crop_bars"], spec["interpolation"], width, height]
+    how = [CACHE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
     key = hashlib.sha256(json.dumps([listed, how]).encode()).hexdigest()[:16]
     path, shape = cache / f"{width}x{height}-{key}.npy", (len(rows), height, width, 3)
-    if not path.exists() and process_rank() == 0:
-        cache.mkdir(parents=True, exist_ok=True)
-        for old in cache.glob(f"*{width}x{height}-*"):  # of frames that have changed since, or of a run that was killed
+    with contextlib.ExitStack() as stack:
+        if process_rank() == 0:
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(cache / ".lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs on the same frames one decodes; kill -9 frees it
+            if not path.exists():
+                write_cache(rows, spec, size, path, shape)
+        if dist.is_initialized():
+            dist.barrier()
+        mapped = np.load(path, mmap_mode="r")
+        if dist.is_initialized():  # another run may tidy up once the lock is free; what is mapped stays
+            dist.barrier()
+    with warnings.catch_warnings():  # torch warns that nobody may write to it, and nobody does
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(mapped)
+
+
+def write_cache(rows: list[dict], spec: dict, size: tuple[int, int] | None, path: Path, shape: tuple) -> None:
+    """Decode all rows into path, whole or not at all."""
+    width, height = shape[2], shape[1]
+    for old in path.parent.iterdir():  # of frames that have changed since, or of a run that was killed
+        if re.fullmatch(rf"\.?{width}x{height}-[0-9a-f]{{16}}\.npy(\.part)?", old.name):
             old.unlink()
-        part = path.with_name(f".{path.name}.part")
-        if shutil.disk_usage(cache).free < math.prod(shape) + 100_000_000:
-            raise UserError(
-                f"--cache {cache}: {math.prod(shape) / 1e9:.1f} GB of decoded frames don't fit on that disk"
-            )
+    nbytes, part = math.prod(shape), path.with_name(f".{path.name}.part")
+    try:
         mapped = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        with open(part, "r+b") as file:  # a full disk shows now, and not as a crash in the middle
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
         load_frames(rows, spec, size, torch.from_numpy(mapped))
         mapped.flush()
         os.replace(part, path)
-        print(f"{len(rows)} decoded frames wait in {path}, {math.prod(shape) / 1e9:.1f} GB")
-    if dist.is_initialized():
-        dist.barrier()
-    with warnings.catch_warnings():  # torch warns that nobody may write to it, and nobody does
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(np.load(path, mmap_mode="r"))
+    except OSError as error:
+        text = f"{error.strerror or error}; {nbytes / 1e9:.1f} GB of decoded frames must go there"
+        raise UserError(f"--cache {path.parent}: {text}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"{len(rows)} decoded frames wait in {path}, {nbytes / 1e9:.1f} GB")
 
 
 def gather_frames(
@@ -479,13 +500,11 @@ def process_group():
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    quiet = contextlib.redirect_stdout(None) if dist.get_rank() else contextlib.nullcontext()
-    try:
-        with quiet:
-            yield
-    finally:
-        dist.destroy_process_group()
+    patience = datetime.timedelta(hours=12)  # the first one decodes all frames while the others wait
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+    with contextlib.redirect_stdout(None) if dist.get_rank() else contextlib.nullcontext():
+        yield
+    dist.destroy_process_group()  # not behind an error: it would wait for the others, and torchrun ends them
 
 
 def process_rank() -> int:
@@ -503,7 +522,7 @@ def predict_shared(model, frames, spec: dict, **kwargs) -> tuple:
         return predict(model, frames, spec, **kwargs)
     for buffer in model.buffers():  # each process has seen other frames
         dist.broadcast(buffer, 0)
-    mine = Rows(frames, torch.arange(rank, len(frames), world))
+    mine = Rows(frames, torch.arange(len(frames))[rank::world])
     parts: list = [None] * world
     dist.all_gather_object(parts, predict(model, mine, spec, **kwargs))
     whole = []
@@ -529,21 +548,25 @@ def matrix_rate(device: torch.device, bf16: bool) -> float:
     return 2 * side**3 / best
 
 
-def start_wandb(project: str, run: Path, args: dict):
+def start_wandb(project: str, run: Path, args: dict, resume: bool):
     """A Weights & Biases run. Raises UserError without the package, or without an account or WANDB_MODE=offline."""
     try:
         import wandb
     except ImportError:
         raise UserError("--wandb needs its package: pip install wandb", 2) from None
+    known = run / "wandb_id"
+    if not (resume and known.exists()):
+        known.write_text(secrets.token_hex(4))
     try:
-        return wandb.init(project=project, name=run.name, id=run.name, resume="allow", dir=run, config=args)
+        name = known.read_text().strip()
+        return wandb.init(project=project, name=run.name, id=name, resume="allow", dir=run, config=args)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"--wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline") from None
 
 
 def step_seed(*numbers: int) -> int:
-    """A seed from the run's seed, the step and the process: a resumed run draws what an unbroken one draws."""
+    """A seed from a purpose, the run's seed, step and process: a resumed run draws what an unbroken one draws."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -585,8 +608,9 @@ def train_model(
         raise UserError(f"{run}: there is a run in it; continue it with --resume, replace it with --overwrite", 2)
     try:
         local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if dist.is_initialized() else "cuda"
-        where = torch.device(device or (local if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=where)
+        asked = None if device == "cuda" else device  # each process takes its own GPU
+        where = torch.device(asked or (local if torch.cuda.is_available() or device else "cpu"))
+        where = torch.zeros(1, device=where).device  # with its index, as tensors have it
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
@@ -637,7 +661,7 @@ def train_model(
     if not transformer:
         model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
     probed = bool(recipe["probe"]) and isinstance(model.head, nn.Linear)
-    zero_shot = isinstance(model, ClipClassifier) and bool(pretrained or init)
+    zero_shot = isinstance(model, ClipClassifier) and (Path(init).is_dir() if init else pretrained)
     predicting = {"device": where, "bf16": bf16}
     if (probed or levels) and not (resume and (run / "last.pt").exists()):
         _, embedding = predict_shared(model, frames["train"], spec, **predicting)
@@ -666,7 +690,7 @@ def train_model(
     images = _to_device(frames["crops"], where)
     history, best, first, begun = [], None, 0, {"step": 0, "losses": []}
     if resume and (run / "last.pt").exists():
-        state = torch.load(run / "last.pt", map_location=where, weights_only=True)
+        state = torch.load(run / "last.pt", map_location="cpu", weights_only=True)
         if state["classes"] != classes or state["arch"] != arch:
             raise UserError(f"{run}/last.pt: made for other films or another --arch; use --overwrite or --name", 2)
         free = {"data", "init", "pretrained", "device", "precision"}
@@ -678,11 +702,12 @@ def train_model(
         average.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         history, best, first, begun = (state[key] for key in ("history", "best", "epoch", "begun"))
+        del state
         print(f"resumed {run} after epoch {first}" + (f" and {begun['step']} steps" if begun["step"] else ""))
     if rank == 0:
         with whole_file(run / "args.json", "w") as file:
             json.dump(args, file, indent=1)
-    logger = start_wandb(wandb, run, args) if wandb and rank == 0 else None
+    logger = start_wandb(wandb, run, args, resume) if wandb and rank == 0 else None
     counts = ", ".join(f"{s} {len(rows)}" for s, rows in chosen.items())
     peak = matrix_rate(where, bf16) * world if recipe["epochs"] else math.inf
     machines = where.type if world == 1 else f"{world} x {where.type}"
@@ -712,6 +737,8 @@ def train_model(
         figures = validate()
         best = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, **figures, "images_per_s": 0.0, "mfu": 0.0}
         history.append(best)
+        if logger:
+            logger.log(best, step=0)
         save(run / "best.pt", {})
         save_last(0)
         what = "zero-shot" if zero_shot else "the probe alone"
@@ -722,11 +749,12 @@ def train_model(
     net = torch.compile(net) if compiled else net
     stop, handlers = [], {}
     if threading.current_thread() is threading.main_thread():  # a signal ends the step in hand, then all is saved
-        for number in (signal.SIGTERM, signal.SIGINT):
-            handlers[number] = signal.signal(number, lambda *_: _stop(stop))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+                handlers[number] = signal.signal(number, lambda *_: _stop(stop))
     try:
         for epoch in range(first, recipe["epochs"]):
-            order = draw_order(labels["train"], recipe["balance"], shuffle.manual_seed(step_seed(seed, epoch)))
+            order = draw_order(labels["train"], recipe["balance"], shuffle.manual_seed(step_seed(0, seed, epoch)))
             model.train()
             for module in model.modules():  # a frozen layer keeps its statistics too
                 if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
@@ -734,7 +762,8 @@ def train_model(
             if levels and probed:  # the head was fitted to these statistics
                 model.norm.eval()
             losses = torch.zeros(per_epoch, device=where)
-            start, losses[: begun["step"]] = begun["step"], torch.tensor(begun["losses"], device=where)
+            origin = start = begun["step"]
+            losses[:start] = torch.tensor(begun["losses"], device=where)
             clock, warm, begun = time.perf_counter(), start, {"step": 0, "losses": []}
             bar = tqdm(
                 range(start, per_epoch),
@@ -744,15 +773,15 @@ def train_model(
                 leave=False,
             )
             for k in bar:
-                if k == start + 1:
+                if k == origin + 1:
                     _wait(where)
                     clock, warm = time.perf_counter(), k
                 step = epoch * per_epoch + k
                 share = rate_at(step, steps=steps, per_epoch=per_epoch, recipe=recipe)
                 for group in optimiser.param_groups:
                     group["lr"] = group["peak"] * share
-                torch.manual_seed(step_seed(seed, step, rank))  # for dropout
-                draw.manual_seed(step_seed(seed, step, rank, 1))
+                torch.manual_seed(step_seed(1, seed, step, rank))  # for dropout
+                draw.manual_seed(step_seed(2, seed, step, rank))
                 pick = order[k * batch : (k + 1) * batch][rank::world]
                 inputs = augment(_pick(images, pick, where), spec, recipe, size, draw)
                 truth = F.one_hot(target[pick.to(where)], len(classes)).float()
@@ -771,20 +800,22 @@ def train_model(
                 losses[k] = loss.detach()
                 if recipe["ema"]:
                     update_average(average, model, recipe["ema"], step)
-                if (k + 1) % 50 == 0 or k + 1 == per_epoch:
+                stopping = _agree(stop)
+                if stopping or (k + 1) % 50 == 0 or k + 1 == per_epoch:
+                    if world > 1:  # the mean loss of all processes, in each of them
+                        dist.all_reduce(losses[start : k + 1])
+                        losses[start : k + 1] /= world
+                        start = k + 1
                     broken = (~losses[: k + 1].isfinite()).nonzero()
                     if len(broken):
                         at = f"in epoch {epoch + 1}, step {int(broken[0]) + 1} of {per_epoch}"
                         raise UserError(f"the loss is not finite {at}; lower --lr or use --precision fp32")
-                if _agree(stop) and k + 1 < per_epoch:
+                if stopping and k + 1 < per_epoch:
                     save_last(epoch, k + 1, losses)
                     raise KeyboardInterrupt
             _wait(where)
             speed = (per_epoch - warm) * batch / max(time.perf_counter() - clock, 1e-9)
-            total = losses.sum() / world
-            if world > 1:
-                dist.all_reduce(total)
-            row = {"epoch": epoch + 1, "lr": recipe["lr"] * share, "train_loss": float(total) / per_epoch, **validate()}
+            row = {"epoch": epoch + 1, "lr": recipe["lr"] * share, "train_loss": float(losses.mean()), **validate()}
             row |= {"images_per_s": speed, "mfu": speed * operations * 6 / peak}
             history.append(row)
             if logger:
@@ -793,21 +824,23 @@ def train_model(
                 best = row
                 save(run / "best.pt", {})
             save_last(epoch + 1)
-            left = (recipe["epochs"] - epoch - 1) * (time.perf_counter() - clock) * per_epoch / (per_epoch - start)
+            left = (recipe["epochs"] - epoch - 1) * (time.perf_counter() - clock) * per_epoch / (per_epoch - origin)
             print(
                 f"epoch {epoch + 1:3}/{recipe['epochs']}  train loss {row['train_loss']:7.4f}  "
                 f"val loss {row['loss']:7.4f}  top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}  "
                 f"{speed:7.1f} images/s  MFU {row['mfu']:4.0%}  ETA {left:5.0f} s",
                 flush=True,
             )
-            if stop and epoch + 1 < recipe["epochs"]:
+            if epoch + 1 < recipe["epochs"] and _agree(stop):
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
-        raise UserError(f"stopped; the work so far is in {run}/last.pt, continue with --resume", 130) from None
+        kept = (run / "last.pt").exists()
+        text = f"the work so far is in {run}/last.pt, continue with --resume" if kept else "before the first step"
+        raise UserError(f"stopped; {text}", 130) from None
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"out of GPU memory; lower --batch-size (now {batch})") from None
     except RuntimeError as error:
-        if not compiled or not type(error).__module__.startswith("torch."):
+        if not compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"--compile: it can't be done here ({reason}); run without it") from None
@@ -859,7 +892,7 @@ def _pick(images, pick: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _stop(stop: list) -> None:
-    if stop:  # asked twice: now
+    if stop and process_count() == 1:  # asked twice: now. torchrun sends its own signal after the scheduler's
         raise KeyboardInterrupt
     stop.append(1)
 
@@ -1119,6 +1152,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--name is for one run and does not go with --arch all or --fold all")
     if args.resume and args.overwrite:
         parser.error("--resume or --overwrite, not both")
+    if args.seed < 0:
+        parser.error("--seed must not be negative")
     if args.limit is not None and args.limit < 2:
         parser.error("--limit must be 2 or more")
     if args.leak_check:

@@ -14,7 +14,8 @@ from identify import Identifier, UserError, preprocess
 
 
 def test_export_leaves_what_the_design_says(exported):
-    files = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()}
+    files = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file() and ".cache" not in p.parts}
+    files -= {"host.json"}  # left, like .cache, by identify.py
     assert files == {
         "model.onnx", "model.int8.onnx", "openvino/model.xml", "openvino/model.bin",
         "model.json", "report.md", "calibration.png",
@@ -105,6 +106,89 @@ def test_clip_exports(tmp_path):
         wanted = export.Exported(model, PREPROCESSING)(image)
     for ours, theirs in zip(export.run_all(tmp_path / "clip.onnx", image.numpy()), wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """(torch model, state dict file, classes.txt) as the original project published them, of a small ViT."""
+    import timm
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("original")
+    model = timm.create_model("test_vit", num_classes=40, img_size=224).eval()
+    torch.nn.init.normal_(model.head.weight)
+    torch.save({f"model.{k}": v for k, v in model.state_dict().items()}, folder / "model.pt")
+    titles = [f"Film: part {i} ({1950 + i})" for i in range(40)]
+    (folder / "classes.txt").write_text("\n".join(f"{title}: {i}" for i, title in enumerate(titles)) + "\n")
+    return model, folder / "model.pt", folder / "classes.txt"
+
+
+def test_weights_of_the_original_answer_as_its_bot_did(original, raw, tmp_path):
+    """The same film with the same confidence to 1e-4, at float32, from files of several kinds."""
+    from torchvision import transforms
+
+    model, weights, classes_file = original
+    argv = [str(weights), "--arch", "test_vit", "--classes", str(classes_file), "--out", str(tmp_path / "export")]
+    assert export.main(argv) == 0
+    frame = next(raw.glob("*/*.jpg"))
+    wide = Image.new("RGB", (2000, 1200))  # with bars, and large enough for a JPEG to be decoded at reduced scale
+    wide.paste(Image.open(frame).resize((2000, 800)), (0, 200))
+    wide.save(tmp_path / "wide.jpg")
+    transform = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    identifier = Identifier(tmp_path / "export" / "model.onnx")
+    for file in (frame, tmp_path / "wide.jpg"):
+        with torch.no_grad():
+            z = model(transform(Image.open(file).convert("RGB"))[None])[0]
+        sure = torch.sigmoid((z - z.mean()) / z.std() / 2.5)
+        answer = identifier.identify(file, top=40)
+        index = [identifier.classes.index(c.title) for c in answer.candidates]
+        np.testing.assert_allclose([c.confidence for c in answer.candidates], sure[index], atol=1e-4)
+        assert index[0] == int(z.argmax())
+        best = float(sure.max())
+        assert answer.kind == ("movie" if best >= 0.9 else "shortlist" if best >= 0.83 else "unknown")
+    report = json.loads((tmp_path / "export" / "model.json").read_text())
+    assert report["preprocessing"]["crop_bars"] is False and report["decision"]["rule"] == "original"
+    assert Identifier(tmp_path / "export" / "model.int8.onnx").self_test()["agrees"]
+    assert export.main([*argv, "--frames", str(raw / "Film 0 (1990)")]) == 0
+    assert Identifier(tmp_path / "export" / "openvino" / "model.xml").classes[1] == "Film: part 1 (1951)"
+
+
+def test_wrong_weights_of_the_original_are_one_line(original, tmp_path, capsys):
+    _, weights, classes_file = original
+    lines = classes_file.read_text().splitlines()
+    cases = {
+        "gap": ("\n".join(lines[1:]), "without a gap"),
+        "twice": ("\n".join([*lines, lines[0]]), "line 41"),
+        "words": ("Brazil (1985)\n", "line 1"),
+        "fewer": ("\n".join(lines[:39]), "40 outputs"),
+    }
+    for name, (text, words) in cases.items():
+        (tmp_path / name).write_text(text)
+        argv = [str(weights), "--arch", "test_vit", "--classes", str(tmp_path / name), "--out", str(tmp_path / "e")]
+        assert export.main(argv) in (1, 2)
+        assert words in capsys.readouterr().err
+    argv = [str(weights), "--arch", "resnet10t", "--classes", str(classes_file), "--out", str(tmp_path / "e")]
+    assert export.main(argv) == 1 and "don't fit resnet10t" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+def test_overflow_fix_keeps_weights_to_seven_bits(exported, tmp_path):
+    import openvino
+
+    frames = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
+    largest = {}
+    for fix in (False, True):
+        export.quantise_openvino(exported / "model.onnx", tmp_path / "m.xml", frames, alpha=None, overflow_fix=fix)
+        operations = openvino.Core().read_model(str(tmp_path / "m.xml")).get_ops()
+        weights = [o for o in operations if o.get_type_name() == "Constant" and o.get_element_type().size == 1]
+        largest[fix] = [int(np.abs(o.data.astype(int)).max()) for o in weights if o.data.ndim == 4]
+    assert max(largest[False]) > 64 >= max(largest[True])
 
 
 def test_out_must_not_hold_other_things(run, dataset, tmp_path):

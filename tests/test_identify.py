@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,105 @@ def test_bad_models_get_one_line(exported, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         identify.main([str(frame), "--batch", "0"])
     assert caught.value.code == 2
+
+
+def copy_export(exported: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("host.json", ".cache"))
+    return folder
+
+
+def test_host_decides_once_and_says_why(exported, dataset, tmp_path, capsys, monkeypatch):
+    folder = copy_export(exported, tmp_path)
+    identifier = Identifier(folder)
+    assert "first start" in capsys.readouterr().err
+    measured = json.loads((folder / "host.json").read_text())["measured"]
+    assert {row["variant"] for row in measured} >= {
+        "openvino int8", "onnxruntime int8", "onnxruntime fp32", "openvino fp32",
+    }  # fmt: skip
+    best = min((row for row in measured if row["agrees"]), key=lambda row: row["ms"])
+    assert identifier.why.startswith(best["variant"]) and f"{identifier.runtime} {identifier.format}" in best["variant"]
+    monkeypatch.setattr(identify, "measure_variants", None)  # the second start measures nothing
+    assert Identifier(folder).why == identifier.why and not capsys.readouterr().err
+    assert Identifier(folder, runtime="onnxruntime", format="fp32").path == folder / "model.onnx"
+    frame = str(next((dataset / "movies").glob("*/*.jpg")))
+    assert identify.main([frame, "--model", str(folder), "--verbose"]) == 0
+    assert identifier.why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "picked"),
+    [
+        ([("openvino int8", 5, True), ("onnxruntime int8", 9, True)], ("openvino", "int8")),
+        ([("openvino int8", 5, False), ("onnxruntime int8", 9, True)], ("onnxruntime", "int8")),
+        ([("openvino int8", 5, False), ("openvino int8 in f32", 8, True)], ("openvino", "int8")),
+        ([("openvino int8", 5, False), ("onnxruntime int8", 9, False)], None),
+    ],
+)
+def test_a_format_that_fails_its_self_test_is_never_picked(exported, tmp_path, monkeypatch, rows, picked):
+    folder = copy_export(exported, tmp_path)
+    results = [{"variant": v, "ms": ms, "deviation": 0.1, "agrees": ok} for v, ms, ok in rows]
+    results.append({"variant": "onnxruntime fp32", "error": "it crashed"})
+    monkeypatch.setattr(identify, "measure_variants", lambda *_: results)
+    if picked is None:
+        with pytest.raises(UserError, match=r"off by 10%.*it crashed"):
+            Identifier(folder)
+        return
+    identifier = Identifier(folder)
+    assert (identifier.runtime, identifier.format) == picked
+    assert "not usable here" in identifier.why
+
+
+def test_self_test_notices_a_cpu_that_computes_otherwise(exported, tmp_path, capsys):
+    import onnx
+
+    folder = copy_export(exported, tmp_path)
+    assert identify.main(["--self-test", "--model", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("agrees") == 4 and "DISAGREES" not in text
+    model = onnx.load(folder / "model.int8.onnx")
+    scales = [i for i in model.graph.initializer if i.name.endswith("_scale") and i.dims and len(i.raw_data) > 64]
+    for scale in scales[:3]:  # as if sums had saturated
+        values = onnx.numpy_helper.to_array(scale).copy()
+        values[::4] *= 0.3
+        scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
+    onnx.save(model, folder / "model.int8.onnx")
+    assert identify.main(["--self-test", "--model", str(folder / "model.int8.onnx")]) == 1
+    assert "DISAGREES" in capsys.readouterr().out
+    assert identify.main(["--self-test", "--model", str(folder)]) == 0  # the others still agree
+    assert "DISAGREES" in capsys.readouterr().out
+
+
+def test_reference_frames_are_the_same_everywhere():
+    import hashlib
+
+    frames = identify.reference_frames()
+    assert frames.shape == (6, 224, 224, 3) and 40 < frames.std() < 90
+    assert hashlib.sha256(frames.tobytes()).hexdigest()[:16] == "fdbfb78d3019570d"
+
+
+def test_an_image_that_takes_too_long_is_refused(exported, dataset, tmp_path, monkeypatch):
+    identifier = Identifier(exported / "model.onnx")
+    files = [str(f) for f in sorted((dataset / "movies").glob("*/*.jpg"))[:2]]
+    real, calls = identifier.load, []
+
+    def slow(data):
+        calls.append(data)
+        while len(calls) == 1:
+            pass
+        return real(data)
+
+    monkeypatch.setattr(identifier, "load", slow)
+    monkeypatch.setattr(identify, "MAX_SECONDS", 0.2)
+    (_, first), (_, second) = identify.identify_files(identifier, files)
+    assert isinstance(first, UserError) and files[0] in str(first) and "seconds" in str(first)
+    assert not isinstance(second, UserError)
+
+
+def test_pipes_and_folders_are_no_frames(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", tmp_path):
+        with pytest.raises(UserError, match="not a file"):
+            read_image(path)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,14 +157,21 @@ def test_frames_wait_on_disk_when_they_are_many(dataset, tmp_path, monkeypatch, 
     assert set(here) == set(there) and len(list(tmp_path.glob("*.npy"))) == 2 and "wait in" in capsys.readouterr().out
     for split, frames in here.items():
         assert torch.equal(there[split][:], frames) and len(there[split]) == len(frames)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.npy")}
     monkeypatch.setattr(train, "load_frames", None)  # nothing is decoded twice, in whatever split it stands
     fold, _ = choose_rows(read_manifest(dataset), fold=2)
     train.gather_frames(fold, spec, (96, 64), tmp_path, True)
-    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(UserError, match="--cache"):
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.npy")}
+    mine = tmp_path / "96x64-mine.npy"
+    mine.touch()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"--cache .*No space left"):
         train.gather_frames(chosen, spec, (90, 60), tmp_path, True)
+    assert mine.exists() and not list(tmp_path.glob(".*.part"))
 
 
 def test_a_run_from_the_cache_is_the_run_from_memory(dataset, unbroken, tmp_path):
