@@ -24,6 +24,7 @@ import numpy as np
 from identify import UserError, expand, one_line_errors
 
 HERE = Path(__file__).parent
+ISAS = ("AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_AMX")  # what oneDNN may use
 
 
 def machine() -> str:
@@ -305,27 +306,33 @@ def bench_train(data: Path, arch: str, steps: int = 12, batch: int = 64) -> list
     return rows
 
 
-# what each process of bench_infer runs; argv: what, model, then files. Prints start (s), ms and MB
+# what each process of bench_infer runs; argv: clock, what, model, model.json, then files. Prints start (s), ms and MB
 WORKER = """
 import time, sys, json, os
 begin = float(sys.argv[1])
-what, model, files = sys.argv[2], sys.argv[3], sys.argv[4:]
+what, model, about, files = sys.argv[2], sys.argv[3], json.load(open(sys.argv[4])), sys.argv[5:]
 data = [open(f, "rb").read() for f in files]
 if what == "torch":
     import io, torch, torchvision
     from PIL import Image
-    from models import build_model
-    state = torch.load(model, map_location="cpu", weights_only=True)
-    net = build_model(state["arch"], state["classes"], pretrained=False, levels=bool(state["args"].get("levels")))
-    net.load_state_dict(state["model"]); net.eval()
+    state, spec = torch.load(model, map_location="cpu", weights_only=True), about["preprocessing"]
+    if "arch" in state:
+        from models import build_model
+        net = build_model(state["arch"], state["classes"], pretrained=False, levels=bool(state["args"].get("levels")))
+        net.load_state_dict(state["model"])
+    else:  # the original's own weights, loaded as it did
+        import timm
+        net = timm.create_model(about["architecture"], num_classes=len(about["classes"]))
+        net.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
+    net.eval()
     t = torchvision.transforms
-    spec = state["preprocessing"]
     transform = t.Compose([t.Resize((224, 224)), t.ToTensor(), t.Normalize(spec["mean"], spec["std"])])
     def answer(raw):
         with torch.no_grad():
-            z = net(transform(Image.open(io.BytesIO(raw)).convert("RGB"))[None])[0]
+            z = net(transform(Image.open(io.BytesIO(raw)).convert("RGB"))[None])
+        z = z[0].flatten() if isinstance(z, tuple) else z.flatten()
         z = (z - z.mean()) / z.std()
-        return state["classes"][int(z.argmax())], torch.sigmoid(z.max() / 2.5).item()
+        return about["classes"][int(z.argmax())], torch.sigmoid(z.max() / 2.5).item()
 else:
     import identify
     identifier = identify.Identifier(model, runtime=what)
@@ -347,14 +354,19 @@ def bench_infer(checkpoint: Path, model: Path, frames: Path, count: int = 60) ->
     cases = [("original's way: torch fp32, eager", "torch", checkpoint)]
     cases += [("ONNX Runtime fp32", "onnxruntime", model / "model.onnx")]
     cases += [("ONNX Runtime int8", "onnxruntime", model / "model.int8.onnx")]
+    cases += [("OpenVINO fp32 (bf16 where the CPU has it)", "openvino", model / "model.onnx")]
     cases += [("OpenVINO int8", "openvino", model / "openvino" / "model.xml")]
-    found = {}
-    for name, what, path in cases:
+    found, about = {}, model / "model.json"
+    for path in (about, checkpoint):
         if not path.exists():
             raise UserError(f"{path}: no such file; run train.py and export.py first", 2)
+    for name, what, path in cases:
+        if not path.exists():
+            continue
         runs = []
         for _ in range(3):  # the first fills the page cache, the better of the others counts
-            command = [sys.executable, "-c", WORKER, str(time.time()), what, str(path.resolve()), *files]
+            command = [sys.executable, "-c", WORKER, str(time.time()), what, str(path.resolve())]
+            command += [str(about.resolve()), *files]
             out = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
             if out.returncode:
                 raise UserError(f"{name} failed: {out.stderr.strip().splitlines()[-1]}")
@@ -367,6 +379,75 @@ def bench_infer(checkpoint: Path, model: Path, frames: Path, count: int = 60) ->
         ("start", "s", "process start to first answer"),
     ):
         rows += show(title, [(name, result[key], unit) for name, result in found.items()])
+        if key == "ms":
+            show_limits(json.loads(about.read_text()))
+    return rows
+
+
+def show_limits(about: dict) -> None:
+    """What the model's operations would take at the matrix rates of these cores, the floor of any latency."""
+    import torch
+
+    from models import build_model, multiply_adds
+    from train import has_bf16
+
+    operations = 2 * multiply_adds(build_model(about["architecture"], about["classes"], pretrained=False), 224)
+    for kind in ("f32", "bf16", "int8") if has_bf16(torch.device("cpu")) else ("f32", "int8"):
+        rate = product_rate(kind)
+        ms = 1000 * operations / rate
+        print(f"  limit: {operations / 1e9:.1f} G operations at {rate / 1e12:.2f} T/s ({kind} products): {ms:.1f} ms")
+
+
+def product_rate(kind: str, side: int = 1536, depth: int = 8) -> float:
+    """Operations a second of a chain of matrix products in OpenVINO, the best of ten runs. kind: f32, bf16 or int8."""
+    import openvino
+    from openvino import opset13 as op
+
+    random = np.random.default_rng(0)
+
+    def quantised(node, limit: float):
+        if kind != "int8":
+            return node
+        return op.fake_quantize(node, *(np.float32(v) for v in (-limit, limit, -limit, limit)), 255)
+
+    image = node = op.parameter([side, side], np.float32)
+    for _ in range(depth):
+        weight = op.constant(random.uniform(-1, 1, (side, side)).astype(np.float32))
+        node = op.matmul(quantised(node, 40.0), quantised(weight, 1.0), False, False)
+    precision = {"INFERENCE_PRECISION_HINT": "bf16" if kind == "bf16" else "f32"}
+    request = openvino.Core().compile_model(openvino.Model([node], [image]), "CPU", precision).create_infer_request()
+    data, best = random.uniform(-40, 40, (side, side)).astype(np.float32), np.inf
+    for _ in range(11):
+        start = time.perf_counter()
+        request.infer([data])
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 * depth / best
+
+
+def bench_isa(model: Path) -> list[dict]:
+    """Milliseconds a frame, tensor to logits, in float32: OpenVINO as on lesser CPUs, ONNX Runtime as it is."""
+    places = {"int8": model / "openvino" / "model.xml", "fp32": model / "model.onnx"}
+    cases = [(f"OpenVINO {isa}", "openvino", places, 0, isa) for isa in ISAS]
+    places = places | {"int8": model / "model.int8.onnx"}
+    cases += [(f"ONNX Runtime, {n} thread{'s' * (n > 1)}", "onnxruntime", places, n, None) for n in (1, 2)]
+    cases += [("OpenVINO, 1 thread", "openvino", places | {"int8": model / "openvino" / "model.xml"}, 1, None)]
+    rows = []
+    print(f"\n{machine()}\n{'ms a frame (off by)':30} {'int8':>18} {'fp32':>18}")
+    for name, runtime, files, threads, isa in cases:
+        cells = []
+        for kind, file in files.items():
+            command = [sys.executable, str(HERE / "identify.py"), "--self-test", "--json", "--model", str(file)]
+            command += ["--runtime", runtime, "--threads", str(threads)]
+            command += ["--precision", "f32"] if runtime == "openvino" else []
+            environment = os.environ | ({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})
+            out = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if not out.stdout:
+                raise UserError(f"{name}, {kind}: {[*out.stderr.strip().splitlines(), 'it crashed'][0]}")
+            result = json.loads(out.stdout)
+            cells.append(f"{result['ms']:7.1f} ({result['deviation']:6.2%}){'' if result['agrees'] else '!'}")
+            rows.append({"name": f"{name} {kind}", "value": result["ms"], "unit": "ms"} | result)
+        print(f"{name:30} {cells[0]:>18} {cells[1]:>18}")
+    print("off by: from torch's float32 logits; !: fails the self-test, identify.py does not use it there")
     return rows
 
 
@@ -394,6 +475,8 @@ def get_parser() -> argparse.ArgumentParser:
     infer.add_argument("checkpoint", type=Path, help="best.pt, for the original's way")
     infer.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
     infer.add_argument("--frames", type=Path, required=True, help="folder of frames")
+    isa = commands.add_parser("isa", help="formats as on lesser CPUs, by ONEDNN_MAX_CPU_ISA")
+    isa.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
     return parser
 
 
@@ -416,6 +499,8 @@ def main(argv: list[str] | None = None) -> int:
 
         names = ARCHITECTURES if args.arch == "all" else [args.arch]
         rows = [row for arch in names for row in bench_train(args.data, arch, args.steps, args.batch_size)]
+    elif args.command == "isa":
+        rows = bench_isa(args.model)
     else:
         rows = bench_infer(args.checkpoint, args.model, args.frames)
     if args.json:
