@@ -37,10 +37,19 @@ from torch import nn
 from tqdm import tqdm
 
 from identify import UserError, one_line_errors, preprocess, read_image, softmax, whole_file
-from models import ARCHITECTURES, ClipClassifier, build_model, is_transformer, multiply_adds, preprocessing_for
+from models import (
+    ARCHITECTURES,
+    ClipClassifier,
+    build_model,
+    is_transformer,
+    multiply_adds,
+    preprocessing_for,
+    read_state,
+)
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
 ORIGINAL_STORED = (600, 256)  # where crops must have the aspect ratios of the original's
+DISTIL_WEIGHT, DISTIL_TEMPERATURE = 0.7, 2.0  # of a teacher's word against the label's (Hinton 2015)
 CACHE_FORMAT = 1  # raised when identify.py decodes or crops otherwise
 CACHE_BYTES = 1_000_000_000  # decoded frames that take more wait on disk, mapped, and not in memory
 RECIPES = {
@@ -565,6 +574,48 @@ def start_wandb(project: str, run: Path, args: dict, resume: bool):
         raise UserError(f"--wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline") from None
 
 
+KEYS = ("mean", "std")
+
+
+class Teacher:
+    """A trained run that a student learns from (Hinton 2015): its probabilities of the same crops.
+
+    path: a run folder or its best.pt. Raises UserError unless it was trained on the same frames of the same films.
+    """
+
+    def __init__(self, path: Path, classes: list[str], frames: str, spec: dict, device: torch.device):
+        path = path / "best.pt" if path.is_dir() else path
+        if not path.exists():
+            raise UserError(f"--teacher {path}: no such file", 2)
+        state = read_state(path)
+        if not {"model", "arch", "classes", "preprocessing", "args"} <= set(state):
+            raise UserError(f"--teacher {path}: not written by train.py", 2)
+        if state["classes"] != classes or state["args"].get("frames") != frames:
+            raise UserError(f"--teacher {path}: was trained on other films or splits; it may have seen test frames", 2)
+        levels = bool(state["args"].get("levels"))
+        self.model = build_model(state["arch"], classes, pretrained=False, levels=levels)
+        self.model.load_state_dict(state["model"])
+        self.model.to(device).eval().requires_grad_(False)
+        self.size = state["preprocessing"]["size"]
+        values = [torch.tensor(s[k], device=device).view(3, 1, 1) for s in (spec, state["preprocessing"]) for k in KEYS]
+        self.scale, self.shift = values[1] / values[3], (values[0] - values[2]) / values[3]
+
+    @torch.no_grad()
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Probabilities float32 [N, C], softened, of the student's normalised inputs [N, 3, H, W]."""
+        inputs = F.interpolate(inputs * self.scale + self.shift, (self.size, self.size), mode="bilinear")
+        return F.softmax(self.model(inputs)[0].float() / DISTIL_TEMPERATURE, 1)
+
+
+def learn_from(logits: torch.Tensor, truth: torch.Tensor, wisdom: torch.Tensor | None, smoothing: float):
+    """Loss of logits [N, C] against the labels truth [N, C] and, with a teacher, its softened probabilities [N, C]."""
+    loss = F.cross_entropy(logits.float(), truth, label_smoothing=smoothing)
+    if wisdom is None:
+        return loss
+    soft = F.kl_div(F.log_softmax(logits.float() / DISTIL_TEMPERATURE, 1), wisdom, reduction="batchmean")
+    return (1 - DISTIL_WEIGHT) * loss + DISTIL_WEIGHT * DISTIL_TEMPERATURE**2 * soft
+
+
 def step_seed(*numbers: int) -> int:
     """A seed from a purpose, the run's seed, step and process: a resumed run draws what an unbroken one draws."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
@@ -589,6 +640,7 @@ def train_model(
     precision: str = "auto",
     compiled: bool = False,
     cache: Path | None = None,
+    teacher: Path | None = None,
     wandb: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -597,8 +649,9 @@ def train_model(
 
     recipe: overrides of RECIPES[recipe_name], which for a pretrained transformer is "best" with GENTLE. precision:
     "bf16", "fp32" or "auto" (bf16 where the hardware has it, fp32 for the recipe original). compiled: torch.compile.
-    cache: folder for decoded frames that are too many for memory. wandb: project. Inside process_group() the processes
-    share the work: batch_size is that of all together, and the first one writes. Raises UserError.
+    cache: folder for decoded frames that are too many for memory. teacher: a run to learn from. wandb: project.
+    Inside process_group() the processes share the work: batch_size is that of all together, and the first one writes.
+    Raises UserError.
     """
     parts = [arch, data.resolve().name, f"subset{subset}" if subset else ""]
     parts += ["" if recipe_name == "best" else recipe_name, f"limit{limit}" if limit else ""]
@@ -647,6 +700,7 @@ def train_model(
         "init": str(init) if init else None,
         "pretrained": pretrained,
         "frames": frames_key(chosen),
+        "teacher": str(teacher) if teacher else None,
     }
     args |= {"seed": seed, "device": str(where), "precision": "bf16" if bf16 else "fp32", **recipe, "train_size": size}
     commit = git_commit()
@@ -657,6 +711,7 @@ def train_model(
     ):  # the old run must not be mixed up with the new one, should that be stopped early
         for name in ("last.pt", "best.pt", "test.json", "metrics.csv"):
             (run / name).unlink(missing_ok=True)
+    master = Teacher(teacher, classes, args["frames"], spec, where) if teacher else None
     model = model.to(where)
     if not transformer:
         model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
@@ -693,7 +748,7 @@ def train_model(
         state = torch.load(run / "last.pt", map_location="cpu", weights_only=True)
         if state["classes"] != classes or state["arch"] != arch:
             raise UserError(f"{run}/last.pt: made for other films or another --arch; use --overwrite or --name", 2)
-        free = {"data", "init", "pretrained", "device", "precision"}
+        free = {"data", "init", "pretrained", "device", "precision", "teacher"}
         changed = [key for key in args if key not in free and state["args"].get(key) != args[key]]
         if changed or torch.device(state["args"]["device"]).type != where.type:
             what = ", ".join(changed) or "--device"
@@ -792,8 +847,8 @@ def train_model(
                 with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
                     logits, embedding = net(inputs.contiguous(memory_format=torch.channels_last))
                     answers = model.level_logits(embedding) if levels else [logits]  # each level learns by itself
-                each = [F.cross_entropy(a.float(), truth, label_smoothing=recipe["smoothing"]) for a in answers]
-                loss = sum(each) / len(each)
+                    wisdom = master(inputs) if master else None
+                loss = sum(learn_from(a, truth, wisdom, recipe["smoothing"]) for a in answers) / len(answers)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
@@ -1093,6 +1148,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--init", help="local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
     )
+    group.add_argument("--teacher", type=Path, help="run folder whose answers the model learns too (default: none)")
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
     group = parser.add_argument_group("optimisation (defaults: the recipe's)")
     group.add_argument("--recipe", choices=list(RECIPES), default="best", help="default: %(default)s")
@@ -1185,6 +1241,7 @@ def main(argv: list[str] | None = None) -> int:
                 precision=args.precision,
                 compiled=args.compile,
                 cache=args.cache or (args.data if args.data.is_dir() else args.data.parent) / ".frames",
+                teacher=args.teacher,
                 wandb=args.wandb,
                 resume=args.resume,
                 overwrite=args.overwrite,

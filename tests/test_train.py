@@ -406,3 +406,29 @@ def test_no_unknown_films_is_no_error(dataset, tmp_path):
     run = quick(data, tmp_path, arch="test_vit3", recipe={"probe": 30.0, "levels": True, "epochs": 0})
     figures = json.loads((run / "test.json").read_text())["test"]
     assert figures["auroc"] is None and figures["top1"] > 0
+
+
+def test_student_learns_from_its_teacher(dataset, run, unbroken, tmp_path):
+    teacher = train.Teacher(run, *teacher_arguments(run, dataset))
+    frames = torch.randint(0, 256, (4, 96, 96, 3), dtype=torch.uint8)
+    spec = train.preprocessing_for("test_resnet")
+    other = spec | {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}  # the student's own normalisation is undone
+    elsewhere = train.Teacher(run, *teacher_arguments(run, dataset)[:2], other, torch.device("cpu"))
+    one, two = teacher(train.normalise(frames, spec)), elsewhere(train.normalise(frames, other))
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(one.sum(1), torch.ones(4))
+    logits = torch.randn(4, 3, requires_grad=True)
+    truth = torch.eye(3)[[0, 1, 2, 0]]
+    plain, taught = (train.learn_from(logits, truth, wisdom, 0.0) for wisdom in (None, one))
+    soft = (one * (one.log() - (logits / 2).log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(taught, 0.3 * plain + 0.7 * 4 * soft)
+    assert train_process(dataset, tmp_path, "--name", "s", "--teacher", str(run)).returncode == 0
+    a, b = (torch.load(r / "last.pt", weights_only=True)["model"] for r in (unbroken, tmp_path / "s"))
+    assert not torch.equal(a["head.weight"], b["head.weight"])
+    refused = train_process(dataset, tmp_path, "--name", "r", "--teacher", str(run), "--fold", "1")
+    assert refused.returncode == 2 and "may have seen test frames" in refused.stderr
+
+
+def teacher_arguments(run, dataset):
+    chosen, classes = choose_rows(read_manifest(dataset))
+    return classes, train.frames_key(chosen), train.preprocessing_for("test_resnet"), torch.device("cpu")
