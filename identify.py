@@ -157,6 +157,9 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
             image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
         elif draft and image.mode in ("L", "RGB", "RGBA") and min(image.size) >= 2 * draft:
             image = image.reduce(min(image.size) // draft)  # a huge PNG costs little from here on
+        elif draft and min(image.size) >= 4 * draft:  # palettes and 16 bits can't be averaged as they are
+            step = min(image.size) // (2 * draft)
+            image = image.resize((image.width // step, image.height // step), Image.Resampling.NEAREST)
         return np.asarray(_to_rgb(_upright(image)))
     except Exception as error:
         raise UserError(f"{name}: damaged or cut off ({str(error) or type(error).__name__})") from None
