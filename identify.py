@@ -716,10 +716,14 @@ class Identifier:
             return []
         start = time.perf_counter()
         logits, embedding = self.logits(batch)
+        return self.judge(logits, embedding, top, start)
+
+    def judge(self, logits: np.ndarray, embedding: np.ndarray, top: int, start: float) -> list[Answer]:
+        """Answers for logits [N, C] and embedding [N, D]; ms is the share of the time since start (perf_counter)."""
         kinds = decide(logits, embedding, self.rule)
         sure = confidences(logits, self.rule)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
-        ms = (time.perf_counter() - start) * 1000 / len(batch)
+        ms = (time.perf_counter() - start) * 1000 / len(logits)
         return [
             Answer(kind, [Candidate(self.classes[c], float(row[c])) for c in order], ms)
             for kind, row, order in zip(kinds, sure, best, strict=True)
@@ -782,6 +786,36 @@ def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3, ba
         yield from ((file, results[index]) for index, file in enumerate(chunk))
 
 
+def work(identifier: Identifier, reader, writer, top: int = 5) -> None:
+    """Answer requests from another program until reader ends: the bot's worker, with which it shares no memory.
+
+    A request is a byte, the number of pictures of one film, then for each 4 bytes little-endian, its length, and the
+    file's bytes. A reply is a line of JSON: an answer (of several pictures: by their mean) or {"error"}. The first line
+    tells about the model.
+    """
+
+    def reply(item: dict) -> None:
+        writer.write(json.dumps(item).encode() + b"\n")
+        writer.flush()
+
+    about = {key: identifier.metadata.get(key) for key in ("architecture", "commit")}
+    try:
+        about["accuracy"] = json.loads(identifier.metadata["accuracy"])
+    except (KeyError, ValueError):
+        about["accuracy"] = {}
+    reply(about | {"classes": identifier.classes, "why": identifier.why})
+    while head := reader.read(1):
+        pictures = [reader.read(int.from_bytes(reader.read(4), "little")) for _ in range(head[0])]
+        start = time.perf_counter()
+        try:
+            with time_limit(MAX_SECONDS):
+                batch = np.stack([identifier.load(data) for data in pictures])
+            means = (part.mean(axis=0, keepdims=True) for part in identifier.logits(batch))
+            reply(identifier.judge(*means, top, start)[0].as_dict())
+        except UserError as error:
+            reply({"error": str(error)})
+
+
 def in_words(answer: Answer, guess: bool = False) -> str:
     """One line for people."""
     if answer.kind == "movie":
@@ -811,6 +845,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a frame")
+    group.add_argument("--worker", action="store_true", help="answer another program on stdin and stdout, see work()")
     group.add_argument("--top", type=int, default=3, help="candidates a frame (default: %(default)s)")
     group.add_argument("--verbose", action="store_true", help="say which runtime and format were picked, and why")
     group.add_argument("--guess", action="store_true", help="show the best guess for an unknown film too")
@@ -848,12 +883,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--threads must be 0 or more")
     if args.self_test:
         return print_self_test(args)
-    if not args.frames:
+    if not (args.frames or args.worker):
         parser.error("name image files or folders, or - for stdin")
     how = {"runtime": args.runtime, "format": args.format, "precision": args.precision}
     identifier = Identifier(args.model, **how, threads=args.threads, rule=args.rule)
     if args.verbose:
         print(f"identify.py: {identifier.why}", file=sys.stderr)
+    if args.worker:
+        work(identifier, sys.stdin.buffer, sys.stdout.buffer, args.top)
+        return 0
     failed = 0
     width = min(48, max(len(path) for path in args.frames) + 12)
     for file, answer in identify_files(identifier, args.frames, top=args.top, batch=args.batch):
