@@ -458,7 +458,7 @@ def load_openvino(path: Path, threads: int = 0, precision: str | None = None):
     """As load_onnxruntime, with OpenVINO. precision: "f32", "bf16" or None for what the CPU does best.
 
     The batch is fixed to one, which runs faster than an open one, frame by frame. What OpenVINO compiled is kept in
-    .cache beside the model, if that can be written, for a faster start.
+    .cache beside the model, or in the user's cache where that can't be written, for a faster start.
     """
     import openvino
 
@@ -474,8 +474,8 @@ def load_openvino(path: Path, threads: int = 0, precision: str | None = None):
         config["INFERENCE_NUM_THREADS"] = str(threads)
     if precision:
         config["INFERENCE_PRECISION_HINT"] = precision
-    if os.access(path.parent, os.W_OK):
-        config["CACHE_DIR"] = str(path.parent / ".cache")
+    beside = os.access(path.parent, os.W_OK)
+    config["CACHE_DIR"] = str(path.parent / ".cache" if beside else user_cache() / "openvino")
     image = model.inputs[0]
     shape = [d.get_length() if d.is_static else None for d in image.partial_shape]
     if len(shape) == 4 and shape[0] is None:
@@ -519,6 +519,11 @@ def deviation(logits: np.ndarray, wanted: np.ndarray) -> float:
     """Distance of logits [N, C] from the wanted ones, both centred by rows, as a share of the wanted ones' length."""
     z, w = (x.astype(np.float64) - x.mean(axis=1, keepdims=True) for x in (logits, wanted))
     return float(np.linalg.norm(z - w) / max(np.linalg.norm(w), 1e-12))
+
+
+def user_cache() -> Path:
+    """Where this user's measurements and compiled models go when the model's own folder can't be written."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "movie-by-frame"
 
 
 def cpu_name() -> str:
@@ -580,8 +585,7 @@ def choose_variant(path: Path, variants: list[Variant], threads: int = 0) -> tup
     """
     key = host_key(variants, threads)
     folder = path if path.is_dir() else path.parent
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "movie-by-frame"
-    places = [folder / "host.json", cache / f"host-{key}.json"]
+    places = [folder / "host.json", user_cache() / f"host-{key}.json"]
     results = None
     for place in places:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
