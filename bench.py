@@ -6,15 +6,19 @@ python bench.py filter RAW --detector yolov8n.pt                 # persons seen:
 python bench.py train data/demo/processed --arch mobilenetv2     # our loop against ImageFolder, DataLoader, fp32
 python bench.py colour data/demo/processed                       # what colour alone gives away
 python bench.py infer runs/RUN/best.pt --model export --frames FOLDER    # JPEG to answer: torch against the export
+python bench.py bot --model export --frames FOLDER --checkpoint runs/RUN/best.pt    # bot.py under load, on loopback
 """
 
 import argparse
 import json
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -306,13 +310,9 @@ def bench_train(data: Path, arch: str, steps: int = 12, batch: int = 64) -> list
     return rows
 
 
-# what each process of bench_infer runs; argv: clock, what, model, model.json, then files. Prints start (s), ms and MB
-WORKER = """
-import time, sys, json, os
-begin = float(sys.argv[1])
-what, model, about, files = sys.argv[2], sys.argv[3], json.load(open(sys.argv[4])), sys.argv[5:]
-data = [open(f, "rb").read() for f in files]
-if what == "torch":
+# the original's way from bytes to an answer: torch fp32, eager, one frame a run
+TORCH_WAY = """
+def torch_way(model, about):
     import io, torch, torchvision
     from PIL import Image
     state, spec = torch.load(model, map_location="cpu", weights_only=True), about["preprocessing"]
@@ -333,9 +333,20 @@ if what == "torch":
         z = z[0].flatten() if isinstance(z, tuple) else z.flatten()
         z = (z - z.mean()) / z.std()
         return about["classes"][int(z.argmax())], torch.sigmoid(z.max() / 2.5).item()
+    return answer
+"""
+
+# what each process of bench_infer runs; argv: clock, what, model, model.json, then files. Prints start (s), ms and MB
+WORKER = f"""{TORCH_WAY}
+import time, sys, json, os
+begin = float(sys.argv[1])
+what, model, about, files = sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]
+data = [open(f, "rb").read() for f in files]
+if what == "torch":
+    answer = torch_way(model, json.load(open(about)))
 else:
     import identify
-    identifier = identify.Identifier(model, runtime=what)
+    identifier = identify.Identifier(model, runtime=None if what == "fastest" else what)
     answer = identifier.identify
 answer(data[0])
 start = time.time() - begin
@@ -343,8 +354,49 @@ times = []
 for raw in data:
     clock = time.perf_counter(); answer(raw); times.append(time.perf_counter() - clock)
 rss = next(int(l.split()[1]) / 1000 for l in open("/proc/self/status") if l.startswith("VmRSS"))
-print(json.dumps({"start": start, "ms": sorted(times)[len(times) // 2] * 1000, "mb": rss}))
+print(json.dumps({{"start": start, "ms": sorted(times)[len(times) // 2] * 1000, "mb": rss}}))
 """
+
+# the original's bot: the network runs in the handler, so in the event loop; argv: api base, checkpoint, model.json
+ORIGINAL_BOT = f"""{TORCH_WAY}
+import asyncio, json, os, sys, time
+from aiogram import Bot, Dispatcher, F
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
+base, checkpoint, about = sys.argv[1:]
+answer = torch_way(checkpoint, json.load(open(about)))
+dispatcher, longest = Dispatcher(), 0.0
+
+@dispatcher.message(F.photo)
+async def frame(message, bot):
+    file = await bot.download(message.photo[-1])
+    title, sure = answer(file.getvalue())
+    await message.reply(f"{{title}} ({{sure:.0%}})")
+
+async def watch():
+    global longest
+    while True:
+        clock = time.perf_counter()
+        await asyncio.sleep(0.01)
+        longest = max(longest, time.perf_counter() - clock - 0.01)
+
+async def main():
+    session = AiohttpSession(api=TelegramAPIServer.from_base(base))
+    watching = asyncio.create_task(watch())
+    await dispatcher.start_polling(Bot(os.environ["TELEGRAM_BOT_TOKEN"], session=session))
+    print(f"longest block of the event loop: {{longest * 1000:.1f}} ms", file=sys.stderr)
+
+asyncio.run(main())
+"""
+
+
+def run_worker(what: str, model: Path, about: Path, files: list[str]) -> dict:
+    """WORKER in a process -> {"start", "ms", "mb"}. what: torch, a runtime, or fastest (identify.py picks)."""
+    command = [sys.executable, "-c", WORKER, str(time.time()), what, str(model.resolve()), str(about.resolve()), *files]
+    out = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    if out.returncode:
+        raise UserError(f"{model} with {what} failed: {[*out.stderr.strip().splitlines(), 'it crashed'][-1]}")
+    return json.loads(out.stdout.splitlines()[-1])
 
 
 def bench_infer(checkpoint: Path, model: Path, frames: Path, count: int = 60) -> list[dict]:
@@ -363,14 +415,8 @@ def bench_infer(checkpoint: Path, model: Path, frames: Path, count: int = 60) ->
     for name, what, path in cases:
         if not path.exists():
             continue
-        runs = []
-        for _ in range(3):  # the first fills the page cache, the better of the others counts
-            command = [sys.executable, "-c", WORKER, str(time.time()), what, str(path.resolve())]
-            command += [str(about.resolve()), *files]
-            out = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-            if out.returncode:
-                raise UserError(f"{name} failed: {out.stderr.strip().splitlines()[-1]}")
-            runs.append(json.loads(out.stdout.splitlines()[-1]))
+        runs = [run_worker(what, path, about, files) for _ in range(3)]
+        # the first fills the page cache, the better of the others counts
         found[name] = {key: min(run[key] for run in runs[1:]) for key in runs[0]}
     rows = []
     for key, unit, title in (
@@ -451,6 +497,252 @@ def bench_isa(model: Path) -> list[dict]:
     return rows
 
 
+def resident(process: int) -> float:
+    """MB of a process and all that it started."""
+    parents, sizes = {}, {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended
+            continue
+        parents[int(place.name)], sizes[int(place.name)] = int(fields[1]), int(fields[21])
+    family, last = {process}, 0
+    while len(family) > last:
+        last = len(family)
+        family |= {child for child, parent in parents.items() if parent in family}
+    return sum(sizes.get(member, 0) for member in family) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def replies_to(calls: list[dict], asked: dict) -> dict[int, list[dict]]:
+    """Message ids of frames -> the bot's sendMessage calls in reply to them, in order."""
+    found = {number: [] for number in asked}
+    for call in calls:
+        number = (call["params"].get("reply_parameters") or {}).get("message_id")
+        if number in found:
+            found[number].append(call)
+    return found
+
+
+class BotRun:
+    """A bot's process against a server on loopback that gives it frames. command: of its address, to what is run."""
+
+    def __init__(self, command, frames: dict[str, bytes], folder: str):
+        from telegram_server import TelegramServer
+
+        token = "123456:TEST-of-bench-py-no-secret-in-it"
+        self.server, self.frames, self.command = TelegramServer(token, frames), list(frames), command
+        self.log = Path(folder) / "stderr"
+        self.environment = os.environ | {"TELEGRAM_BOT_TOKEN": token, "MOVIE_BOT_LAG": "1"}
+
+    def __enter__(self):
+        self.server.__enter__()
+        with open(self.log, "wb") as log:
+            command = [sys.executable, *self.command(self.server.base)]
+            self.process = subprocess.Popen(command, cwd=HERE, env=self.environment, stderr=log)
+        try:
+            for _ in range(1200):
+                if self.server.wait_for(lambda calls: any(call["method"] == "getUpdates" for call in calls), 0.1):
+                    return self
+                self.check()
+            raise UserError("the bot does not poll after 120 s")
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.server.__exit__()
+
+    def check(self) -> None:
+        if self.process.poll() is not None:
+            words = self.log.read_text(errors="replace").strip().splitlines()
+            raise UserError(f"the bot ended with code {self.process.returncode}: {[*words, 'no word'][-1]}")
+
+    def send(self, photos: list[tuple[str, int]], patience: float = 60.0) -> dict[int, float]:
+        """Push photos (file, user) at once; wait for a reply to each, or until none came for patience seconds.
+
+        -> {message id: time of the push}.
+        """
+        from telegram_server import photo_update
+
+        asked, count, since = {}, 0, time.perf_counter()
+        for file, user in photos:
+            update = photo_update(file, user=user)
+            asked[update["message"]["message_id"]] = time.perf_counter()
+            self.server.push(update)
+        while count < len(asked) and time.perf_counter() - since < patience:
+            time.sleep(0.02)
+            self.check()
+            before, count = count, sum(map(bool, self.replies(asked).values()))
+            since = time.perf_counter() if count > before else since
+        return asked
+
+    def replies(self, asked: dict) -> dict[int, list[dict]]:
+        return replies_to(self.server.named("sendMessage"), asked)
+
+    def one_by_one(self, count: int) -> float:
+        """Median ms from a push to the answer, each frame from another user; a first one warms up."""
+        times = []
+        for k in range(count + 1):
+            asked = self.send([(self.frames[(k - 1) % len(self.frames)], 1000 + k)])
+            (number, pushed), (replies,) = *asked.items(), self.replies(asked).values()
+            if not replies:
+                raise UserError(f"frame {k} alone got no answer in 60 s (message {number})")
+            times.append(replies[0]["time"] - pushed)
+        return 1000 * float(np.median(times[1:]))
+
+    def load(self, users: int, each: int) -> tuple[dict[int, float], list[float]]:
+        """All users' frames at once -> as send, and MB of the bot's processes, five times a second meanwhile."""
+        sizes, over = [], threading.Event()
+
+        def sample() -> None:
+            while not over.wait(0.2):
+                sizes.append(resident(self.process.pid))
+
+        watching = threading.Thread(target=sample)
+        watching.start()
+        try:
+            photos = [
+                (self.frames[(k * users + user) % len(self.frames)], user + 1)
+                for k in range(each)
+                for user in range(users)
+            ]
+            return self.send(photos), sizes
+        finally:
+            over.set()
+            watching.join()
+
+    def end(self) -> tuple[int, float]:
+        """SIGTERM -> exit code, and ms of the longest block of the event loop by the bot's own last words."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            raise UserError("the bot does not end after SIGTERM") from None
+        found = re.search(r"longest block of the event loop: ([\d.]+) ms", self.log.read_text(errors="replace"))
+        return code, float(found[1]) if found else float("nan")
+
+
+def measure_bot(command, frames: dict[str, bytes], users: int, each: int, *, alone: int, is_answer) -> dict:
+    """One bot, alone and under load. is_answer: of a sendMessage call, whether it names films or refuses."""
+    with tempfile.TemporaryDirectory() as folder, BotRun(lambda base: command(base, folder), frames, folder) as bot:
+        ms = bot.one_by_one(alone)
+        asked, sizes = bot.load(users, each)
+        code, block = bot.end()
+        replies = bot.replies(asked)
+    answers = [call for calls in replies.values() for call in calls if is_answer(call)]
+    refusals = [call for calls in replies.values() for call in calls if not is_answer(call)]
+    if not answers or not sizes:
+        raise UserError(f"no answers under load: {refusals[0]['params']['text'] if refusals else 'no word'}")
+    tenth = max(1, len(sizes) // 10)
+    words = [re.sub(r"\d+", "N", call["params"]["text"]) for call in refusals]
+    return {
+        "ms": ms,
+        "rate": len(answers) / (max(call["time"] for call in answers) - min(asked.values())),
+        "answered": len(answers),
+        "refused": len(refusals),
+        "words": {word: words.count(word) for word in dict.fromkeys(words)},
+        "lost": sum(not calls for calls in replies.values()),
+        "twice": sum(len(calls) > 1 for calls in replies.values()),
+        "wait": 1000
+        * float(
+            np.median(
+                [call["time"] - asked[number] for number, calls in replies.items() for call in calls if is_answer(call)]
+            )
+        ),
+        "mb": max(sizes),
+        "growth": float(np.mean(sizes[-tenth:]) / np.mean(sizes[:tenth]) - 1),
+        "samples": len(sizes),
+        "code": code,
+        "block": block,
+    }
+
+
+def bench_bot(
+    model: Path,
+    frames: Path,
+    users: int = 50,
+    each: int = 10,
+    checkpoint: Path | None = None,
+    queue: int | None = None,
+    alone: int = 30,
+) -> list[dict]:
+    """bot.py as a process against a Bot API server on loopback: one frame at a time, then all users at once.
+
+    Beside it the original's way, where a checkpoint is given: torch in the handler, so in the event loop.
+    """
+    sys.path.insert(0, str(HERE / "tests"))
+    try:
+        import telegram_server  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error}: pip install -r requirements-bot.txt", 2) from None
+    files = expand([str(frames)])
+    files = [os.path.abspath(file) for file in files[:: max(1, len(files) // alone)][:alone]]
+    about = (model if model.is_dir() else model.parent) / "model.json"
+    for path in (model, *((about, checkpoint) if checkpoint else ())):
+        if not path.exists():
+            raise UserError(f"{path}: no such file; run train.py and export.py first", 2)
+    data = {f"frame{k}": Path(file).read_bytes() for k, file in enumerate(files)}
+    how = {"frames": data, "users": users, "each": each, "alone": alone}
+
+    def ours(base: str, folder: str) -> list[str]:
+        command = [
+            str(HERE / "bot.py"),
+            "--model",
+            str(model.resolve()),
+            "--api-base",
+            base,
+            "--db",
+            f"{folder}/bot.db",
+        ]
+        return command + (["--queue", str(queue)] if queue else [])
+
+    def original(base: str, _: str) -> list[str]:
+        return ["-c", ORIGINAL_BOT, base, str(checkpoint.resolve()), str(about.resolve())]
+
+    own = run_worker("fastest", model, about, files)["ms"]
+    found = {"bot.py": measure_bot(ours, is_answer=lambda call: "reply_markup" in call["params"], **how)}
+    own = (own + run_worker("fastest", model, about, files)["ms"]) / 2  # before and after: the machine's mood changes
+    if checkpoint:
+        found = {"original's way: torch in the loop": measure_bot(original, is_answer=lambda _: True, **how)} | found
+    return show_bot(found, own, users * each, alone)
+
+
+def show_bot(found: dict[str, dict], own: float, count: int, alone: int) -> list[dict]:
+    """Tables of measure_bot's results, bot.py last, each with what issue 7 asks of it. own: identify.py's ms."""
+
+    def table(title: str, key: str, unit: str, *more: tuple) -> list[dict]:
+        return show(title, [(name, result[key], unit) for name, result in found.items()] + list(more))
+
+    def limit(words: str, kept: bool) -> None:
+        print(f"  limit: {words}: {'kept' if kept else 'MISSED'}")
+
+    bot, most = found["bot.py"], 1.3 * own + 20
+    rows = table(f"a frame alone, push to answer, median of {alone}", "ms", "ms", ("identify.py, no bot", own, "ms"))
+    limit(
+        f"{most:.1f} ms, 1.3 times identify.py's and 20 ms; bot.py takes {bot['ms'] / own:.2f} times", bot["ms"] <= most
+    )
+    rows += table(f"{count} frames at once", "rate", "frames/s")
+    for name, result in found.items():
+        numbers = ", ".join(f"{result[key]} {key}" for key in ("answered", "refused", "lost", "twice"))
+        print(
+            f"  {name}: {numbers}; median wait for an answer {result['wait'] / 1000:.1f} s; exit code {result['code']}"
+        )
+    for word, times in bot["words"].items():
+        print(f"  {times} x {word}")
+    whole = not bot["lost"] and not bot["twice"] and not bot["code"]
+    limit("each frame one answer or one refusal, none lost, none twice, exit code 0", whole)
+    rows += table("largest memory, processes together", "mb", "MB")
+    for name, result in found.items():
+        print(f"  {name}: {result['growth']:+.1%} from the first to the last tenth of {result['samples']} samples")
+    limit("450 MB, growth under 5%", bot["mb"] < 450 and bot["growth"] < 0.05)
+    rows += table("longest block of the event loop", "block", "ms")
+    limit("100 ms", bot["block"] < 100)
+    return [*rows, *({"bench": "bot", "name": name, **result} for name, result in found.items())]
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the speeds that the README states.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too (default: only print)")
@@ -477,6 +769,13 @@ def get_parser() -> argparse.ArgumentParser:
     infer.add_argument("--frames", type=Path, required=True, help="folder of frames")
     isa = commands.add_parser("isa", help="formats as on lesser CPUs, by ONEDNN_MAX_CPU_ISA")
     isa.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
+    bot = commands.add_parser("bot", help="bot.py against a Bot API server on loopback")
+    bot.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
+    bot.add_argument("--frames", type=Path, required=True, help="folder of frames")
+    bot.add_argument("--users", type=int, default=50, help="who send at once (default: %(default)s)")
+    bot.add_argument("--each", type=int, default=10, help="frames a user (default: %(default)s)")
+    bot.add_argument("--checkpoint", type=Path, help="best.pt, for the original's way (default: without it)")
+    bot.add_argument("--queue", type=int, help="frames that may wait (default: bot.py's own)")
     return parser
 
 
@@ -486,6 +785,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "train" and args.steps < 3:
         parser.error("--steps must be 3 or more, of which 2 warm up")
+    if args.command == "bot" and min(args.users, args.each) < 1:
+        parser.error("--users and --each must be 1 or more")
     if args.command == "render":
         rows = bench_render(args.frames)
     elif args.command == "scrape":
@@ -501,6 +802,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = [row for arch in names for row in bench_train(args.data, arch, args.steps, args.batch_size)]
     elif args.command == "isa":
         rows = bench_isa(args.model)
+    elif args.command == "bot":
+        rows = bench_bot(args.model, args.frames, args.users, args.each, args.checkpoint, args.queue)
     else:
         rows = bench_infer(args.checkpoint, args.model, args.frames)
     if args.json:
