@@ -311,3 +311,27 @@ def test_pipes_and_folders_are_no_frames(tmp_path):
     for path in (tmp_path / "pipe.jpg", tmp_path):
         with pytest.raises(UserError, match="not a file"):
             read_image(path)
+
+
+def test_worker_answers_another_program(exported, dataset):
+    """Pictures by length on stdin, a line of JSON each request on stdout; what can't be read does not end it."""
+    files = sorted((dataset / "movies").glob("*/*.jpg"))[:2]
+    pictures = [file.read_bytes() for file in files]
+
+    def request(*data: bytes) -> bytes:
+        return bytes([len(data)]) + b"".join(len(d).to_bytes(4, "little") + d for d in data)
+
+    model = exported / "model.onnx"
+    text = request(pictures[0]) + request(b"no picture") + request(b"") + request(*pictures) + request(pictures[1])
+    command = [sys.executable, str(ROOT / "identify.py"), "--worker", "--model", str(model), "--runtime", "onnxruntime"]
+    result = subprocess.run(command, input=text, capture_output=True, timeout=60, check=True)
+    about, first, bad, empty, album, last = (json.loads(line) for line in result.stdout.splitlines())
+    identifier = Identifier(model, runtime="onnxruntime")
+    assert about["classes"] == identifier.classes and about["accuracy"]["split"] == "group"
+    assert "not an image" in bad["error"] and "empty" in empty["error"]
+    for answer, file in ((first, files[0]), (last, files[1])):
+        expected = identifier.identify(file, top=3)
+        assert answer["kind"] == expected.kind and answer["candidates"] == expected.as_dict()["candidates"]
+    logits, embedding = identifier.logits(np.stack([identifier.load(file) for file in files]))
+    mean = identifier.judge(logits.mean(0)[None], embedding.mean(0)[None], 3, 0.0)[0]
+    assert album["candidates"] == mean.as_dict()["candidates"]
