@@ -9,11 +9,15 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import contextvars
 import csv
+import ctypes
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import secrets
 import signal
 import sqlite3
@@ -29,16 +33,28 @@ from aiogram.client.telegram import TelegramAPIServer
 from aiogram.exceptions import (
     AiogramError,
     ClientDecodeError,
-    TelegramAPIError,
     TelegramBadRequest,
+    TelegramConflictError,
     TelegramForbiddenError,
     TelegramNetworkError,
+    TelegramNotFound,
     TelegramRetryAfter,
     TelegramServerError,
     TelegramUnauthorizedError,
 )
 from aiogram.filters import Command
-from aiogram.methods import AnswerCallbackQuery, EditMessageText, GetFile, GetMe, GetUpdates, SendChatAction
+from aiogram.methods import (
+    AnswerCallbackQuery,
+    DeleteWebhook,
+    EditMessageReplyMarkup,
+    EditMessageText,
+    GetFile,
+    GetMe,
+    GetUpdates,
+    SendChatAction,
+    SendMessage,
+    SetMyCommands,
+)
 from aiogram.types import (
     BotCommand,
     CallbackQuery,
@@ -49,7 +65,8 @@ from aiogram.types import (
     Update,
 )
 from aiogram.utils.token import TokenValidationError
-from aiohttp import ClientConnectorError, ClientError
+from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
+from pydantic import ValidationError
 
 from identify import IMAGE_SUFFIXES, MAX_BYTES, UserError, one_line_errors, whole_file
 
@@ -60,6 +77,7 @@ DOWNLOADS = 3  # frames fetched at a time; the model takes one
 SECONDS = 20.0  # for a download, and for the worker with one frame
 FLOOD = (20, 60.0)  # frames of a user in so many seconds
 PAGE = 20  # films a page
+COMMANDS = {"start", "help", "about", "lang", "films", "film"}
 RUSSIAN = ("ru", "be", "kk", "uk")  # language codes of those who read Russian
 log = logging.getLogger("bot")
 
@@ -131,25 +149,42 @@ class Store:
         self.key = key
         self.base = sqlite3.connect(path, isolation_level=None)
         self.base.executescript(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;"
             "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT,"
             " candidates TEXT, verdict TEXT, film TEXT);"
-            "CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT);"
+            "CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT,"
+            " tries INTEGER DEFAULT 0, sending INTEGER DEFAULT 0);"
             "CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);"
         )
 
     def begin(self, update_id: int, body: str | None) -> bool:
         """Note an update, and its body while it waits for an answer; False if it is known already."""
-        rows = (update_id, time.time(), body)
-        return bool(self.base.execute("INSERT OR IGNORE INTO updates VALUES (?, ?, ?)", rows).rowcount)
+        row = (update_id, time.time(), body)
+        query = "INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)"
+        return bool(self.base.execute(query, row).rowcount)
+
+    def mark(self, ids: list[int], sending: bool) -> None:
+        """Note that the answer to updates may have arrived from now on, or surely has not."""
+        self.base.executemany("UPDATE updates SET sending = ? WHERE id = ?", [(sending, i) for i in ids])
 
     def finish(self, ids: list[int]) -> None:
         self.base.executemany("UPDATE updates SET body = NULL WHERE id = ?", [(i,) for i in ids])
 
-    def waiting(self) -> list[str]:
-        """Bodies of updates that a killed process left unanswered; forgets those of more than two days ago."""
-        self.base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
-        return [row[0] for row in self.base.execute("SELECT body FROM updates WHERE body IS NOT NULL ORDER BY id")]
+    def waiting(self) -> list[tuple[int, str]]:
+        """(id, body) of updates that a killed process left unanswered.
+
+        Not those whose answer may have arrived, nor those that were there at two starts before: they may be the reason.
+        """
+        self.base.execute("UPDATE updates SET tries = tries + 1 WHERE body IS NOT NULL")
+        self.base.execute("UPDATE updates SET body = NULL WHERE sending OR tries > 2")
+        return self.base.execute("SELECT id, body FROM updates WHERE body IS NOT NULL ORDER BY id").fetchall()
+
+    def tidy(self) -> None:
+        """Forget updates of two days ago and answers that nobody judged in 90, and what lay where they were."""
+        now = time.time()
+        self.base.execute("DELETE FROM updates WHERE time < ?", (now - 2 * 86400,))
+        self.base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (now - 90 * 86400,))
+        self.base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def add_answer(self, file_id: str, kind: str, candidates: list[dict]) -> str:
         answer = secrets.token_urlsafe(9)  # in the buttons' data: nobody guesses another's
@@ -190,7 +225,7 @@ class Worker:
     def __init__(self, model: str, threads: int = 0):
         self.command = [sys.executable, str(HERE / "identify.py"), "--worker", "--model", model]
         self.command += ["--threads", str(threads)]
-        self.process, self.about, self.lock, self.seconds = None, {}, asyncio.Lock(), 0.1
+        self.process, self.about, self.lock, self.seconds, self.words = None, {}, asyncio.Lock(), 0.1, ""
 
     async def start(self) -> None:
         """Raises UserError with the worker's own words."""
@@ -198,21 +233,26 @@ class Worker:
         self.process = await asyncio.create_subprocess_exec(
             *self.command, stdin=pipe, stdout=pipe, stderr=pipe, limit=2**24, start_new_session=True
         )
-        line = await self.process.stdout.readline()
+        self.words = "the worker ended, or took over three minutes to start"
+        listening = asyncio.create_task(self._listen(self.process.stderr))
+        line = b""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(180):
+                line = await self.process.stdout.readline()
         if not line:
-            words = (await self.process.stderr.read()).decode(errors="replace").strip().splitlines()
-            raise UserError((words or ["the worker ended"])[-1].removeprefix("identify.py: error: "))
+            await self.stop()
+            await listening
+            raise UserError(self.words)
         self.about = json.loads(line)
-        self.drain = asyncio.create_task(self._drain(self.process.stderr))
 
-    async def _drain(self, stream) -> None:
-        while await stream.read(4096):
-            pass
+    async def _listen(self, stream) -> None:
+        while line := await stream.readline():
+            self.words = line.decode(errors="replace").strip().removeprefix("identify.py: error: ") or self.words
 
     async def stop(self) -> None:
         if self.process and self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # and what it started to measure formats
             await self.process.wait()
 
     async def ask(self, pictures: list[bytes]) -> dict:
@@ -222,11 +262,13 @@ class Worker:
             try:
                 if self.process is None or self.process.returncode is not None:
                     await self.start()
-                self.process.stdin.write(bytes([len(pictures)]))
-                for data in pictures:
-                    self.process.stdin.write(len(data).to_bytes(4, "little") + data)
-                await self.process.stdin.drain()
-                line = await asyncio.wait_for(self.process.stdout.readline(), SECONDS)
+                async with asyncio.timeout(SECONDS):
+                    self.process.stdin.write(bytes([len(pictures)]))
+                    for data in pictures:
+                        self.process.stdin.write(len(data).to_bytes(4, "little"))
+                        self.process.stdin.write(data)
+                        await self.process.stdin.drain()
+                    line = await self.process.stdout.readline()
                 reply = json.loads(line)
             except BaseException as error:  # what comes next must not read the reply to this
                 await self.stop()
@@ -324,6 +366,8 @@ class App:
     albums: dict[tuple, list] = field(default_factory=dict)
     tasks: set = field(default_factory=set)
     owned: set[int] = field(default_factory=set)  # updates whose end a job will tell
+    late: dict[tuple, float] = field(default_factory=dict)  # albums that were answered, until when parts are ignored
+    skipped: float = -math.inf  # when a message was last skipped for its age
 
     @property
     def classes(self) -> list[str]:
@@ -338,6 +382,10 @@ class App:
         self.tasks.discard(task)
         if not task.cancelled() and task.exception():
             report(task.exception())
+
+    def finish(self, updates: list[int]) -> None:
+        self.store.finish(updates)
+        self.owned.difference_update(updates)
 
     def language(self, user) -> str:
         """ "ru" or "en" for a Telegram user, or None where there is none, as in channels."""
@@ -405,7 +453,8 @@ def is_addressed(message: Message, me) -> bool:
         if entity.type == "mention" and word == f"@{me.username}".casefold():
             return True
         if entity.type == "bot_command" and entity.offset == 0:
-            return "@" not in word or word.endswith(f"@{me.username}".casefold())
+            name, _, at = word[1:].partition("@")
+            return at == me.username.casefold() if at else name in COMMANDS  # /ban is for somebody else
     return False
 
 
@@ -440,27 +489,40 @@ async def reply(message: Message, text: str, markup: InlineKeyboardMarkup | None
         await message.answer(text, reply_parameters=parameters, reply_markup=markup)
 
 
-async def download(bot: Bot, file_id: str) -> bytes:
-    """The file's bytes, at most MAX_BYTES. Raises UserError("big"), or RuntimeError without the address in it."""
+async def download(bot: Bot, file_id: str, room: int = MAX_BYTES) -> bytearray:
+    """The file's bytes, at most room. Raises UserError("big"), or RuntimeError without the address in it."""
     try:
         file = await bot.get_file(file_id)
     except TelegramBadRequest as error:
         raise UserError("big" if "too big" in error.message.lower() else "unreadable") from None
-    url, data = bot.session.api.file_url(bot.token, file.file_path), bytearray()
+    if (file.file_size or 0) > room:
+        raise UserError("big")
+    url = bot.session.api.file_url(bot.token, file.file_path)
     for attempt in range(3):
-        try:
+        data = bytearray()
+        with contextlib.suppress(ClientError, TimeoutError):
             async with asyncio.timeout(SECONDS):
                 async for part in bot.session.stream_content(url, timeout=int(SECONDS)):
                     data += part
-                    if len(data) > MAX_BYTES:
+                    if len(data) > room:
                         raise UserError("big")
             if not file.file_size or len(data) == file.file_size:
-                return bytes(data)
-        except (ClientError, TimeoutError):
-            pass
-        data.clear()
+                return data
         await asyncio.sleep(attempt)
     raise RuntimeError("download")
+
+
+async def download_all(bot: Bot, file_ids: list[str]) -> list[bytearray]:
+    """The pictures of an album, together at most MAX_BYTES; one that can't be had does not spoil it."""
+    room, pictures = MAX_BYTES, []
+    for file_id in file_ids:
+        try:
+            pictures.append(await download(bot, file_id, room))
+            room -= len(pictures[-1])
+        except (UserError, RuntimeError):
+            if file_id == file_ids[-1] and not pictures:
+                raise
+    return pictures
 
 
 @contextlib.asynccontextmanager
@@ -485,8 +547,7 @@ async def answer_job(app: App, job: Job) -> None:
     message, texts, markup = job.messages[0], TEXTS[job.language], None
     try:
         async with typing(message):
-            pictures = [await download(app.bot, file_id) for file_id in job.pictures]
-            result = await app.worker.ask(pictures)
+            result = await app.worker.ask(await download_all(app.bot, job.pictures))
         if "error" in result:
             text = texts["unreadable"]
         else:
@@ -497,9 +558,16 @@ async def answer_job(app: App, job: Job) -> None:
     except Exception as error:
         report(error)
         text = texts["error"]
-    app.store.finish(job.updates)  # first: should we be killed now, an answer is missing rather than doubled
-    app.owned.difference_update(job.updates)
-    await reply(message, text, markup)
+    app.run(deliver(app, job, text, markup))  # beside: a group that Telegram slows down keeps nobody else waiting
+
+
+async def deliver(app: App, job: Job, text: str, markup: InlineKeyboardMarkup | None) -> None:
+    SENDING.set((app.store, job.updates))
+    try:
+        await reply(job.messages[0], text, markup)
+    except AiogramError as error:
+        report(error)
+    app.finish(job.updates)
 
 
 async def serve(app: App) -> None:
@@ -516,39 +584,54 @@ async def serve(app: App) -> None:
 
 async def take(app: App, messages: list[Message], pictures: list[str], updates: list[int]) -> None:
     """Put a frame, or an album as one, into the line, or say why not."""
-    user = messages[0].from_user
-    who, language = user.id if user else messages[0].chat.id, app.language(user)
+    who, language = sender(messages[0]), app.language(messages[0].from_user)
     verdict = app.flood.check(who)
-    if verdict == "ok" and app.line.put(Job(who, messages, pictures, updates, language)):
+    job = Job(who, messages, pictures, updates, language)
+    if verdict == "ok" and app.line.put(job):
         return
     place = app.line.count + 1
-    app.store.finish(updates)
-    app.owned.difference_update(updates)
     if verdict == "ok":
         seconds = max(5, round(place * app.worker.seconds))
-        await reply(messages[0], TEXTS[language]["busy"].format(place=place, seconds=seconds))
+        await deliver(app, job, TEXTS[language]["busy"].format(place=place, seconds=seconds), None)
     elif verdict == "warn":
-        await reply(messages[0], TEXTS[language]["flood"])
+        await deliver(app, job, TEXTS[language]["flood"], None)
+    else:
+        app.finish(updates)
+
+
+def sender(message: Message) -> int:
+    """Who speaks: a channel or an anonymous admin by its chat, for they all share one user."""
+    return (message.sender_chat or message.from_user or message.chat).id
 
 
 async def take_album(app: App, key: tuple) -> None:
-    await asyncio.sleep(ALBUM_WAIT)
-    parts = app.albums.pop(key)
+    """Wait until no more parts of an album arrive, then take it as one frame."""
+    parts = app.albums[key]
+    while (count := len(parts)) and len(parts) < 10:
+        await asyncio.sleep(ALBUM_WAIT)
+        if len(parts) == count:
+            break
+    del app.albums[key]
+    now = time.monotonic()
+    app.late = {k: until for k, until in app.late.items() if until > now} | {key: now + 60}
     me = await app.bot.me()
     updates = [update for _, _, update in parts]
     if any(is_addressed(message, me) for message, _, _ in parts):
         parts.sort(key=lambda part: part[0].message_id)
         await take(app, [p[0] for p in parts], [p[1] for p in parts], updates)
     else:
-        app.store.finish(updates)
-        app.owned.difference_update(updates)
+        app.finish(updates)
 
 
 # ------------------------------------------------------------------------------------------------- handlers
 
 
-async def skip_old(message: Message) -> None:
+async def skip_old(message: Message, app: App) -> None:
     """After an outage nobody waits for these any more."""
+    now = time.monotonic()
+    if now - app.skipped > 3600:  # a clock that is wrong shows here
+        log.warning("skipped a message %d s old; is this host's clock right?", time.time() - message.date.timestamp())
+    app.skipped = now
 
 
 async def on_start(message: Message, app: App) -> None:
@@ -602,9 +685,13 @@ async def on_films(message: Message, app: App, command) -> None:
 async def on_message(message: Message, app: App, event_update: Update) -> None:
     """Frames, questions about a picture that is replied to, and everything else."""
     me = await app.bot.me()
+    if message.from_user and message.from_user.is_bot and not message.sender_chat:
+        return  # two bots would talk for ever
     picture = find_picture(message)
     if picture and message.media_group_id:
         key = (message.chat.id, message.media_group_id)
+        if key in app.late:  # its answer was given
+            return
         app.owned.add(event_update.update_id)
         app.albums.setdefault(key, []).append((message, picture[0], event_update.update_id))
         if len(app.albums[key]) == 1:
@@ -618,8 +705,8 @@ async def on_message(message: Message, app: App, event_update: Update) -> None:
         picture = find_picture(asked) or (find_picture(asked.reply_to_message) if theirs else None)
     language = app.language(message.from_user)
     if picture is None:
-        silent = message.chat.type != "private" and not (message.text or "").startswith("/film")
-        if not (silent or is_service(message)):
+        silent = message.chat.type != "private" and (message.text or "").split("@")[0].strip() != "/film"
+        if not (silent or is_service(message)) and app.flood.check(sender(message)) == "ok":
             await reply(message, TEXTS[language]["hint"])
     elif picture[1] > MAX_BYTES:
         await reply(message, TEXTS[language]["big"])
@@ -687,11 +774,8 @@ async def on_error(event: ErrorEvent, app: App) -> bool:
     """An apology instead of a trace; the next update finds the bot as it was."""
     report(event.exception)
     message = event.update.message
-    if (
-        message
-        and not isinstance(event.exception, TelegramForbiddenError)
-        and is_addressed(message, await app.bot.me())
-    ):
+    sent = isinstance(event.exception, AiogramError)  # an answer was on its way: one is enough
+    if message and not sent and is_addressed(message, await app.bot.me()):
         with contextlib.suppress(AiogramError):
             await reply(message, TEXTS[app.language(message.from_user)]["error"])
     return True
@@ -707,7 +791,7 @@ def make_dispatcher(app: App) -> Dispatcher:
     router.message.register(on_message)
     router.callback_query.register(on_button)
     router.errors.register(on_error)
-    dispatcher = Dispatcher(app=app)
+    dispatcher = Dispatcher(app=app, disable_fsm=True)  # its memory would grow with every user
     dispatcher.include_router(router)
     return dispatcher
 
@@ -715,27 +799,48 @@ def make_dispatcher(app: App) -> Dispatcher:
 # ------------------------------------------------------------------------------------------------- Telegram
 
 
-class Patience(BaseRequestMiddleware):
-    """Wait as Telegram asks (429), and try again when it stumbles (5xx) or can't be reached.
+# (store, updates) that the message being sent answers
+SENDING: contextvars.ContextVar = contextvars.ContextVar("sending", default=None)
+AT_ONCE = (GetUpdates, GetMe, DeleteWebhook, SetMyCommands, SendChatAction)  # who asks these waits by himself
+HARMLESS = (GetFile, AnswerCallbackQuery, EditMessageText, EditMessageReplyMarkup)  # when they arrive twice
 
-    What may have arrived is not sent twice, unless twice does no harm.
+
+class Patience(BaseRequestMiddleware):
+    """Wait as Telegram asks (429), and try again when it stumbles (5xx) or can't be reached, while a question lives.
+
+    What may have arrived is not sent twice, unless twice does no harm; the store knows which answers may have.
     """
 
     async def __call__(self, make_request, bot, method):
-        harmless = isinstance(method, (GetFile, GetMe, AnswerCallbackQuery, EditMessageText))
-        for attempt in range(6):
+        if isinstance(method, AT_ONCE):
+            return await make_request(bot, method)
+        held = SENDING.get() if isinstance(method, SendMessage) else None
+        end, pause = time.monotonic() + OLD, 0.5
+        while True:
+            if held:
+                held[0].mark(held[1], True)
             try:
                 return await make_request(bot, method)
             except TelegramRetryAfter as error:
-                pause = min(error.retry_after, 300) + 0.1
-                if attempt == 5 or isinstance(method, (GetUpdates, SendChatAction)):
-                    raise
+                failure, wait = error, error.retry_after + 0.1
             except (TelegramServerError, ClientDecodeError, TelegramNetworkError) as error:
-                lost = isinstance(error, TelegramNetworkError) and not isinstance(error.__cause__, ClientConnectorError)
-                if attempt == 5 or isinstance(method, (GetUpdates, SendChatAction)) or (lost and not harmless):
+                if may_have_arrived(error) and not isinstance(method, HARMLESS):
                     raise
-                pause = 0.5 * 2**attempt
-            await asyncio.sleep(pause)
+                failure, wait, pause = error, pause, min(30.0, 2 * pause)
+            if held:
+                held[0].mark(held[1], False)
+            if time.monotonic() + wait > end:
+                raise failure
+            await asyncio.sleep(wait)
+
+
+def may_have_arrived(error: AiogramError) -> bool:
+    """Whether Telegram may have done what was asked, although its answer did not reach us."""
+    if isinstance(error, ClientDecodeError):  # a proxy's page has not, a message of a new kind has
+        return isinstance(error.data, dict) and bool(error.data.get("ok"))
+    if isinstance(error, TelegramNetworkError):
+        return not isinstance(error.__cause__, (ClientConnectorError, ConnectionTimeoutError))
+    return "immediately deleted" in error.message  # groups with a guard against spam
 
 
 class Silence:
@@ -746,7 +851,9 @@ class Silence:
 
     async def wait(self, error: BaseException) -> None:
         if not self.failures:
-            log.warning("Telegram can't be reached (%s), trying again until it can", type(error).__name__)
+            conflict = isinstance(error, TelegramConflictError)
+            what = "another program polls with this token" if conflict else "Telegram can't be reached"
+            log.warning("%s (%s), trying again until it works", what, type(error).__name__)
         self.failures += 1
         pause = (
             error.retry_after if isinstance(error, TelegramRetryAfter) else min(30.0, 0.5 * 2 ** min(self.failures, 6))
@@ -759,44 +866,77 @@ class Silence:
         self.failures = 0
 
 
+REFUSED = "TELEGRAM_BOT_TOKEN: Telegram refuses it; take a new one from @BotFather"
+
+
 async def patiently(call, silence: Silence):
     """Result of call(), however long Telegram is away. Raises UserError where it refuses the token."""
     while True:
         try:
             result = await call()
         except TelegramUnauthorizedError:
-            raise UserError("TELEGRAM_BOT_TOKEN: Telegram refuses it; take a new one from @BotFather") from None
-        except (TelegramAPIError, ClientDecodeError, ClientError, TimeoutError, OSError) as error:
+            raise UserError(REFUSED) from None
+        except Exception as error:  # proxies and portals answer anything
             await silence.wait(error)
         else:
             silence.over()
             return result
 
 
-def is_frame(update: Update) -> bool:
-    """Whether an update waits for the worker, so that a killed process must take it up again."""
+def needs_body(update: Update, me) -> bool:
+    """Whether a killed process must take an update up again; what nobody answers is not kept."""
     message = update.message
-    return bool(message and (find_picture(message) or find_picture(message.reply_to_message)))
+    return message is None or bool(message.media_group_id) or is_addressed(message, me)
 
 
 async def handle(app: App, dispatcher: Dispatcher, update: Update) -> None:
+    SENDING.set((app.store, [update.update_id]))
     await dispatcher.feed_update(app.bot, update)
     if update.update_id not in app.owned:
-        app.store.finish([update.update_id])
+        app.finish([update.update_id])
+
+
+async def fetch(app: App, offset: int | None) -> list[Update]:
+    """New updates. One that aiogram can't read is passed over: it would come again for ever, and all behind it wait."""
+    ask = GetUpdates(offset=offset, timeout=25, allowed_updates=["message", "callback_query"])
+    try:
+        return await app.bot(ask, request_timeout=ClientTimeout(total=40, sock_connect=10))
+    except ClientDecodeError as error:
+        rows = error.data.get("result") if isinstance(error.data, dict) and error.data.get("ok") else None
+        if not isinstance(rows, list):
+            raise
+        updates = []
+        for row in rows:
+            try:
+                updates.append(Update.model_validate(row, context={"bot": app.bot}))
+            except ValidationError:
+                log.error("passed over an update of an unknown kind")
+                updates.append(Update(update_id=row["update_id"]))
+        return updates
 
 
 async def poll(app: App, dispatcher: Dispatcher) -> None:
     """Fetch updates for ever. Each is in the store before Telegram is told to forget it."""
-    offset, silence = None, Silence()
-    for body in app.store.waiting():
-        app.run(handle(app, dispatcher, Update.model_validate_json(body, context={"bot": app.bot})))
+    offset, silence, me = None, Silence(), await app.bot.me()
+    for number, body in app.store.waiting():
+        try:
+            app.run(handle(app, dispatcher, Update.model_validate_json(body, context={"bot": app.bot})))
+        except ValidationError:  # kept by another version
+            app.store.finish([number])
     while True:
-        ask = GetUpdates(offset=offset, timeout=25, allowed_updates=["message", "callback_query"])
-        for update in await patiently(lambda ask=ask: app.bot(ask, request_timeout=40), silence):
+        for update in await patiently(lambda offset=offset: fetch(app, offset), silence):
             offset = update.update_id + 1
-            body = update.model_dump_json(by_alias=True, exclude_unset=True) if is_frame(update) else None
+            if update.message is None and update.callback_query is None:
+                continue
+            body = update.model_dump_json(by_alias=True, exclude_unset=True) if needs_body(update, me) else None
             if app.store.begin(update.update_id, body):
                 app.run(handle(app, dispatcher, update))
+
+
+async def tidy_hourly(app: App) -> None:
+    while True:
+        app.store.tidy()
+        await asyncio.sleep(3600)
 
 
 async def watch_lag() -> None:
@@ -811,12 +951,10 @@ async def watch_lag() -> None:
         log.warning("longest block of the event loop: %.1f ms", 1000 * longest)
 
 
-async def run(app: App, dispatcher: Dispatcher) -> None:
-    """Answer until SIGTERM or Ctrl-C; then finish the answers in hand, for at most SECONDS."""
-    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+async def run(app: App, dispatcher: Dispatcher, stopped: asyncio.Event) -> None:
+    """Answer until stopped; then finish the answers in hand, for at most SECONDS."""
     services = [asyncio.create_task(serve(app)) for _ in range(DOWNLOADS)]
+    services.append(asyncio.create_task(tidy_hourly(app)))
     services += [asyncio.create_task(watch_lag())] if os.environ.get("MOVIE_BOT_LAG") else []
     polling = asyncio.create_task(start_polling(app, dispatcher))
     ending = asyncio.create_task(stopped.wait())
@@ -830,22 +968,27 @@ async def run(app: App, dispatcher: Dispatcher) -> None:
         deadline = time.monotonic() + SECONDS
         while (app.line.busy or app.tasks) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        for task in [*services, *app.tasks, ending]:
+        tasks = [*services, *app.tasks, polling, ending]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*services, polling, ending, return_exceptions=True)
-        await app.worker.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        app.store.tidy()
 
 
 async def start_polling(app: App, dispatcher: Dispatcher) -> None:
     silence = Silence()
     me = await patiently(app.bot.me, silence)
     await patiently(app.bot.delete_webhook, silence)  # with one, Telegram gives no updates
+    app.run(set_commands(app.bot))
+    log.warning("@%s answers, %d films, %s", me.username, len(app.classes), app.worker.about.get("why"))
+    await poll(app, dispatcher)
+
+
+async def set_commands(bot: Bot) -> None:
     for code, texts in TEXTS.items():
         commands = [BotCommand(command=name, description=text) for name, text in texts["commands"].items()]
         with contextlib.suppress(AiogramError):
-            await app.bot.set_my_commands(commands, language_code=None if code == "en" else code)
-    log.warning("@%s answers, %d films, %s", me.username, len(app.classes), app.worker.about.get("why"))
-    await poll(app, dispatcher)
+            await bot.set_my_commands(commands, language_code=None if code == "en" else code)
 
 
 class Discreet(logging.Formatter):
@@ -883,34 +1026,52 @@ def read_titles(path: Path | None) -> dict[str, str]:
 def make_bot(token: str, api_base: str | None) -> Bot:
     try:
         session = AiohttpSession(api=TelegramAPIServer.from_base(api_base)) if api_base else AiohttpSession()
+        session.timeout = ClientTimeout(total=60, sock_connect=10)
         session.middleware(Patience())
         return Bot(token, session=session)
     except TokenValidationError:
         raise UserError("TELEGRAM_BOT_TOKEN: this is no token; @BotFather gives one like 123456:ABC...", 2) from None
 
 
-async def main_async(args: argparse.Namespace, token: str) -> int:
-    bot = make_bot(token, args.api_base)
-    worker = Worker(args.model, args.threads)
+async def check(bot: Bot, worker: Worker) -> None:
+    """Say that model and token are fine. Raises UserError where the token is not, or Telegram can't be reached."""
     try:
-        await worker.start()
-        if args.check:
-            try:
-                me = await bot(GetMe(), request_timeout=20)
-            except TelegramUnauthorizedError:
-                raise UserError("TELEGRAM_BOT_TOKEN: Telegram refuses it; take a new one from @BotFather") from None
-            except AiogramError as error:
-                raise UserError(
-                    f"Telegram can't be reached ({type(error).__name__}); check network and --api-base"
-                ) from None
-            print(f"all is well: @{me.username}, {len(worker.about['classes'])} films, {worker.about['why']}")
+        me = await bot(GetMe(), request_timeout=20)
+    except (TelegramUnauthorizedError, TelegramNotFound):  # 404 for what has not the shape of a token
+        raise UserError(REFUSED) from None
+    except AiogramError as error:
+        raise UserError(f"Telegram can't be reached ({type(error).__name__}); check network and --api-base") from None
+    print(f"all is well: @{me.username}, {len(worker.about['classes'])} films, {worker.about['why']}")
+
+
+async def main_async(args: argparse.Namespace, token: str) -> int:
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    bot, worker = make_bot(token, args.api_base), Worker(args.model, args.threads)
+    try:
+        starting, ending = asyncio.create_task(worker.start()), asyncio.create_task(stopped.wait())
+        await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if not starting.done():
+            starting.cancel()
             return 0
-        app = App(bot, Store(args.db, token), worker, Line(args.queue), local=read_titles(args.titles))
-        await run(app, make_dispatcher(app))
+        await starting
+        if args.check:
+            await check(bot, worker)
+        else:
+            app = App(bot, Store(args.db, token), worker, Line(args.queue), local=read_titles(args.titles))
+            await run(app, make_dispatcher(app), stopped)
         return 0
     finally:
         await worker.stop()
         await bot.session.close()
+
+
+def hide_environment() -> None:
+    """Keep /proc/PID/environ, where the token stays, from the worker that opens strangers' files (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
 def write_feedback(base: Path, path: Path) -> int:
@@ -951,17 +1112,27 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.queue < 1 or args.threads < 0:
         parser.error("--queue must be 1 or more, --threads 0 or more")
+    if args.api_base and not re.match(r"https?://[^/]", args.api_base):
+        parser.error(f"--api-base {args.api_base}: expected http://HOST:PORT or https://...")
     if args.feedback:
         print(f"{write_feedback(args.db, args.feedback)} verdicts in {args.feedback}")
         return 0
     token = read_token(dict(os.environ))
     os.environ.pop("TELEGRAM_BOT_TOKEN", None)  # the worker need not have it
+    hide_environment()
+    os.umask(0o077)  # the database holds messages while they wait
     handler = logging.StreamHandler()
     handler.setFormatter(Discreet(token))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("aiogram").setLevel(logging.CRITICAL)  # ours says it once
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    return asyncio.run(main_async(args, token))
+    try:
+        return asyncio.run(main_async(args, token))
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # without its words: there may be names in them
+        report(error)
+        return 1
 
 
 if __name__ == "__main__":

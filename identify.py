@@ -34,6 +34,7 @@ from PIL.Image import open as open_image  # ultralytics replaces Image.open in t
 MAX_BYTES = 20_000_000  # of one image file
 MAX_PIXELS = 50_000_000  # of one decoded image
 MAX_SECONDS = 10.0  # for one image, where the system can interrupt us
+WORKER_ROOM = 300_000_000  # bytes that a picture may take in a worker
 MIN_SIDE = 16  # pixels; less than this is an icon, not a frame
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # by content; the name is not believed
@@ -756,13 +757,18 @@ def time_limit(seconds: float):
         yield
         return
 
+    class Late(BaseException):  # no Exception: decoders catch those
+        pass
+
     def late(*_):
-        raise UserError(f"took over {seconds:g} seconds to read")
+        raise Late
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Late:
+        raise UserError(f"took over {seconds:g} seconds to read") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -790,6 +796,16 @@ def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3, ba
         yield from ((file, results[index]) for index, file in enumerate(chunk))
 
 
+def limit_memory(room: int) -> None:
+    """Let this process take at most so many bytes more (Linux): a picture that unpacks to gigabytes is refused here."""
+    with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (used + room,) * 2)
+        Path("/proc/self/oom_score_adj").write_text("800")  # should the host run out, better us than who asked
+
+
 def work(identifier: Identifier, reader, writer, top: int = 5) -> None:
     """Answer requests from another program until reader ends: the bot's worker, with which it shares no memory.
 
@@ -814,7 +830,8 @@ def work(identifier: Identifier, reader, writer, top: int = 5) -> None:
         try:
             with time_limit(MAX_SECONDS):
                 batch = np.stack([identifier.load(data) for data in pictures])
-            means = (part.mean(axis=0, keepdims=True) for part in identifier.logits(batch))
+            parts = [identifier.logits(row[None]) for row in batch]  # one by one: memory stays as it is
+            means = (np.mean(column, axis=0) for column in zip(*parts, strict=True))
             reply(identifier.judge(*means, top, start)[0].as_dict())
         except UserError as error:
             reply({"error": str(error)})
@@ -894,6 +911,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.verbose:
         print(f"identify.py: {identifier.why}", file=sys.stderr)
     if args.worker:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it goes to all processes of a service; our end is that of stdin
+        limit_memory(WORKER_ROOM)
         work(identifier, sys.stdin.buffer, sys.stdout.buffer, args.top)
         return 0
     failed = 0
