@@ -687,11 +687,10 @@ async def on_message(message: Message, app: App, event_update: Update) -> None:
     me = await app.bot.me()
     if message.from_user and message.from_user.is_bot and not message.sender_chat:
         return  # two bots would talk for ever
-    picture = find_picture(message)
+    picture, key = find_picture(message), (message.chat.id, message.media_group_id)
+    if message.media_group_id and key in app.late:  # its answer was given
+        return
     if picture and message.media_group_id:
-        key = (message.chat.id, message.media_group_id)
-        if key in app.late:  # its answer was given
-            return
         app.owned.add(event_update.update_id)
         app.albums.setdefault(key, []).append((message, picture[0], event_update.update_id))
         if len(app.albums[key]) == 1:
@@ -707,6 +706,8 @@ async def on_message(message: Message, app: App, event_update: Update) -> None:
     if picture is None:
         silent = message.chat.type != "private" and (message.text or "").split("@")[0].strip() != "/film"
         if not (silent or is_service(message)) and app.flood.check(sender(message)) == "ok":
+            if message.media_group_id:
+                app.late[key] = time.monotonic() + 60
             await reply(message, TEXTS[language]["hint"])
     elif picture[1] > MAX_BYTES:
         await reply(message, TEXTS[language]["big"])
