@@ -147,15 +147,18 @@ class Store:
 
     def __init__(self, path: Path | str, key: str):
         self.key = key
-        self.base = sqlite3.connect(path, isolation_level=None)
-        self.base.executescript(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;"
-            "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT,"
-            " candidates TEXT, verdict TEXT, film TEXT);"
-            "CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT,"
-            " tries INTEGER DEFAULT 0, sending INTEGER DEFAULT 0);"
-            "CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);"
-        )
+        try:
+            self.base = sqlite3.connect(path, isolation_level=None)
+            self.base.executescript(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;"
+                "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT,"
+                " candidates TEXT, verdict TEXT, film TEXT);"
+                "CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT,"
+                " tries INTEGER DEFAULT 0, sending INTEGER DEFAULT 0);"
+                "CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);"
+            )
+        except sqlite3.Error as error:
+            raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
 
     def begin(self, update_id: int, body: str | None) -> bool:
         """Note an update, and its body while it waits for an answer; False if it is known already."""
@@ -324,6 +327,8 @@ class Line:
 
     def done(self, job: Job) -> None:
         self.busy.discard(job.user)
+        if job.user in self.users:
+            self.users.move_to_end(job.user)  # those who came meanwhile go first
         self.changed.set()
 
 
@@ -664,6 +669,7 @@ async def on_lang(message: Message, app: App, command) -> None:
 
 def films_page(app: App, page: int, query: str, language: str) -> tuple:
     """(text, keyboard) of a page of the films that hold every word of the query."""
+    query = query.encode()[:48].decode(errors="ignore")  # 64 bytes is all that a button holds
     words = query.casefold().split()
     found = [app.title(title, language) for title in app.classes]
     found = sorted(title for title in found if all(word in title.casefold() for word in words))
@@ -672,10 +678,9 @@ def films_page(app: App, page: int, query: str, language: str) -> tuple:
     pages = -(-len(found) // PAGE)
     page = min(max(page, 0), pages - 1)
     text = "\n".join([TEXTS[language]["films"].format(count=len(found)), "", *found[page * PAGE : (page + 1) * PAGE]])
-    short = query.encode()[:48].decode(errors="ignore")  # 64 bytes is all that a button holds
     around = [("<", page - 1)] if page else []
     around += [(">", page + 1)] if page + 1 < pages else []
-    return text[:4000], keyboard([(sign, f"f:{to}:{short}") for sign, to in around]) if around else None
+    return text[:4000], keyboard([(sign, f"f:{to}:{query}") for sign, to in around]) if around else None
 
 
 async def on_films(message: Message, app: App, command) -> None:
