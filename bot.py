@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import csv
 import ctypes
+import gc
 import hashlib
 import json
 import logging
@@ -225,9 +226,9 @@ class Store:
 class Worker:
     """identify.py --worker in a process of its own: what hangs or bursts there is ended and started anew."""
 
-    def __init__(self, model: str, threads: int = 0):
+    def __init__(self, model: str, threads: int = 0, runtime: str | None = None):
         self.command = [sys.executable, str(HERE / "identify.py"), "--worker", "--model", model]
-        self.command += ["--threads", str(threads)]
+        self.command += ["--threads", str(threads)] + (["--runtime", runtime] if runtime else [])
         self.process, self.about, self.lock, self.seconds, self.words = None, {}, asyncio.Lock(), 0.1, ""
 
     async def start(self) -> None:
@@ -710,10 +711,11 @@ async def on_message(message: Message, app: App, event_update: Update) -> None:
     language = app.language(message.from_user)
     if picture is None:
         silent = message.chat.type != "private" and (message.text or "").split("@")[0].strip() != "/film"
-        if not (silent or is_service(message)) and app.flood.check(sender(message)) == "ok":
+        said = {"ok": "hint", "warn": "flood"}
+        if not (silent or is_service(message)) and (text := said.get(app.flood.check(sender(message)))):
             if message.media_group_id:
                 app.late[key] = time.monotonic() + 60
-            await reply(message, TEXTS[language]["hint"])
+            await reply(message, TEXTS[language][text])
     elif picture[1] > MAX_BYTES:
         await reply(message, TEXTS[language]["big"])
     else:
@@ -880,7 +882,7 @@ async def patiently(call, silence: Silence):
     while True:
         try:
             result = await call()
-        except TelegramUnauthorizedError:
+        except (TelegramUnauthorizedError, TelegramNotFound):  # 404 for what has not the shape of a token
             raise UserError(REFUSED) from None
         except Exception as error:  # proxies and portals answer anything
             await silence.wait(error)
@@ -904,7 +906,7 @@ async def handle(app: App, dispatcher: Dispatcher, update: Update) -> None:
 
 async def fetch(app: App, offset: int | None) -> list[Update]:
     """New updates. One that aiogram can't read is passed over: it would come again for ever, and all behind it wait."""
-    ask = GetUpdates(offset=offset, timeout=25, allowed_updates=["message", "callback_query"])
+    ask = GetUpdates(offset=offset, limit=20, timeout=25, allowed_updates=["message", "callback_query"])
     try:
         return await app.bot(ask, request_timeout=ClientTimeout(total=40, sock_connect=10))
     except ClientDecodeError as error:
@@ -937,11 +939,15 @@ async def poll(app: App, dispatcher: Dispatcher) -> None:
             body = update.model_dump_json(by_alias=True, exclude_unset=True) if needs_body(update, me) else None
             if app.store.begin(update.update_id, body):
                 app.run(handle(app, dispatcher, update))
+            await asyncio.sleep(0)  # the others' turn
 
 
 async def tidy_hourly(app: App) -> None:
     while True:
-        app.store.tidy()
+        try:
+            app.store.tidy()
+        except sqlite3.Error as error:
+            report(error)
         await asyncio.sleep(3600)
 
 
@@ -1043,7 +1049,7 @@ async def check(bot: Bot, worker: Worker) -> None:
     """Say that model and token are fine. Raises UserError where the token is not, or Telegram can't be reached."""
     try:
         me = await bot(GetMe(), request_timeout=20)
-    except (TelegramUnauthorizedError, TelegramNotFound):  # 404 for what has not the shape of a token
+    except (TelegramUnauthorizedError, TelegramNotFound):
         raise UserError(REFUSED) from None
     except AiogramError as error:
         raise UserError(f"Telegram can't be reached ({type(error).__name__}); check network and --api-base") from None
@@ -1054,7 +1060,7 @@ async def main_async(args: argparse.Namespace, token: str) -> int:
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    bot, worker = make_bot(token, args.api_base), Worker(args.model, args.threads)
+    bot, worker = make_bot(token, args.api_base), Worker(args.model, args.threads, args.runtime)
     try:
         starting, ending = asyncio.create_task(worker.start()), asyncio.create_task(stopped.wait())
         await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -1067,7 +1073,10 @@ async def main_async(args: argparse.Namespace, token: str) -> int:
             await check(bot, worker)
         else:
             app = App(bot, Store(args.db, token), worker, Line(args.queue), local=read_titles(args.titles))
-            await run(app, make_dispatcher(app), stopped)
+            dispatcher = make_dispatcher(app)
+            gc.collect()
+            gc.freeze()  # aiogram's thousands of classes: to look through them again would block the loop
+            await run(app, dispatcher, stopped)
         return 0
     finally:
         await worker.stop()
@@ -1106,8 +1115,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--titles", type=Path, default=Path("titles.csv"), help="Russian titles from scrape.py (default: %(default)s)"
     )
-    parser.add_argument("--queue", type=int, default=50, help="frames that may wait (default: %(default)s)")
+    parser.add_argument("--queue", type=int, default=200, help="frames that may wait (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of the model, 0 for all cores (default: %(default)s)")
+    parser.add_argument(
+        "--runtime",
+        choices=["openvino", "onnxruntime"],
+        help="onnxruntime takes less memory (default: the fastest on this CPU)",
+    )
     parser.add_argument("--api-base", metavar="URL", help="a local Bot API server (default: api.telegram.org)")
     return parser
 

@@ -40,7 +40,7 @@ from aiogram.methods import (
     SendMessage,
 )
 from aiogram.types import Chat, File, Message, Update, User
-from aiohttp import ClientConnectorError, ServerDisconnectedError
+from aiohttp import ClientConnectorError, ConnectionTimeoutError, ServerDisconnectedError
 from conftest import draw_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -160,6 +160,7 @@ class Desk:
     def __init__(self, path=":memory:", size: int = 50, consumers: int = 1):
         self.session, self.worker, self.numbers, self.errors = Recorder(), Oracle(), itertools.count(1), []
         self.bot = Bot(TOKEN, session=self.session)
+        self.session.middleware(Patience())
         self.app = App(self.bot, Store(path, TOKEN), self.worker, Line(size), local=RUSSIAN)
         self.dispatcher, self.runner = make_dispatcher(self.app), asyncio.Runner()
         self.services = [self.spawn(bot.serve(self.app)) for _ in range(consumers)]
@@ -312,6 +313,18 @@ def test_an_album_gets_one_answer(desk):
     assert not desk.feed(photo_update("h", **group))  # a part that comes too late
 
 
+def test_a_bad_picture_does_not_spoil_an_album(desk, monkeypatch):
+    monkeypatch.setattr(bot, "MAX_BYTES", 100)
+    desk.session.files = {"large": b"x" * 101, "first": b"x" * 60, "too much": b"x" * 41, "last": b"x" * 40}
+    desk.session.fail = lambda m: TelegramBadRequest(m, "?") if getattr(m, "file_id", "") == "gone" else None
+    names = ["gone", "large", "first", "too much", "last"]
+    assert "Alien" in desk.feed(*(photo_update(name, file_size=0, album="a") for name in names))[0].text
+    assert desk.worker.asked == [["x" * 60, "x" * 40]]
+    for names, text in ((["large", "gone"], "unreadable"), (["gone", "large"], "big")):
+        (answer,) = desk.feed(*(photo_update(name, file_size=0, album=text) for name in names))
+        assert answer.text == bot.TEXTS["en"][text]
+
+
 def in_group(**content) -> dict:
     return message_update(chat_type="supergroup", **content)
 
@@ -338,6 +351,7 @@ THEIRS = in_group(**PHOTO)
         (in_group(**PHOTO, caption="/save"), 0),
         (in_group(text="@film_bot thanks!"), 0),
         (in_group(text="nice", reply_to=ours(text="This looks like Alien (1979)")), 0),
+        ({"message": in_group(**PHOTO, caption="@film_bot")["message"] | {"from": STRANGER | {"is_bot": True}}}, 0),
         (in_group(new_chat_members=[STRANGER]), 0),
         (in_group(new_chat_title="Films", reply_to=ours(text="?")), 0),
         (message_update(pinned_message=THEIRS["message"]), 0),  # in private
@@ -571,6 +585,10 @@ def test_a_flood_is_warned_of_once(desk):
     assert texts.count(bot.TEXTS["en"]["flood"]) == 1 and len(texts) == 21 and len(desk.worker.asked) == 20
     assert len(desk.feed(photo_update("other", user=2))) == 1
     assert len(desk.feed(text_update("/help"))) == 1
+    texts = [
+        call.text for call in desk.feed(*(text_update("hello", user=3) for _ in range(25)), photo_update("f", user=3))
+    ]
+    assert texts.count(bot.TEXTS["en"]["flood"]) == 1 and len(texts) == 21
     flood = Flood(2, 0.05)
     assert [flood.check(1) for _ in range(4)] == ["ok", "ok", "warn", "drop"]
     time.sleep(0.06)
@@ -679,6 +697,8 @@ ODD = ClientDecodeError("Failed to deserialize object", ValueError("a new type")
         (SEND, TelegramServerError(SEND, "Bad Gateway"), 0.5),
         (SEND, HTML, 0.5),
         (SEND, UNREACHED, 0.5),
+        (SEND, lost(ConnectionTimeoutError()), 0.5),
+        (SEND, lost(TimeoutError()), None),
         (SEND, RESET, None),  # may have arrived
         (SEND, ODD, None),  # has arrived
         (SEND, TelegramForbiddenError(SEND, "blocked"), None),
@@ -692,26 +712,47 @@ ODD = ClientDecodeError("Failed to deserialize object", ValueError("a new type")
     ],
 )
 def test_patience(pauses, monkeypatch, method, error, waited):
-    def play(*outcomes):
-        outcomes = list(outcomes)
-
-        async def make_request(*_):
-            outcome = outcomes.pop(0)
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-
-        return asyncio.run(Patience()(make_request, None, method))
-
     if waited is None:
         with pytest.raises(type(error)):
-            play(error, "done")
+            insist(method, error, "done")
         assert pauses == []
         return
-    assert play(error, "done") == "done" and pauses == [pytest.approx(waited)]
-    monkeypatch.setattr(bot, "OLD", 0)
+    assert insist(method, error, "done") == "done" and pauses == [pytest.approx(waited)]
+    monkeypatch.setattr(bot, "OLD", 0.0)
     with pytest.raises(type(error)):  # not for ever
-        play(error, "done")
+        insist(method, error, "done")
+
+
+def insist(method, *outcomes, held=None):
+    """What Patience makes of these outcomes of requests."""
+    outcomes = list(outcomes)
+
+    async def make_request(*_):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def call():
+        bot.SENDING.set(held)
+        return await Patience()(make_request, None, method)
+
+    return asyncio.run(call())
+
+
+def test_patience_grows(pauses):
+    assert insist(SEND, *[HTML] * 9, "done") == "done"
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_an_answer_that_may_have_arrived_is_not_sent_after_a_restart(pauses, monkeypatch):
+    monkeypatch.setattr(bot, "OLD", 0.0)
+    for error, waiting in ((RESET, []), (UNREACHED, [(5, "body")]), (HTML, [(5, "body")])):
+        store = Store(":memory:", TOKEN)
+        store.begin(5, "body")
+        with pytest.raises(type(error)):
+            insist(SEND, error, held=(store, [5]))
+        assert store.waiting() == waiting
 
 
 def test_trouble_is_logged_once(pauses, caplog):
@@ -754,9 +795,19 @@ def test_store(tmp_path):
     assert (store.language(987654321), store.language(987654322)) == ("ru", None)
     answer = store.add_answer("file", "movie", judged("movie")["candidates"])
     assert store.get_answer(answer) == ("movie", judged("movie")["candidates"]) and store.get_answer("x") is None
+    forgotten = store.add_answer("file", "movie", [])
     store.judge(answer, "right", TITLES[0])
+    store.base.execute("UPDATE answers SET time = time - 91 * 86400")
+    store.begin(11, "a name and words")
+    store.tidy()
+    assert store.get_answer(answer) and not store.get_answer(forgotten)
+    assert b"a name and words" in path.read_bytes()
+    store.finish([11])
+    store.tidy()
+    everything = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     store.base.close()
-    assert b"987654321" not in path.read_bytes() and SECRET.encode() not in path.read_bytes()
+    for private in (b"987654321", SECRET.encode(), b"a name and words"):
+        assert private not in everything and private not in path.read_bytes()
     assert Store(path, "another key").language(987654321) is None  # the hash is a keyed one
 
 
@@ -797,19 +848,20 @@ def test_no_update_stops_the_others(desk, monkeypatch):
 
 
 def test_a_killed_process_loses_nothing(tmp_path):
-    """Killed with a command and a frame in hand, before Telegram has heard that they came."""
+    """Killed with an answer on its way, a frame in hand and a command not yet, before Telegram has heard of them."""
     updates = [raw(1, text_update("/start", user=1)), raw(2, photo_update("a", user=2))]
+    new = [raw(3, text_update("/start", user=3)), raw(4, text_update("/start", user=4))]
     with Desk(tmp_path / "bot.sqlite") as desk:
         desk.session.updates, desk.session.stalled, desk.worker.gate = updates, (SendMessage,), asyncio.Event()
         desk.spawn(bot.poll(desk.app, desk.dispatcher))
         desk.run(until(lambda: desk.named(SendMessage) and desk.worker.asked))
+        desk.app.store.begin(3, json.dumps(new[0]))
     with Desk(tmp_path / "bot.sqlite") as desk:
-        desk.session.updates = [*updates, raw(3, text_update("/start", user=3))]
+        desk.session.updates = updates + new
         desk.spawn(bot.poll(desk.app, desk.dispatcher))
-        with contextlib.suppress(TimeoutError):
-            desk.runner.run(asyncio.wait_for(until(lambda: len(desk.named(SendMessage)) == 3), 2))
+        desk.run(until(lambda: len(desk.named(SendMessage)) >= 3))
         desk.feed()
-        assert sorted(call.chat_id for call in desk.named(SendMessage)) == [1, 2, 3]
+        assert sorted(call.chat_id for call in desk.named(SendMessage)) == [2, 3, 4]
         assert desk.app.store.waiting() == []
 
 
@@ -929,6 +981,15 @@ def test_check_says_what_is_wrong(monkeypatch, tmp_path, capsys, pauses):
         assert caught.value.code == 2
 
 
+def test_sigterm_while_the_model_loads(monkeypatch):
+    async def start(self):
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Oracle, "start", start)
+    assert check(monkeypatch) == 0
+
+
 def test_token_is_read_from_the_environment_or_a_file(tmp_path):
     file = tmp_path / ".env"
     for line in (
@@ -1005,12 +1066,10 @@ class Service:
         hows = self.trouble.get((method, params.get("file_id") or params.get("chat_id")))
         return hows.pop(0) if hows else None
 
-    def command(self, *more: str) -> list[str]:
-        return [sys.executable, str(ROOT / "bot.py"), "--model", str(self.model), "--api-base", self.server.base, *more]
-
     def start(self) -> None:
+        command = [sys.executable, str(ROOT / "bot.py"), "--model", str(self.model), "--api-base", self.server.base]
+        command += ["--db", str(self.folder / "bot.sqlite"), "--threads", "1"]
         with open(self.log, "ab") as log:
-            command = self.command("--db", str(self.folder / "bot.sqlite"), "--threads", "1")
             how = {"cwd": self.folder, "env": environment(TOKEN), "stdout": log, "stderr": log}
             self.process = subprocess.Popen(command, **how)
 
@@ -1052,12 +1111,13 @@ class Service:
         return self.process.wait(30)
 
 
-def others(service: Service, folder: Path) -> list[subprocess.Popen]:
+def others(model: Path, base: str, folder: Path) -> list[subprocess.Popen]:
     """One that Telegram refuses, and a --check with its token in .env; they start while other tests run."""
     (folder / ".env").write_text(f"TELEGRAM_BOT_TOKEN={TOKEN}\n")
+    command = [sys.executable, str(ROOT / "bot.py"), "--model", str(model), "--api-base", base]
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    refused_ = subprocess.Popen(service.command(), env=environment("123456:BBB-some_other"), **how)
-    return [refused_, subprocess.Popen(service.command("--check"), env=environment(None), **how)]
+    refused_ = subprocess.Popen(command, env=environment("123456:BBB-some_other"), **how)
+    return [refused_, subprocess.Popen([*command, "--check"], env=environment(None), **how)]
 
 
 @pytest.fixture(scope="module")
@@ -1065,21 +1125,24 @@ def life(exported, tmp_path_factory):
     """A bot that finds no network at first. At the end each user must have had as many answers as were due."""
     service = Service(tmp_path_factory.mktemp("service"), exported / "model.onnx")
     service.start()
-    deadline = time.monotonic() + 14
-    while time.monotonic() < deadline and "can't be reached" not in service.log.read_text():
-        time.sleep(0.05)
-    with service.server:
-        service.others = others(service, tmp_path_factory.mktemp("others"))
-        yield service
-        if service.process.poll() is None:
-            assert service.exit(signal.SIGTERM) == 0
-        log = service.log.read_text()
-        assert "Traceback" not in log and SECRET not in log and TOKEN not in log
-        got = collections.Counter(
-            call["params"]["chat_id"] for call in service.server.named("sendMessage") if call["status"] == 200
-        )
-        assert got == +service.wanted
-    service.process.kill()
+    service.others = []
+    try:
+        deadline = time.monotonic() + 14
+        while time.monotonic() < deadline and "can't be reached" not in service.log.read_text():
+            time.sleep(0.05)
+        with service.server, TelegramServer(TOKEN, {}) as calm:
+            service.others = others(service.model, calm.base, tmp_path_factory.mktemp("others"))
+            yield service
+            if service.process.poll() is None:
+                assert service.exit(signal.SIGTERM) == 0
+            log = service.log.read_text()
+            assert "Traceback" not in log and SECRET not in log and TOKEN not in log
+            answers = [call for call in service.server.named("sendMessage") if call["status"] == 200]
+            assert collections.Counter(call["params"]["chat_id"] for call in answers) == +service.wanted
+    finally:
+        for process in (service.process, *service.others):
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
