@@ -444,6 +444,7 @@ def load_onnxruntime(path: Path, threads: int = 0):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # 18 MB less for DeiT-B, no slower
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     inputs = session.get_inputs()
@@ -798,9 +799,11 @@ def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3, ba
 
 def limit_memory(room: int) -> None:
     """Let this process take at most so many bytes more (Linux): a picture that unpacks to gigabytes is refused here."""
-    with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
+    with contextlib.suppress(ImportError, OSError, AttributeError, ValueError, IndexError):
+        import ctypes
         import resource
 
+        ctypes.CDLL(None).malloc_trim(0)  # loading leaves up to a file's size behind
         used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (used + room,) * 2)
         Path("/proc/self/oom_score_adj").write_text("800")  # should the host run out, better us than who asked
