@@ -871,6 +871,7 @@ def train_model(
             _wait(where)
             speed = (per_epoch - warm) * batch / max(time.perf_counter() - clock, 1e-9)
             row = {"epoch": epoch + 1, "lr": recipe["lr"] * share, "train_loss": float(losses.mean()), **validate()}
+            peak = max(peak, matrix_rate(where, bf16) * world)  # something else may have run when it was measured first
             row |= {"images_per_s": speed, "mfu": speed * operations * 6 / peak}
             history.append(row)
             if logger:
