@@ -238,14 +238,14 @@ class Worker:
             *self.command, stdin=pipe, stdout=pipe, stderr=pipe, limit=2**24, start_new_session=True
         )
         self.words = "the worker ended, or took over three minutes to start"
-        listening = asyncio.create_task(self._listen(self.process.stderr))
+        self.listening = asyncio.create_task(self._listen(self.process.stderr))  # asyncio itself would not keep it
         line = b""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(180):
                 line = await self.process.stdout.readline()
         if not line:
             await self.stop()
-            await listening
+            await self.listening
             raise UserError(self.words)
         self.about = json.loads(line)
 
@@ -289,7 +289,7 @@ class Worker:
 @dataclass
 class Job:
     user: int
-    messages: list[Message]
+    message: Message  # of an album the first
     pictures: list[str]  # file ids
     updates: list[int]
     language: str
@@ -447,11 +447,8 @@ def is_addressed(message: Message, me) -> bool:
     """Whether the bot should speak: always in private, in groups when it is mentioned, replied to or commanded."""
     if message.chat.type == "private":
         return True
-    if (
-        message.reply_to_message
-        and message.reply_to_message.from_user
-        and message.reply_to_message.from_user.id == me.id
-    ):
+    asked = message.reply_to_message
+    if asked and asked.from_user and asked.from_user.id == me.id:
         return True
     text, entities = message.text or message.caption or "", message.entities or message.caption_entities or []
     for entity in entities:
@@ -533,7 +530,7 @@ async def download_all(bot: Bot, file_ids: list[str]) -> list[bytearray]:
 
 @contextlib.asynccontextmanager
 async def typing(message: Message):
-    """Show that the bot is at work."""
+    """Show that the bot is at work. aiogram's ChatActionSender would hold the answer up until its call is through."""
 
     async def show() -> None:
         while True:
@@ -550,7 +547,7 @@ async def typing(message: Message):
 
 async def answer_job(app: App, job: Job) -> None:
     """Fetch, identify, answer. Whatever happens, the user hears of it once."""
-    message, texts, markup = job.messages[0], TEXTS[job.language], None
+    message, texts, markup = job.message, TEXTS[job.language], None
     try:
         async with typing(message):
             result = await app.worker.ask(await download_all(app.bot, job.pictures))
@@ -570,7 +567,7 @@ async def answer_job(app: App, job: Job) -> None:
 async def deliver(app: App, job: Job, text: str, markup: InlineKeyboardMarkup | None) -> None:
     SENDING.set((app.store, job.updates))
     try:
-        await reply(job.messages[0], text, markup)
+        await reply(job.message, text, markup)
     except AiogramError as error:
         report(error)
     app.finish(job.updates)
@@ -588,11 +585,11 @@ async def serve(app: App) -> None:
             app.line.done(job)
 
 
-async def take(app: App, messages: list[Message], pictures: list[str], updates: list[int]) -> None:
+async def take(app: App, message: Message, pictures: list[str], updates: list[int]) -> None:
     """Put a frame, or an album as one, into the line, or say why not."""
-    who, language = sender(messages[0]), app.language(messages[0].from_user)
+    who, language = sender(message), app.language(message.from_user)
     verdict = app.flood.check(who)
-    job = Job(who, messages, pictures, updates, language)
+    job = Job(who, message, pictures, updates, language)
     if verdict == "ok" and app.line.put(job):
         return
     place = app.line.count + 1
@@ -624,7 +621,7 @@ async def take_album(app: App, key: tuple) -> None:
     updates = [update for _, _, update in parts]
     if any(is_addressed(message, me) for message, _, _ in parts):
         parts.sort(key=lambda part: part[0].message_id)
-        await take(app, [p[0] for p in parts], [p[1] for p in parts], updates)
+        await take(app, parts[0][0], [picture for _, picture, _ in parts], updates)
     else:
         app.finish(updates)
 
@@ -706,8 +703,7 @@ async def on_message(message: Message, app: App, event_update: Update) -> None:
         return
     asked = message.reply_to_message
     if picture is None and asked and (message.text or "").strip():
-        theirs = asked.from_user and asked.from_user.id == me.id
-        picture = find_picture(asked) or (find_picture(asked.reply_to_message) if theirs else None)
+        picture = find_picture(asked)  # what that one replied to Telegram does not tell
     language = app.language(message.from_user)
     if picture is None:
         silent = message.chat.type != "private" and (message.text or "").split("@")[0].strip() != "/film"
@@ -720,7 +716,7 @@ async def on_message(message: Message, app: App, event_update: Update) -> None:
         await reply(message, TEXTS[language]["big"])
     else:
         app.owned.add(event_update.update_id)
-        await take(app, [message], [picture[0]], [event_update.update_id])
+        await take(app, message, [picture[0]], [event_update.update_id])
 
 
 def is_service(message: Message) -> bool:
