@@ -541,7 +541,8 @@ def host_key(variants: list[Variant], threads: int) -> str:
     """Fingerprint of the processor, the runtimes and the files: a measurement holds while it stays the same."""
     from importlib.metadata import version
 
-    with contextlib.suppress(OSError):
+    flags = []
+    with contextlib.suppress(OSError):  # Linux alone has it
         flags = re.findall(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M)[:1]
     stats = [os.stat(item.file) for item in variants]
     listed = [[str(item), stat.st_size, stat.st_mtime_ns] for item, stat in zip(variants, stats, strict=True)]
