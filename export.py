@@ -40,7 +40,7 @@ from identify import (
     unpack_rule,
     whole_file,
 )
-from models import build_model, load_original, read_state
+from models import load_original, load_run
 from train import choose_rows, frames_key, known_unknown, load_frames, measure, normalise, read_manifest
 
 STAGES = 7
@@ -347,9 +347,7 @@ def load_checkpoint(checkpoint: Path, data: Path) -> tuple[nn.Module, dict, dict
     """(model, checkpoint, {split: uint8 frames [N, S, S, 3]}, {split: labels}) with the splits of its training."""
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such file; train one with: python train.py {data}", 2)
-    state = read_state(checkpoint)
-    if not {"model", "arch", "classes", "preprocessing", "args"} <= set(state):
-        raise UserError(f"{checkpoint}: not written by train.py", 2)
+    model, state = load_run(checkpoint)
     keys = ("split", "fold", "subset", "limit")
     chosen, found = choose_rows(read_manifest(data), **{key: state["args"][key] for key in keys})
     if found != state["classes"]:
@@ -361,9 +359,7 @@ def load_checkpoint(checkpoint: Path, data: Path) -> tuple[nn.Module, dict, dict
     labels = {name: np.array([index.get(row["movie"], -1) for row in rows], int) for name, rows in chosen.items()}
     if not len(labels["val"]) or not len(labels["test"]):
         raise UserError(f"--data {data}: no val or no test frames to calibrate and check on; add frames")
-    model = build_model(state["arch"], found, pretrained=False, levels=bool(state["args"].get("levels")))
-    model.load_state_dict(state["model"])
-    return model.eval(), state, frames, labels
+    return model, state, frames, labels
 
 
 def export_model(

@@ -223,6 +223,17 @@ def read_state(path: str | Path) -> dict:
     return state
 
 
+def load_run(path: str | Path) -> tuple[nn.Module, dict]:
+    """(model in eval mode, checkpoint) of a best.pt or last.pt that train.py wrote. Raises UserError."""
+    state = read_state(path)
+    if not {"model", "arch", "classes", "preprocessing", "args"} <= set(state):
+        raise UserError(f"{path}: not written by train.py", 2)
+    levels = bool(state["args"].get("levels"))
+    model = build_model(state["arch"], state["classes"], pretrained=False, levels=levels)
+    model.load_state_dict(state["model"])
+    return model.eval(), state
+
+
 def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None:
     """Load a torchvision, timm, Lightning or own checkpoint into model, printing what matched.
 

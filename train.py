@@ -42,9 +42,9 @@ from models import (
     ClipClassifier,
     build_model,
     is_transformer,
+    load_run,
     multiply_adds,
     preprocessing_for,
-    read_state,
 )
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
@@ -237,7 +237,8 @@ def write_cache(rows: list[dict], spec: dict, size: tuple[int, int] | None, path
     try:
         mapped = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         with open(part, "r+b") as file:  # a full disk shows now, and not as a crash in the middle
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
         load_frames(rows, spec, size, torch.from_numpy(mapped))
         mapped.flush()
         os.replace(part, path)
@@ -587,15 +588,10 @@ class Teacher:
         path = path / "best.pt" if path.is_dir() else path
         if not path.exists():
             raise UserError(f"--teacher {path}: no such file", 2)
-        state = read_state(path)
-        if not {"model", "arch", "classes", "preprocessing", "args"} <= set(state):
-            raise UserError(f"--teacher {path}: not written by train.py", 2)
+        self.model, state = load_run(path)
         if state["classes"] != classes or state["args"].get("frames") != frames:
             raise UserError(f"--teacher {path}: was trained on other films or splits; it may have seen test frames", 2)
-        levels = bool(state["args"].get("levels"))
-        self.model = build_model(state["arch"], classes, pretrained=False, levels=levels)
-        self.model.load_state_dict(state["model"])
-        self.model.to(device).eval().requires_grad_(False)
+        self.model.to(device).requires_grad_(False)
         self.size = state["preprocessing"]["size"]
         values = [torch.tensor(s[k], device=device).view(3, 1, 1) for s in (spec, state["preprocessing"]) for k in KEYS]
         self.scale, self.shift = values[1] / values[3], (values[0] - values[2]) / values[3]
@@ -706,9 +702,8 @@ def train_model(
     commit = git_commit()
     if rank == 0:
         run.mkdir(parents=True, exist_ok=True)
-    if (
-        overwrite and not resume and rank == 0
-    ):  # the old run must not be mixed up with the new one, should that be stopped early
+    # the old run must not be mixed up with the new one, should that be stopped early
+    if overwrite and not resume and rank == 0:
         for name in ("last.pt", "best.pt", "test.json", "metrics.csv"):
             (run / name).unlink(missing_ok=True)
     master = Teacher(teacher, classes, args["frames"], spec, where) if teacher else None
@@ -748,7 +743,7 @@ def train_model(
         state = torch.load(run / "last.pt", map_location="cpu", weights_only=True)
         if state["classes"] != classes or state["arch"] != arch:
             raise UserError(f"{run}/last.pt: made for other films or another --arch; use --overwrite or --name", 2)
-        free = {"data", "init", "pretrained", "device", "precision", "teacher"}
+        free = {"data", "init", "pretrained", "device", "precision"}
         changed = [key for key in args if key not in free and state["args"].get(key) != args[key]]
         if changed or torch.device(state["args"]["device"]).type != where.type:
             what = ", ".join(changed) or "--device"
