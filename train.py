@@ -57,17 +57,18 @@ RECIPES = {
         "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
         "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08,
         "train_size": 224, "flip": 0.0, "colour": 0.0, "degrade": 0.0, "mixup": 0.0, "keep_bars": True,
-        "select": "top1", "levels": False, "aspect": True, "decay_all": True,
+        "select": "top1", "levels": False, "refit": False, "aspect": True, "decay_all": True,
     },
     "best": {
         "epochs": 16, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
         "first_layer": 1.0, "freeze": 0.0, "probe": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 1.0, "crop": 0.2,
         "train_size": 192, "flip": 0.5, "colour": 0.1, "degrade": 0.1, "mixup": 0.0, "keep_bars": False,
-        "select": "balanced", "levels": False, "aspect": False, "decay_all": False,
+        "select": "balanced", "levels": False, "refit": False, "aspect": False, "decay_all": False,
     },
 }  # fmt: skip
 # pretrained transformers bend easily on a few hundred frames: start from a probe, and move gently
 GENTLE = {"epochs": 6, "lr": 5e-5, "first_layer": 0.1, "probe": 30.0, "levels": True, "crop": 0.5, "smoothing": 0.05}
+GENTLE["refit"] = True
 SHARES = ("warmup", "first_layer", "freeze", "ema", "smoothing", "balance", "crop", "flip", "colour", "degrade")
 RECIPE_HELP = {
     "epochs": "passes over the training frames; 0 for the probe alone",
@@ -89,6 +90,7 @@ RECIPE_HELP = {
     "mixup": "beta parameter of mixup; 0 for none",
     "probe": "C of the logistic regression (features of length 1) that starts the head before others learn; 0 for none",
     "levels": "let early blocks, which see palette and grain, speak beside the last",
+    "refit": "where the probe alone is best on val, fit it again on train and val frames together",
     "aspect": "crops of torchvision's aspect ratios, in pixels of the frame; else shares of each side",
     "decay_all": "weight decay on vectors too",
     "select": "val figure that picks best.pt: top1 or balanced",
@@ -439,17 +441,16 @@ def rate_at(step: int, *, steps: int, per_epoch: int, recipe: dict) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-@torch.no_grad()
-def start_head(model: nn.Module, embedding: np.ndarray, labels: np.ndarray, strength: float) -> None:
-    """Put logistic regressions on frozen features into the head: fine-tuning from there bends them less (Kumar 2022).
+def fit_head(dims: list[int], embedding: np.ndarray, labels: np.ndarray, strength: float) -> tuple:
+    """(weight float64 [C, D], bias [C]) of logistic regressions on frozen features: the mean of one a level.
 
-    embedding [N, D], labels [N] of the training frames. strength: scikit-learn's C on features of mean length 1. Each
-    level is fitted by itself and the mean of their logits taken, which beats one fit on all of them together.
+    dims: of the levels, D in all. embedding [N, D], labels [N]. strength: scikit-learn's C on features of mean length
+    1. Each level is fitted by itself, which beats one fit on all of them together.
     """
     from sklearn.linear_model import LogisticRegression
 
     weights, biases = [], []
-    for part in np.split(embedding.astype(np.float64), np.cumsum(model.dims)[:-1], axis=1):
+    for part in np.split(embedding.astype(np.float64), np.cumsum(dims)[:-1], axis=1):
         mean = part.mean(0)
         length = np.linalg.norm(part - mean, axis=1).mean()
         probe = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
@@ -457,10 +458,44 @@ def start_head(model: nn.Module, embedding: np.ndarray, labels: np.ndarray, stre
         weight, bias = probe.coef_ / length, probe.intercept_ - probe.coef_ @ mean / length
         if len(weight) == 1:  # scikit-learn keeps one row for two classes
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        weights.append(weight / len(model.dims))
+        weights.append(weight / len(dims))
         biases.append(bias)
-    model.head.weight.copy_(torch.from_numpy(np.concatenate(weights, axis=1)))
-    model.head.bias.copy_(torch.from_numpy(np.mean(biases, axis=0)))
+    return np.concatenate(weights, axis=1), np.mean(biases, axis=0)
+
+
+@torch.no_grad()
+def start_head(model: nn.Module, embedding: np.ndarray, labels: np.ndarray, strength: float) -> None:
+    """fit_head into the model's head: fine-tuning from there bends the features less (Kumar 2022)."""
+    weight, bias = fit_head(model.dims, embedding, labels, strength)
+    model.head.weight.copy_(torch.from_numpy(weight))
+    model.head.bias.copy_(torch.from_numpy(bias))
+
+
+def hold_out_stretches(rows: list[dict], count: int = 5) -> np.ndarray:
+    """In which of count stretches of its film a frame lies, int [N]; -1 in a group too large to be left out.
+
+    A group is in one stretch only, and whichever stretch is left out, each film keeps frames.
+    """
+    from filter import film_offset, split_groups
+
+    stretch, films = np.full(len(rows), -1), np.array([row["movie"] for row in rows])
+    for title in np.unique(films):
+        at = np.flatnonzero(films == title)
+        groups = [int(rows[i]["group"].rsplit("#", 1)[1]) for i in at]
+        for k in range(count):
+            arcs = split_groups(groups, film_offset(title), test=(k / count, (k + 1) / count), val=0.0)
+            stretch[at[np.array(arcs) == "test"]] = k
+    return stretch
+
+
+def cross_fit(dims: list[int], embedding: np.ndarray, labels: np.ndarray, stretch: np.ndarray, strength: float):
+    """Logits float32 [N, C] of each frame by a head fitted without its stretch (-1 in stretch: zeros)."""
+    logits = np.zeros((len(labels), labels.max() + 1), np.float32)
+    for k in np.unique(stretch[stretch >= 0]):
+        out = stretch == k
+        weight, bias = fit_head(dims, embedding[~out], labels[~out], strength)
+        logits[out] = embedding[out] @ weight.T + bias
+    return logits
 
 
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
@@ -675,8 +710,11 @@ def train_model(
             raise UserError(f"{data}: no {name} frames; each film needs shots enough for three splits")
     transformer = is_transformer(arch)
     gentle = GENTLE if recipe_name == "best" and transformer and (pretrained or init) else {}
-    recipe = RECIPES[recipe_name] | gentle | (recipe or {})
+    wanted = recipe or {}
+    recipe = RECIPES[recipe_name] | gentle | wanted
     model = build_model(arch, classes, pretrained=pretrained, init=init, levels=recipe["levels"])
+    if wanted.get("refit") and not (recipe["probe"] and isinstance(model.head, nn.Linear)):
+        raise UserError("--refit fits a probe again; it needs --probe and a linear head", 2)
     levels = getattr(model, "levels", [])
     size = recipe["train_size"]
     spec = preprocessing_for(arch) | {"crop_bars": not recipe["keep_bars"]}
@@ -901,12 +939,32 @@ def train_model(
 
     if world > 1:
         dist.barrier()
-    average.load_state_dict(torch.load(run / "best.pt", map_location=where, weights_only=True)["model"])
-    results = {s: predict_shared(average, frames[s], spec, **predicting)[0] for s in chosen if s != "train"}
+    state = torch.load(run / "best.pt", map_location=where, weights_only=True)
+    average.load_state_dict(state["model"])
+    held_out = state.get("held_out")
+    if recipe["refit"] and probed and best["epoch"] == 0 and held_out is None:
+        parts = [predict_shared(average, frames[split], spec, **predicting)[1] for split in ("train", "val")]
+        if rank == 0:
+            held_out = refit_head(average, np.concatenate(parts), chosen, labels, recipe["probe"])
+            save(run / "best.pt", {"held_out": held_out})
+        if world > 1:
+            for tensor in average.head.parameters():
+                dist.broadcast(tensor.data, 0)
+    del state
+    results = {
+        s: predict_shared(average, frames[s], spec, **predicting)[0] for s in chosen if s not in ("train", "val")
+    }
     if rank:
         return run
-    test = {"val": measure(results["val"], labels["val"], results["unknown_val"])}
+    # on val the figures of the model before it saw val, should it have
+    test = {"val": {k: v for k, v in best.items() if k not in ("epoch", "lr", "train_loss", "images_per_s", "mfu")}}
     test["test"] = measure(results["test"], labels["test"], results["unknown_test"])
+    if held_out:
+        stretch, logits = (held_out[key].cpu().numpy() for key in ("stretch", "logits"))
+        truth = np.r_[labels["train"], labels["val"]]
+        test["held_out"] = measure(logits[stretch >= 0], truth[stretch >= 0], results["unknown_val"])
+        figures = "  ".join(f"{key} {test['held_out'][key]:.4f}" for key in ("top1", "balanced"))
+        print(f"refit on train and val; each stretch of them by a probe that had not seen it: {figures}")
     test |= {"run": run.name, "args": args, "classes": len(classes), "frames": {s: len(r) for s, r in chosen.items()}}
     test |= {"best_epoch": best["epoch"], "commit": commit, "images_per_s": history[-1]["images_per_s"]}
     with whole_file(run / "test.json", "w") as file:
@@ -919,6 +977,18 @@ def train_model(
         logger.summary.update({f"test/{key}": value for key, value in test["test"].items()})
         logger.finish()
     return run
+
+
+def refit_head(model: nn.Module, embedding: np.ndarray, chosen: dict, labels: dict, strength: float) -> dict:
+    """Fit the head on train and val frames, whose embedding [N, D] follow each other; a few hundred frames more help.
+
+    Returns what then takes val's place where the rule is fitted, {"stretch": int [N], "logits": float32 [N, C]}: of
+    each frame the answer of a head that has not seen its stretch of film (cross_fit).
+    """
+    truth, stretch = np.r_[labels["train"], labels["val"]], hold_out_stretches(chosen["train"] + chosen["val"])
+    logits = cross_fit(model.dims, embedding, truth, stretch, strength)
+    start_head(model, embedding, truth, strength)
+    return {"stretch": torch.from_numpy(stretch), "logits": torch.from_numpy(logits)}
 
 
 def _to_device(frames, device: torch.device):

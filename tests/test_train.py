@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 
+import models
 import train
-from identify import UserError
+from identify import UserError, softmax
 from models import build_model
 from train import choose_rows, measure, read_manifest, train_model
 
@@ -131,8 +134,9 @@ def test_two_processes_train_what_one_trains(dataset, tmp_path):
     command = [str(ROOT / "train.py"), str(dataset), "--arch", "test_vit3", *recipe, "--cache", str(tmp_path / "c")]
     shared_out = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     settings = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name, launcher in (("one", []), ("two", shared_out)):
+    for name, launcher in (("one", []), ("two", shared_out), ("probe-one", []), ("probe-two", shared_out)):
         argv = [sys.executable, *launcher, *command, "--out", str(tmp_path), "--name", name]
+        argv += ["--epochs", "0", "--refit"] if name.startswith("probe") else []
         result = subprocess.run(argv, env=settings, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("next: python export.py") == 1
@@ -140,9 +144,10 @@ def test_two_processes_train_what_one_trains(dataset, tmp_path):
     for key in ("model", "training"):
         for k in one[key]:
             torch.testing.assert_close(one[key][k], two[key][k], rtol=1e-3, atol=1e-4)
-    one, two = (json.loads((tmp_path / n / "test.json").read_text()) for n in ("one", "two"))
-    for split in ("val", "test"):
-        assert one[split] == pytest.approx(two[split], abs=2e-3)
+    for pair, splits in (("{}", ("val", "test")), ("probe-{}", ("val", "test", "held_out"))):
+        one, two = (json.loads((tmp_path / pair.format(n) / "test.json").read_text()) for n in ("one", "two"))
+        for split in splits:
+            assert one[split] == pytest.approx(two[split], abs=2e-3)
     argv = [sys.executable, *shared_out, *command, "--out", str(tmp_path), "--batch-size", "15"]
     result = subprocess.run(argv, env=settings, capture_output=True, text=True, timeout=300)
     assert result.returncode != 0 and "--batch-size 15: must be a multiple of the 2 processes" in result.stderr
@@ -373,6 +378,48 @@ def test_gentle_run_keeps_the_norm_of_its_probe(dataset, tmp_path):
     fresh = model.norm.running_var.clone()
     model.load_state_dict(state["model"])
     assert not torch.equal(model.norm.running_var, fresh) and int(model.norm.num_batches_tracked) == 0
+
+
+def test_refit_takes_val_in_and_leaves_answers_that_had_not_seen_their_stretch(dataset, tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    settings = {"probe": 30.0, "epochs": 0}
+    plain = quick(dataset, tmp_path / "plain", arch="test_vit3", recipe=settings)
+    run = quick(dataset, tmp_path / "refit", arch="test_vit3", recipe=settings | {"refit": True})
+    before, after = (json.loads((r / "test.json").read_text()) for r in (plain, run))
+    assert after["val"] == before["val"]  # never measured by a head that has learnt them
+    state = torch.load(run / "best.pt", weights_only=True)
+    chosen, classes = choose_rows(read_manifest(dataset))
+    seen = chosen["train"] + chosen["val"]
+    labels = np.array([classes.index(row["movie"]) for row in seen])
+    model, _ = models.load_run(run / "best.pt")
+    spec, how = state["preprocessing"], {"device": torch.device("cpu"), "bf16": False}
+    logits, embedding = train.predict(model, train.load_frames(seen, spec), spec, **how)
+    stretch = state["held_out"]["stretch"].numpy()
+    assert (stretch == train.hold_out_stretches(seen)).all() and set(stretch) > {0, 1, 2}
+
+    def reference(fit):
+        centre = embedding[fit].mean(0)
+        length = np.linalg.norm(embedding[fit] - centre, axis=1).mean()
+        probe = LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced")
+        return probe.fit((embedding[fit] - centre) / length, labels[fit]).predict_proba((embedding - centre) / length)
+
+    np.testing.assert_allclose(softmax(logits), reference(stretch > -2), atol=2e-3)
+    for k in set(stretch) - {-1}:
+        found = softmax(state["held_out"]["logits"].numpy()[stretch == k])
+        np.testing.assert_allclose(found, reference(stretch != k)[stretch == k], atol=2e-3)
+    quick(dataset, tmp_path / "refit", arch="test_vit3", recipe=settings | {"refit": True}, resume=True)
+    assert json.loads((run / "test.json").read_text()) == after
+    with pytest.raises(UserError, match="--refit"):
+        quick(dataset, tmp_path / "none", recipe={"refit": True})
+
+
+@hypothesis.given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+def test_stretches_cut_no_group_and_leave_every_film_something(groups):
+    rows = [{"movie": "A", "group": f"A#{group}"} for group in groups]
+    stretch = train.hold_out_stretches(rows)
+    assert all(len({s for s, g in zip(stretch, groups, strict=True) if g == group}) == 1 for group in groups)
+    assert all((stretch != k).any() for k in range(5))
 
 
 def test_leak_check_shows_what_neighbours_give_away(tmp_path, capsys):
