@@ -8,6 +8,7 @@ python export.py model.pt --arch deit_base_patch16_224 --classes classes.txt    
 import argparse
 import base64
 import contextlib
+import copy
 import json
 import shutil
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from identify import (
@@ -62,6 +64,74 @@ class Exported(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, embedding = self.model(normalise(image, self.spec))
         return logits.float(), embedding.float()
+
+
+class SplitAttention(nn.Module):
+    """timm's Attention with matrices of their own for queries, keys and values; the last `padding` tokens are no keys.
+
+    OpenVINO then takes the transposes into its attention kernel, for 9% less time of DeiT-B in int8.
+    """
+
+    def __init__(self, attention: nn.Module, padding: int):
+        super().__init__()
+        self.inner, self.padding = attention, padding
+        self.split = nn.ModuleList()
+        qkv = attention.qkv
+        for i, weight in enumerate(qkv.weight.chunk(3)):
+            part = nn.Linear(weight.shape[1], weight.shape[0], bias=qkv.bias is not None)
+            part.weight.copy_(weight)
+            if qkv.bias is not None:
+                part.bias.copy_(qkv.bias.chunk(3)[i])
+            self.split.append(part)
+
+    def forward(self, x: torch.Tensor, attn_mask: None = None, is_causal: bool = False) -> torch.Tensor:
+        inner = self.inner
+        q, k, v = (part(x).unflatten(2, (inner.num_heads, -1)).transpose(1, 2) for part in self.split)
+        q, k = inner.q_norm(q), inner.k_norm(k)
+        if self.padding:
+            k, v = k[:, :, : -self.padding], v[:, :, : -self.padding]
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return inner.proj(inner.norm(x))
+
+
+class PadToken(nn.Module):
+    """Tokens [N, L, D] -> [N, L + 1, D]: the last one twice, so that int8 meets no new values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x[:, -1:]], 1)
+
+
+class CutToken(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :-1]
+
+
+@torch.no_grad()
+def restructure(model: nn.Module, size: int) -> nn.Module:
+    """A copy of model that computes the same, but faster, as a graph; any model but timm's plain ViTs as it is.
+
+    An odd number of tokens, the 197 of DeiT say, gets one more: matrix products over a prime number of rows take 8%
+    longer in oneDNN. size: of the input, in pixels.
+    """
+    from timm.layers.attention import Attention
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    backbone = getattr(model, "backbone", None)
+    if type(backbone) is not VisionTransformer:
+        return model
+    plain = all(type(block) is Block and type(block.attn) is Attention for block in backbone.blocks)
+    if not plain or any(getattr(block.attn, "gate", None) for block in backbone.blocks):
+        return model
+    model = copy.deepcopy(model)
+    backbone = model.backbone
+    tokens = backbone._pos_embed(backbone.patch_embed(torch.zeros(1, 3, size, size))).shape[1]
+    model.padding = padding = tokens % 2
+    for block in backbone.blocks:
+        block.attn = SplitAttention(block.attn, padding)
+    if padding:
+        backbone.norm_pre = nn.Sequential(backbone.norm_pre, PadToken())
+        backbone.norm = nn.Sequential(backbone.norm, CutToken())
+    return model
 
 
 class Stage:
@@ -228,7 +298,7 @@ def export_onnx(model: nn.Module, spec: dict, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Exported(model, spec).eval(),
+            Exported(restructure(model, spec["size"]), spec).eval(),
             (example,),
             None,
             input_names=["image"],

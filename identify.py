@@ -503,6 +503,23 @@ def load_openvino(path: Path, threads: int = 0, precision: str | None = None):
     return metadata, (image.get_any_name(), element, shape, names), run
 
 
+def release_files(folder: Path) -> None:
+    """Hand back the memory of files in folder that are mapped into this process (Linux; elsewhere nothing happens).
+
+    OpenVINO maps weights, packs them for this CPU and keeps both: of DeiT-B in int8 85 MB that are not read again.
+    """
+    with contextlib.suppress(ImportError, OSError, AttributeError, ValueError):
+        import ctypes
+
+        advise = ctypes.CDLL(None).madvise
+        advise.argtypes, inside = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), f" {folder.resolve()}/"
+        for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines():
+            span, rights = line.split(maxsplit=2)[:2]
+            if rights.startswith("r--") and inside in line:
+                start, end = (int(number, 16) for number in span.split("-"))
+                advise(start, end - start, 4)  # MADV_DONTNEED: if they are read again, they come from the file
+
+
 # ------------------------------------------------------------------------------------- what this host does best
 
 
@@ -665,11 +682,14 @@ class Identifier:
             raise UserError(f"--model {self.path}: its input is {name} {element} {shape}, not image uint8 [N, S, S, 3]")
         if not {"logits", "embedding"} <= outputs:
             raise UserError(f"--model {self.path}: its outputs are {sorted(outputs)}, not logits and embedding")
-        logits, _ = self._run(np.zeros((1, size, size, 3), np.uint8))  # warm-up, and the class count
+        black = np.zeros((size, size, 3), np.uint8)
+        logits, embedding = self._run(black[None])  # warm-up, and the class count
+        release_files(self.path.parent)
         if logits.shape[1] != len(self.classes):
             raise UserError(f"--model {self.path}: {logits.shape[1]} outputs but {len(self.classes)} classes")
         try:  # hostile or damaged metadata shows now, not at the first frame
-            (answer,) = self.answers(preprocess(np.zeros((size, size, 3), np.uint8), self.preprocessing)[None])
+            preprocess(black, self.preprocessing)
+            (answer,) = self.judge(logits, embedding, 3, time.perf_counter())
             whole = all(isinstance(title, str) for title in self.classes) and np.isfinite(
                 answer.candidates[0].confidence
             )

@@ -46,6 +46,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, dim: int, classes: int, levels: list[str] = ()):
         super().__init__()
         self.backbone, self.levels, self.seen = backbone, list(levels), []
+        self.padding = 0  # tokens at the end that are no part of the picture, see export.restructure
         for name in self.levels:
             backbone.get_submodule(name).register_forward_hook(self._see)
         self.dims = [dim]
@@ -69,7 +70,8 @@ class Classifier(nn.Module):
             self.seen.append(output.mean((1, 2) if getattr(self.backbone, "output_fmt", "") == "NHWC" else (2, 3)))
             return
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
-        self.seen.append(torch.cat([output[:, : min(prefix, 1)].flatten(1), output[:, prefix:].mean(1)], 1))
+        picture = output[:, prefix : output.shape[1] - self.padding]
+        self.seen.append(torch.cat([output[:, : min(prefix, 1)].flatten(1), picture.mean(1)], 1))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         embedding = self.backbone(images)

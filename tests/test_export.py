@@ -11,6 +11,7 @@ from PIL import Image
 import export
 from export import export_model, fit_rule, fit_temperature, lowest_threshold, verify_rule
 from identify import Identifier, UserError, preprocess
+from models import build_model
 
 
 def test_export_leaves_what_the_design_says(exported):
@@ -66,6 +67,30 @@ def test_transformer_exports(dataset, tmp_path):
         logits, _ = Identifier(tmp_path / "export" / name).logits(np.stack([frame, frame]))
         assert logits.shape == (2, 3) and np.isfinite(logits).all()
     assert report["architecture"] == "test_vit3" and report["refit"]
+
+
+@pytest.mark.parametrize(("arch", "levels"), [("test_vit", False), ("test_vit3", True), ("test_vit2", True)])
+def test_a_restructured_transformer_computes_the_same(arch, levels):
+    """Split matrices and a padding token; with the padding among the keys it would not be the same."""
+    torch.manual_seed(0)
+    model = build_model(arch, list("abc"), pretrained=False, levels=levels).eval()
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+        images = torch.randn(2, 3, 224, 224)
+        wanted = model(images)
+        changed = export.restructure(model, 224).eval()
+        for one, two in zip(wanted, changed(images), strict=True):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+        tokens = []
+        changed.backbone.blocks.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
+        changed(images)
+        assert tokens[0] % 2 == 0 and changed.padding == 1
+        for block in changed.backbone.blocks:
+            block.attn.padding = 0
+        assert (changed(images)[1] - wanted[1]).abs().max() > 1e-4
+    cnn = build_model("test_resnet", list("abc"), pretrained=False)
+    assert export.restructure(cnn, 224) is cnn
 
 
 def test_failed_gate_leaves_the_old_export(run, dataset, exported, tmp_path, monkeypatch):

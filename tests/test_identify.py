@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -335,3 +336,30 @@ def test_worker_answers_another_program(exported, dataset):
     logits, embedding = identifier.logits(np.stack([identifier.load(file) for file in files]))
     mean = identifier.judge(logits.mean(0)[None], embedding.mean(0)[None], 3, 0.0)[0]
     assert album["candidates"] == mean.as_dict()["candidates"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_weights_are_not_held_twice(exported, monkeypatch):
+    """OpenVINO keeps the file's pages behind its own packed copy; they are given back, and can still be read."""
+
+    def held() -> int:
+        """Kilobytes of files in the export's folder that are mapped and resident."""
+        lines, inside, total = Path("/proc/self/smaps").read_text().splitlines(), False, 0
+        for line in lines:
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                inside = str(exported / "openvino") in line
+            elif inside and line.startswith("Rss:"):
+                total += int(line.split()[1])
+        return total
+
+    path, batch = exported / "openvino" / "model.xml", np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(identify, "release_files", lambda folder: None)
+        keeps = Identifier(path)
+        assert held() > 0
+    before = keeps.logits(batch.astype(np.uint8))[0]
+    identify.release_files(path.parent)
+    assert held() == 0
+    assert (keeps.logits(batch.astype(np.uint8))[0] == before).all()
+    gives = Identifier(path)
+    assert held() == 0 and (gives.logits(batch.astype(np.uint8))[0] == before).all()
