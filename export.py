@@ -69,12 +69,13 @@ class Exported(nn.Module):
 class SplitAttention(nn.Module):
     """timm's Attention with matrices of their own for queries, keys and values; the last `padding` tokens are no keys.
 
-    OpenVINO then takes the transposes into its attention kernel, for 9% less time of DeiT-B in int8.
+    OpenVINO then takes the transposes into its attention kernel. queries: how many tokens ask, from the first one on;
+    None for all.
     """
 
-    def __init__(self, attention: nn.Module, padding: int):
+    def __init__(self, attention: nn.Module, padding: int, queries: int | None = None):
         super().__init__()
-        self.inner, self.padding = attention, padding
+        self.inner, self.padding, self.queries = attention, padding, queries
         self.split = nn.ModuleList()
         qkv = attention.qkv
         for i, weight in enumerate(qkv.weight.chunk(3)):
@@ -86,12 +87,29 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, attn_mask: None = None, is_causal: bool = False) -> torch.Tensor:
         inner = self.inner
-        q, k, v = (part(x).unflatten(2, (inner.num_heads, -1)).transpose(1, 2) for part in self.split)
+        sources = x[:, : self.queries], x, x
+        q, k, v = (
+            part(source).unflatten(2, (inner.num_heads, -1)).transpose(1, 2)
+            for part, source in zip(self.split, sources, strict=True)
+        )
         q, k = inner.q_norm(q), inner.k_norm(k)
         if self.padding:
             k, v = k[:, :, : -self.padding], v[:, :, : -self.padding]
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return inner.proj(inner.norm(x))
+
+
+class LastBlock(nn.Module):
+    """timm's Block where nobody asks for more than the first token, the class token: [N, L, D] -> [N, 1, D]."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.inner = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        block = self.inner
+        x = x[:, :1] + block.ls1(block.attn(block.norm1(x)))
+        return x + block.ls2(block.mlp(block.norm2(x)))
 
 
 class PadToken(nn.Module):
@@ -111,7 +129,7 @@ def restructure(model: nn.Module, size: int) -> nn.Module:
     """A copy of model that computes the same, but faster, as a graph; any model but timm's plain ViTs as it is.
 
     An odd number of tokens, the 197 of DeiT say, gets one more: matrix products over a prime number of rows take 8%
-    longer in oneDNN. size: of the input, in pixels.
+    longer in oneDNN. Where the class token alone is read, the last block computes no other. size: of the input, pixels.
     """
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block, VisionTransformer
@@ -123,14 +141,17 @@ def restructure(model: nn.Module, size: int) -> nn.Module:
     if not plain or any(getattr(block.attn, "gate", None) for block in backbone.blocks):
         return model
     model = copy.deepcopy(model)
-    backbone = model.backbone
+    backbone, last = model.backbone, len(model.backbone.blocks) - 1
     tokens = backbone._pos_embed(backbone.patch_embed(torch.zeros(1, 3, size, size))).shape[1]
     model.padding = padding = tokens % 2
-    for block in backbone.blocks:
-        block.attn = SplitAttention(block.attn, padding)
+    one = backbone.global_pool == "token" and backbone.attn_pool is None and f"blocks.{last}" not in model.levels
+    for i, block in enumerate(backbone.blocks):
+        block.attn = SplitAttention(block.attn, padding, 1 if one and i == last else None)
+    if one:
+        backbone.blocks[last] = LastBlock(backbone.blocks[last])
     if padding:
         backbone.norm_pre = nn.Sequential(backbone.norm_pre, PadToken())
-        backbone.norm = nn.Sequential(backbone.norm, CutToken())
+        backbone.norm = backbone.norm if one else nn.Sequential(backbone.norm, CutToken())
     return model
 
 

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import functools
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps
 from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
 
 MAX_BYTES = 20_000_000  # of one image file
@@ -38,6 +39,7 @@ WORKER_ROOM = 300_000_000  # bytes that a picture may take in a worker
 MIN_SIDE = 16  # pixels; less than this is an icon, not a frame
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # by content; the name is not believed
+PLUGINS = {"WEBP": "WebP"}  # Pillow's modules that are not named like the others
 
 # what a model must know about an image; carried by the checkpoint and by every exported file
 PREPROCESSING = {
@@ -143,7 +145,7 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's own bomb warning comes before our cap
-                image = open_image(io.BytesIO(source), formats=[f for f in IMAGE_FORMATS if _registered(f)])
+                image = open_image(io.BytesIO(source), formats=_known_formats())
         except Image.DecompressionBombError:
             raise UserError(f"{name}: more than {MAX_PIXELS // 1_000_000} megapixels") from None
         except Exception:  # Pillow's plugins raise anything on hostile bytes
@@ -167,16 +169,19 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image  # Pillow's would copy the picture
     except Exception:
-        image.load()  # damaged EXIF alone is no reason to refuse; damaged pixels raise here
-        return image
+        return image  # damaged EXIF alone is no reason to refuse
 
 
-def _registered(name: str) -> bool:
-    Image.init()
-    return name in Image.OPEN
+def _known_formats() -> list[str]:
+    """Of IMAGE_FORMATS those that this Pillow was built with; loads no other decoder, for there are forty."""
+    for name in IMAGE_FORMATS:
+        importlib.import_module(f"PIL.{PLUGINS.get(name, name.capitalize())}ImagePlugin")
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -187,7 +192,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:

@@ -83,10 +83,12 @@ def test_a_restructured_transformer_computes_the_same(arch, levels):
         for one, two in zip(wanted, changed(images), strict=True):
             torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
         tokens = []
-        changed.backbone.blocks.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
-        changed(images)
-        assert tokens[0] % 2 == 0 and changed.padding == 1
         for block in changed.backbone.blocks:
+            block.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
+        changed(images)
+        assert changed.padding == 1 and all(count % 2 == 0 for count in tokens[:-1])
+        assert tokens[-1] == (1 if model.backbone.global_pool == "token" else tokens[0])
+        for block in changed.backbone.blocks[:-1]:
             block.attn.padding = 0
         assert (changed(images)[1] - wanted[1]).abs().max() > 1e-4
     cnn = build_model("test_resnet", list("abc"), pretrained=False)
