@@ -52,6 +52,8 @@ TARGETS = {"movie": 0.95, "shortlist": 0.95}  # named films right, shortlists th
 ALPHAS = (-1, 0.15, 0.5, 0.95)  # SmoothQuant; -1 is off. The best one differs from model to model, so val chooses
 CALIBRATION_FRAMES = 300
 OPSET = 18
+MAX_DROP = 0.5  # points of balanced accuracy
+DATA, ORIGINAL_ARCH = Path("data/processed"), "deit_base_patch16_224"
 
 
 class Exported(nn.Module):
@@ -482,7 +484,7 @@ def export_model(
     data: Path,
     out: Path = Path("export"),
     *,
-    max_drop: float = 0.5,
+    max_drop: float = MAX_DROP,
     alphas: tuple[float, ...] = ALPHAS,
     overflow_fix: bool = False,
 ) -> dict:
@@ -645,12 +647,20 @@ def read_classes(path: Path) -> list[str]:
 
 
 def export_original(
-    checkpoint: Path, arch: str, classes_file: Path, out: Path = Path("export"), *, frames: Path | None = None
+    checkpoint: Path,
+    arch: str,
+    classes_file: Path,
+    out: Path = Path("export"),
+    *,
+    frames: Path | None = None,
+    alphas: tuple[float, ...] = ALPHAS,
+    overflow_fix: bool = False,
 ) -> dict:
     """Export weights as the original project left them, to answer as its bot did; returns the content of model.json.
 
     The rule is `original`; frames are squashed whole, bars and all. frames: a folder of any frames to calibrate int8
-    with; without it there is no OpenVINO int8, and no int8 at all for a CNN. Raises UserError.
+    with; without it there is no OpenVINO int8, and no int8 at all for a CNN. alphas, overflow_fix: as in export_model.
+    Raises UserError.
     """
     classes = read_classes(classes_file)
     spec = PREPROCESSING | {"crop_bars": False, "draft": False}
@@ -670,8 +680,11 @@ def export_original(
         stage.done(f"{arch}, {len(classes)} films; fp32 within {export_float(model, spec, fp32, some):.1e}", fp32)
         if transformer or sample is not None:
             quantise_onnx(fp32, int8, sample, transformer=transformer)
-        if sample is not None:
-            quantise_openvino(fp32, vino, sample, alpha=0.5 if transformer else None)
+        how = f"calibrated on {0 if sample is None else len(sample)} frames"
+        if sample is not None and transformer:
+            how += f", SmoothQuant alpha {choose_alpha(fp32, vino, sample, sample[::3], alphas, overflow_fix)}"
+        elif sample is not None:
+            quantise_openvino(fp32, vino, sample, alpha=None, overflow_fix=overflow_fix)
         metadata = {"format": "movie-by-frame 1", "architecture": arch, "commit": "unknown"}
         metadata |= {"classes": json.dumps(classes, ensure_ascii=False), "preprocessing": json.dumps(spec)}
         metadata |= {"decision": pack_rule(ORIGINAL_RULE), "accuracy": json.dumps({"split": "unknown"})}
@@ -685,7 +698,7 @@ def export_original(
                 row["same_film_as_fp32"] = float((run_all(path, sample[::3])[0].argmax(1) == reference).mean())
             report["formats"][str(path.relative_to(work))] = row
         if sample is not None:
-            stage.done(f"int8, calibrated on {len(sample)} frames", vino)
+            stage.done(f"int8, {how}", vino)
         with whole_file(work / "model.json", "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1, ensure_ascii=False)
     stage.done(f"wrote {out}")
@@ -693,15 +706,15 @@ def export_original(
 
 
 def choose_alpha(source: Path, target: Path, sample, frames, alphas, overflow_fix: bool) -> float:
-    """Quantise with each SmoothQuant alpha, keep the one whose logits on val frames are nearest to those of fp32.
+    """Quantise with each SmoothQuant alpha, keep the one whose logits of frames are nearest to those of fp32.
 
-    Not the one most accurate there: a hundred frames hardly differ, and a refit model has learnt them.
+    Not the one most accurate: on a hundred val frames they hardly differ, and a refit model has learnt those.
     """
     wanted, best = run_all(source, frames)[0], None
     for alpha in alphas:
         quantise_openvino(source, target, sample, alpha=alpha, overflow_fix=overflow_fix)
         off = deviation(run_all(target, frames)[0], wanted)
-        print(f"      alpha {alpha:5}: logits on val off by {off:.2%}", flush=True)
+        print(f"      alpha {alpha:5}: logits off by {off:.2%}", flush=True)
         if best is None or off < best[0]:
             best = (off, alpha)
     if best[1] != alphas[-1]:
@@ -785,37 +798,40 @@ def draw_calibration(rule: dict, outputs: dict, labels: np.ndarray, path: Path) 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Export a trained model to ONNX and OpenVINO.")
     parser.add_argument("checkpoint", type=Path, help="best.pt of a run")
-    parser.add_argument("--data", type=Path, default=Path("data/processed"), help="default: %(default)s")
+    parser.add_argument("--data", type=Path, help=f"what it was trained on (default: {DATA})")
     parser.add_argument("--out", type=Path, default=Path("export"), help="default: %(default)s")
-    parser.add_argument(
-        "--max-drop",
-        type=float,
-        default=0.5,
-        help="points of balanced accuracy that int8 may lose, beyond chance (default: %(default)s)",
-    )
-    text = "SmoothQuant alphas to try on a transformer; -1 is off (default: %(default)s)"
+    text = f"points of balanced accuracy that int8 may lose, beyond chance (default: {MAX_DROP})"
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help=text)
     parser.add_argument(
         "--overflow-fix", action="store_true", help="for hosts without VNNI: 7-bit weights, which can't saturate there"
     )
+    text = "SmoothQuant alphas to try on a transformer; -1 is off (default: %(default)s)"
     parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help=text)
     group = parser.add_argument_group("weights of the original project")
     group.add_argument("--classes", type=Path, help="its classes.txt, lines `Title (Year): index`")
-    group.add_argument("--arch", default="deit_base_patch16_224", help="default: %(default)s")
+    group.add_argument("--arch", help=f"default: {ORIGINAL_ARCH}")
     group.add_argument("--frames", type=Path, help="any frames, to calibrate OpenVINO int8 with (default: none)")
     return parser
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    for flag in ("data", "max_drop") if args.classes else ("arch", "frames"):
+        if getattr(args, flag) is not None:
+            word = "does not go" if args.classes else "goes only"
+            parser.error(f"--{flag.replace('_', '-')} {word} with --classes, the weights of the original project")
+    options = {"alphas": tuple(args.alphas), "overflow_fix": args.overflow_fix}
     if args.classes:
-        report = export_original(args.checkpoint, args.arch, args.classes, args.out, frames=args.frames)
+        arch = args.arch or ORIGINAL_ARCH
+        report = export_original(args.checkpoint, arch, args.classes, args.out, frames=args.frames, **options)
         for name, row in report["formats"].items():
             same = f", the film of fp32 on {row['same_film_as_fp32']:.1%} of the frames" if len(row) > 1 else ""
             print(f"{name:22} {row['ms']:6.1f} ms a frame{same}")
     else:
-        options = {"max_drop": args.max_drop, "alphas": tuple(args.alphas), "overflow_fix": args.overflow_fix}
-        report = export_model(args.checkpoint, args.data, args.out, **options)
+        options["max_drop"] = MAX_DROP if args.max_drop is None else args.max_drop
+        report = export_model(args.checkpoint, args.data or DATA, args.out, **options)
         print("\n" + describe(report))
     print(f"next: python identify.py FRAME --model {args.out}")
     return 0

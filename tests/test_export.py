@@ -184,6 +184,11 @@ def test_weights_of_the_original_answer_as_its_bot_did(original, raw, tmp_path):
     assert Identifier(tmp_path / "export" / "model.int8.onnx").self_test()["agrees"]
     assert export.main([*argv, "--frames", str(raw / "Film 0 (1990)")]) == 0
     assert Identifier(tmp_path / "export" / "openvino" / "model.xml").classes[1] == "Film: part 1 (1951)"
+    argv += ["--frames", str(raw / "Film 0 (1990)"), "--alphas", "0.5"]
+    assert export.main(argv) == 0
+    eight = (tmp_path / "export" / "openvino" / "model.bin").read_bytes()
+    assert export.main([*argv, "--overflow-fix"]) == 0
+    assert eight != (tmp_path / "export" / "openvino" / "model.bin").read_bytes()
 
 
 def test_wrong_weights_of_the_original_are_one_line(original, tmp_path, capsys):
@@ -216,6 +221,13 @@ def test_overflow_fix_keeps_weights_to_seven_bits(exported, tmp_path):
         weights = [o for o in operations if o.get_type_name() == "Constant" and o.get_element_type().size == 1]
         largest[fix] = [int(np.abs(o.data.astype(int)).max()) for o in weights if o.data.ndim == 4]
     assert max(largest[False]) > 64 >= max(largest[True])
+
+
+def test_options_that_would_be_ignored_are_refused(run, tmp_path, capsys):
+    for argv in (["--arch", "test_vit"], ["--frames", "."], ["--classes", "c.txt", "--max-drop", "1"]):
+        with pytest.raises(SystemExit) as stop:
+            export.main([str(run / "best.pt"), *argv])
+        assert stop.value.code == 2 and "--classes" in capsys.readouterr().err
 
 
 def test_out_must_not_hold_other_things(run, dataset, tmp_path):
