@@ -715,6 +715,8 @@ def train_model(
     model = build_model(arch, classes, pretrained=pretrained, init=init, levels=recipe["levels"])
     if wanted.get("refit") and not (recipe["probe"] and isinstance(model.head, nn.Linear)):
         raise UserError("--refit fits a probe again; it needs --probe and a linear head", 2)
+    if recipe["epochs"] == 0 and teacher:
+        raise UserError("--teacher teaches while the model trains and does not go with --epochs 0", 2)
     levels = getattr(model, "levels", [])
     size = recipe["train_size"]
     spec = preprocessing_for(arch) | {"crop_bars": not recipe["keep_bars"]}
@@ -773,8 +775,6 @@ def train_model(
     steps = per_epoch * recipe["epochs"]
     shuffle, draw = torch.Generator(), torch.Generator(where)
     target = torch.from_numpy(labels["train"]).to(where)
-    if recipe["epochs"] == 0 and teacher:
-        raise UserError("--teacher teaches while the model trains and does not go with --epochs 0", 2)
     if recipe["epochs"] == 0 and not (probed or zero_shot):
         raise UserError("--epochs 0 leaves the head as it began; it needs --probe and a linear head", 2)
     images = _to_device(frames["crops"], where)

@@ -325,6 +325,7 @@ def test_errors_are_one_line(dataset, tmp_path, capsys, monkeypatch):
         ([str(dataset), "--arch", "nothing_at_all"], "--arch"),
         ([str(dataset), "--subset", "40"], "--subset"),
         ([str(dataset), "--arch", "test_resnet", "--epochs", "1", "--compile"], "--compile"),
+        ([str(dataset), "--arch", "test_resnet", "--epochs", "0", "--teacher", "x"], "does not go with --epochs 0"),
     ]
     for argv, words in cases:
         assert train.main([*argv, "--no-pretrained", "--out", str(tmp_path / "runs")]) in (1, 2)
