@@ -139,8 +139,8 @@ def restructure(model: nn.Module, size: int) -> nn.Module:
     backbone = getattr(model, "backbone", None)
     if type(backbone) is not VisionTransformer:
         return model
-    plain = all(type(block) is Block and type(block.attn) is Attention for block in backbone.blocks)
-    if not plain or any(getattr(block.attn, "gate", None) for block in backbone.blocks):
+    blocks = ((type(block), type(block.attn), getattr(block.attn, "gate", None)) for block in backbone.blocks)
+    if any(kind != (Block, Attention, None) for kind in blocks):
         return model
     model = copy.deepcopy(model)
     backbone, last = model.backbone, len(model.backbone.blocks) - 1
@@ -201,7 +201,7 @@ def embedding_statistics(embedding: np.ndarray, labels: np.ndarray, classes: int
     """What the rmd and knn scores need, from training frames: embedding [N, D], labels [N]."""
     from sklearn.decomposition import PCA
 
-    x = unit(embedding)
+    x = unit(embedding).astype(np.float32)
     axes = PCA(int(min(128, x.shape[1], max(2, len(x) // 4))), random_state=13).fit(x)
     reduced, project = axes.transform(x), axes.components_.T
     means = np.stack([reduced[labels == c].mean(axis=0) for c in range(classes)])
@@ -210,7 +210,7 @@ def embedding_statistics(embedding: np.ndarray, labels: np.ndarray, classes: int
     # a bank of at most 4,000 frames, the same number of each film, keeps the file small
     rng, most = np.random.default_rng(13), max(1, 4000 // classes)
     bank = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:most] for c in range(classes)])
-    return statistics | {"bank": x[np.sort(bank)], "k": 5}
+    return statistics | {"bank": x[np.sort(bank)].astype(np.float16), "k": 5}  # as it ships
 
 
 def area_under_risk_coverage(score: np.ndarray, right: np.ndarray) -> float:
@@ -265,15 +265,16 @@ def fit_rule(parts: list[tuple], unknown: tuple, statistics: dict) -> tuple[dict
     return rules[best["score"]], table
 
 
-def calibration_parts(held_out: dict | None, outputs: dict, labels: dict, classes: int) -> tuple[list[tuple], dict]:
-    """(parts, statistics) for fit_rule, from (logits, embedding) and labels a split.
+def calibration_parts(held_out: dict | None, outputs: dict, labels: dict, classes: int) -> tuple[list, tuple, dict]:
+    """(parts, unknown, statistics) for fit_rule, from (logits, embedding) and labels a split.
 
-    held_out: of a model that was fitted on val too, what train.refit_head left; the parts are its stretches, and else
-    val alone.
+    held_out: of a model that was fitted on val too, what train.refit_head left. The parts are its stretches then, and
+    else val alone. How many of the named films are right depends on how often unknown ones come: beside more known
+    frames the unknown ones count as often as they did beside val.
     """
     if not held_out:
         statistics = embedding_statistics(outputs["train"][1], labels["train"], classes)
-        return [(*outputs["val"], labels["val"], statistics)], statistics
+        return [(*outputs["val"], labels["val"], statistics)], outputs["unknown_val"], statistics
     embedding = np.concatenate([outputs[split][1] for split in ("train", "val")])
     truth = np.concatenate([labels[split] for split in ("train", "val")])
     stretch, logits = held_out["stretch"].numpy(), held_out["logits"].numpy()
@@ -282,7 +283,9 @@ def calibration_parts(held_out: dict | None, outputs: dict, labels: dict, classe
         out = stretch == k
         others = embedding_statistics(embedding[~out], truth[~out], classes)
         parts.append((logits[out], embedding[out], truth[out], others))
-    return parts, embedding_statistics(embedding, truth, classes)
+    times = max(1, round((stretch >= 0).sum() / len(labels["val"])))
+    unknown = tuple(np.repeat(column, times, axis=0) for column in outputs["unknown_val"])
+    return parts, unknown, embedding_statistics(embedding, truth, classes)
 
 
 def verify_rule(rule: dict, logits, embedding, labels, unknown_logits, unknown_embedding) -> dict:
@@ -485,7 +488,7 @@ def export_model(
     out: Path = Path("export"),
     *,
     max_drop: float = MAX_DROP,
-    alphas: tuple[float, ...] = ALPHAS,
+    alphas: tuple[float, ...] | None = None,
     overflow_fix: bool = False,
 ) -> dict:
     """Export everything and return the report, the content of model.json. out appears whole, or stays as it was.
@@ -508,36 +511,36 @@ def export_model(
         way = quantise_onnx(fp32, int8, sample, transformer=transformer)
         stage.done(f"ONNX int8 ({way}, {len(sample)} frames)", int8)
 
-        if transformer:
-            alpha = choose_alpha(fp32, vino, sample, frames["val"], alphas, overflow_fix)
-        else:
-            alpha = None
-            quantise_openvino(fp32, vino, sample, alpha=None, overflow_fix=overflow_fix)
+        alpha = best_openvino(fp32, vino, sample, frames["val"], alphas, overflow_fix, transformer)
         how = [] if alpha is None else [f"SmoothQuant alpha {alpha} by val"]
         how += ["7-bit weights"] if overflow_fix else []
         stage.done("OpenVINO int8" + (f" ({', '.join(how)})" if how else ""), vino)
 
         outputs = {name: run_all(fp32, part) for name, part in frames.items()}
-        accuracy = {"fp32 ONNX": check_format(outputs["val"][0], outputs["test"][0], labels)}
-        truth = np.r_[labels["val"], labels["test"]]
-        reference = np.r_[outputs["val"][0], outputs["test"][0]].argmax(1) == truth
+        held_out = state.get("held_out")
+        gate = ("test",) if held_out else ("val", "test")  # frames that the model has not learnt
+        truth, accuracy = np.concatenate([labels[split] for split in gate]), {}
         for name, path, precision in (
+            ("fp32 ONNX", fp32, None),
             ("int8 ONNX", int8, None),
             ("int8 OpenVINO", vino, None),
             ("int8 OpenVINO f32", vino, "f32"),
         ):
-            logits = [run_all(path, frames[part], precision)[0] for part in ("val", "test")]
-            accuracy[name] = check_format(*logits, labels)
-            drop = accuracy["fp32 ONNX"]["val_test_balanced"] - accuracy[name]["val_test_balanced"]
-            right = np.concatenate(logits).argmax(1) == truth
+            logits = [(outputs[s] if path == fp32 else run_all(path, frames[s], precision))[0] for s in gate]
+            figures, both = measure(logits[-1], labels["test"]), np.concatenate(logits)
+            accuracy[name] = {key: figures[key] for key in ("top1", "balanced")}
+            balanced, right = measure(both, truth)["balanced"], both.argmax(1) == truth
+            if path == fp32:
+                reference, wanted = right, balanced
+                continue
+            drop = wanted - balanced
             if drop > max_drop / 100 and really_worse(reference, right):
                 raise UserError(f"{name} loses {100 * drop:.2f} points of balanced accuracy, --max-drop is {max_drop}")
             lost, won = int((reference & ~right).sum()), int((right & ~reference).sum())
             print(f"      {name}: {lost} right answers lost and {won} won on {len(right)} frames", flush=True)
         stage.done("accuracy of every format on test")
 
-        parts, statistics = calibration_parts(state.get("held_out"), outputs, labels, len(classes))
-        rule, scores = fit_rule(parts, outputs["unknown_val"], statistics)
+        rule, scores = fit_rule(*calibration_parts(held_out, outputs, labels, len(classes)))
         small = {name: run_all(vino, frames[name]) for name in ("test", "unknown_test")}
         checks = {
             name: verify_rule(r, *found["test"], labels["test"], *found["unknown_test"])
@@ -571,7 +574,7 @@ def export_model(
         report = {key: metadata[key] for key in ("format", "architecture", "commit")}
         report |= {"classes": classes, "preprocessing": spec, "accuracy": figures, "formats": accuracy}
         report["decision"] = {k: v for k, v in rule.items() if not isinstance(v, np.ndarray)}
-        report |= {"scores": scores, "checks": checks, "refit": bool(state.get("held_out"))}
+        report |= {"scores": scores, "checks": checks, "refit": bool(held_out)}
         with whole_file(work / "model.json", "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1, ensure_ascii=False)
         with whole_file(work / "report.md", "w", encoding="utf-8") as file:
@@ -653,7 +656,7 @@ def export_original(
     out: Path = Path("export"),
     *,
     frames: Path | None = None,
-    alphas: tuple[float, ...] = ALPHAS,
+    alphas: tuple[float, ...] | None = None,
     overflow_fix: bool = False,
 ) -> dict:
     """Export weights as the original project left them, to answer as its bot did; returns the content of model.json.
@@ -681,10 +684,9 @@ def export_original(
         if transformer or sample is not None:
             quantise_onnx(fp32, int8, sample, transformer=transformer)
         how = f"calibrated on {0 if sample is None else len(sample)} frames"
-        if sample is not None and transformer:
-            how += f", SmoothQuant alpha {choose_alpha(fp32, vino, sample, sample[::3], alphas, overflow_fix)}"
-        elif sample is not None:
-            quantise_openvino(fp32, vino, sample, alpha=None, overflow_fix=overflow_fix)
+        if sample is not None:
+            alpha = best_openvino(fp32, vino, sample, sample[::3], alphas, overflow_fix, transformer)
+            how += "" if alpha is None else f", SmoothQuant alpha {alpha}"
         metadata = {"format": "movie-by-frame 1", "architecture": arch, "commit": "unknown"}
         metadata |= {"classes": json.dumps(classes, ensure_ascii=False), "preprocessing": json.dumps(spec)}
         metadata |= {"decision": pack_rule(ORIGINAL_RULE), "accuracy": json.dumps({"split": "unknown"})}
@@ -705,28 +707,27 @@ def export_original(
     return report
 
 
-def choose_alpha(source: Path, target: Path, sample, frames, alphas, overflow_fix: bool) -> float:
-    """Quantise with each SmoothQuant alpha, keep the one whose logits of frames are nearest to those of fp32.
+def best_openvino(source: Path, target: Path, sample, frames, alphas, overflow_fix: bool, transformer: bool):
+    """OpenVINO int8; of a transformer with the SmoothQuant alpha whose logits of frames are nearest to those of fp32.
 
-    Not the one most accurate: on a hundred val frames they hardly differ, and a refit model has learnt those.
+    Returns that alpha, None for a CNN. Not the one most accurate: on a hundred val frames they hardly differ, and a
+    refit model has learnt those. Raises UserError for alphas and a CNN.
     """
-    wanted, best = run_all(source, frames)[0], None
+    if not transformer:
+        if alphas:
+            raise UserError("--alphas: SmoothQuant is for transformers, and this is none", 2)
+        quantise_openvino(source, target, sample, alpha=None, overflow_fix=overflow_fix)
+        return None
+    wanted, best, alphas = run_all(source, frames)[0], None, alphas or ALPHAS
     for alpha in alphas:
         quantise_openvino(source, target, sample, alpha=alpha, overflow_fix=overflow_fix)
         off = deviation(run_all(target, frames)[0], wanted)
         print(f"      alpha {alpha:5}: logits off by {off:.2%}", flush=True)
-        if best is None or off < best[0]:
+        if best is None or not off >= best[0]:  # nan too
             best = (off, alpha)
     if best[1] != alphas[-1]:
         quantise_openvino(source, target, sample, alpha=best[1], overflow_fix=overflow_fix)
     return best[1]
-
-
-def check_format(val: np.ndarray, test: np.ndarray, labels: dict) -> dict:
-    """Accuracy of one format: test alone, and val and test together for the gate."""
-    figures = measure(test, labels["test"])
-    both = measure(np.concatenate([val, test]), np.r_[labels["val"], labels["test"]])
-    return {"top1": figures["top1"], "balanced": figures["balanced"], "val_test_balanced": both["balanced"]}
 
 
 def really_worse(reference: np.ndarray, other: np.ndarray) -> bool:
@@ -805,8 +806,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overflow-fix", action="store_true", help="for hosts without VNNI: 7-bit weights, which can't saturate there"
     )
-    text = "SmoothQuant alphas to try on a transformer; -1 is off (default: %(default)s)"
-    parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help=text)
+    text = f"SmoothQuant alphas to try on a transformer; -1 is off (default: {' '.join(map(str, ALPHAS))})"
+    parser.add_argument("--alphas", type=float, nargs="+", metavar="A", help=text)
     group = parser.add_argument_group("weights of the original project")
     group.add_argument("--classes", type=Path, help="its classes.txt, lines `Title (Year): index`")
     group.add_argument("--arch", help=f"default: {ORIGINAL_ARCH}")
@@ -822,7 +823,9 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, flag) is not None:
             word = "does not go" if args.classes else "goes only"
             parser.error(f"--{flag.replace('_', '-')} {word} with --classes, the weights of the original project")
-    options = {"alphas": tuple(args.alphas), "overflow_fix": args.overflow_fix}
+    options = {"alphas": args.alphas and tuple(args.alphas), "overflow_fix": args.overflow_fix}
+    if args.classes and not args.frames and (args.alphas or args.overflow_fix):
+        parser.error("--alphas and --overflow-fix are for OpenVINO int8, which is made with --frames")
     if args.classes:
         arch = args.arch or ORIGINAL_ARCH
         report = export_original(args.checkpoint, arch, args.classes, args.out, frames=args.frames, **options)

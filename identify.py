@@ -509,18 +509,20 @@ def load_openvino(path: Path, threads: int = 0, precision: str | None = None):
 
 
 def release_files(folder: Path) -> None:
-    """Hand back the memory of files in folder that are mapped into this process (Linux; elsewhere nothing happens).
+    """Hand back the memory of OpenVINO's files in folder that are mapped into this process; Linux only.
 
-    OpenVINO maps weights, packs them for this CPU and keeps both: of DeiT-B in int8 85 MB that are not read again.
+    It maps weights, packs them for this CPU and keeps both: of DeiT-B in int8 85 MB that are not read again.
     """
     with contextlib.suppress(ImportError, OSError, AttributeError, ValueError):
+        lines = os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
         import ctypes
 
-        advise = ctypes.CDLL(None).madvise
-        advise.argtypes, inside = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), f" {folder.resolve()}/"
-        for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines():
+        advise, inside = ctypes.CDLL(None).madvise, f" {folder.resolve()}/"
+        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for line in lines:
             span, rights = line.split(maxsplit=2)[:2]
-            if rights.startswith("r--") and inside in line:
+            # plain data that nobody wrote to: libraries have pages that the file alone does not bring back
+            if rights.startswith("r--") and inside in line and line.endswith((".bin", ".blob")):
                 start, end = (int(number, 16) for number in span.split("-"))
                 advise(start, end - start, 4)  # MADV_DONTNEED: if they are read again, they come from the file
 

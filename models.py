@@ -239,8 +239,8 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict]:
 def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None:
     """Load a torchvision, timm, Lightning or own checkpoint into model, printing what matched.
 
-    The head is taken over only from our own checkpoint with the same classes. Raises UserError when under half of the
-    backbone matches.
+    The head is taken over only from our own checkpoint with the same classes, if val was kept from it. Raises UserError
+    when under half of the backbone matches.
     """
     checkpoint = read_state(path)
     state = next((checkpoint[k] for k in ("model", "state_dict") if isinstance(checkpoint.get(k), dict)), checkpoint)
@@ -259,7 +259,8 @@ def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None
         side = int(target[key].shape[1] ** 0.5)
         prefix = target[key].shape[1] - side**2
         state[key] = resample_abs_pos_embed(state[key], [side, side], num_prefix_tokens=prefix)
-    same_classes = own and checkpoint.get("classes") == classes
+    # a head that has seen val must not be examined on it
+    same_classes = own and checkpoint.get("classes") == classes and "held_out" not in checkpoint
     matched = {
         k: v
         for k, v in state.items()

@@ -66,9 +66,10 @@ RECIPES = {
         "select": "balanced", "levels": False, "refit": False, "aspect": False, "decay_all": False,
     },
 }  # fmt: skip
-# pretrained transformers bend easily on a few hundred frames: start from a probe, and move gently
-GENTLE = {"epochs": 6, "lr": 5e-5, "first_layer": 0.1, "probe": 30.0, "levels": True, "crop": 0.5, "smoothing": 0.05}
-GENTLE["refit"] = True
+# pretrained networks start from a probe, which on a few hundred frames is seldom beaten
+PROBED = {"probe": 30.0, "levels": True, "refit": True}
+# and transformers bend easily: they move gently
+GENTLE = PROBED | {"epochs": 6, "lr": 5e-5, "first_layer": 0.1, "crop": 0.5, "smoothing": 0.05}
 SHARES = ("warmup", "first_layer", "freeze", "ema", "smoothing", "balance", "crop", "flip", "colour", "degrade")
 RECIPE_HELP = {
     "epochs": "passes over the training frames; 0 for the probe alone",
@@ -109,8 +110,8 @@ def read_manifest(data: Path) -> list[dict]:
     needed = {"path", "movie", "split", "group"}
     if not rows or not needed <= set(rows[0]):
         raise UserError(f"{path}: empty, or without the columns {', '.join(sorted(needed))}; run filter.py again", 2)
-    for row in rows:
-        row["file"] = path.parent / row["path"]
+    for place, row in enumerate(rows):
+        row |= {"file": path.parent / row["path"], "place": place}
     missing = [row["path"] for row in rows if not row["file"].exists()]
     if missing:
         raise UserError(
@@ -450,7 +451,8 @@ def fit_head(dims: list[int], embedding: np.ndarray, labels: np.ndarray, strengt
     from sklearn.linear_model import LogisticRegression
 
     weights, biases = [], []
-    for part in np.split(embedding.astype(np.float64), np.cumsum(dims)[:-1], axis=1):
+    for part in np.split(embedding, np.cumsum(dims)[:-1], axis=1):
+        part = part.astype(np.float64)
         mean = part.mean(0)
         length = np.linalg.norm(part - mean, axis=1).mean()
         probe = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
@@ -480,20 +482,21 @@ def hold_out_stretches(rows: list[dict], count: int = 5) -> np.ndarray:
 
     stretch, films = np.full(len(rows), -1), np.array([row["movie"] for row in rows])
     for title in np.unique(films):
-        at = np.flatnonzero(films == title)
-        groups = [int(rows[i]["group"].rsplit("#", 1)[1]) for i in at]
+        at = sorted(np.flatnonzero(films == title), key=lambda i: rows[i]["place"])  # film order, whatever the split
         for k in range(count):
-            arcs = split_groups(groups, film_offset(title), test=(k / count, (k + 1) / count), val=0.0)
-            stretch[at[np.array(arcs) == "test"]] = k
+            share = (k / count, (k + 1) / count)
+            arcs = split_groups([rows[i]["group"] for i in at], film_offset(title), test=share, val=0.0)
+            stretch[[i for i, arc in zip(at, arcs, strict=True) if arc == "test"]] = k
     return stretch
 
 
 def cross_fit(dims: list[int], embedding: np.ndarray, labels: np.ndarray, stretch: np.ndarray, strength: float):
     """Logits float32 [N, C] of each frame by a head fitted without its stretch (-1 in stretch: zeros)."""
     logits = np.zeros((len(labels), labels.max() + 1), np.float32)
-    for k in np.unique(stretch[stretch >= 0]):
+    for k in tqdm(np.unique(stretch[stretch >= 0]), unit="fit", desc="stretches", disable=None, leave=False):
         out = stretch == k
-        weight, bias = fit_head(dims, embedding[~out], labels[~out], strength)
+        # C weighs the sum over frames: of fewer frames it must weigh more, to bind the head alike
+        weight, bias = fit_head(dims, embedding[~out], labels[~out], strength * len(out) / (~out).sum())
         logits[out] = embedding[out] @ weight.T + bias
     return logits
 
@@ -678,7 +681,7 @@ def train_model(
 ) -> Path:
     """Train one architecture and leave a run folder; returns its path. The test split is looked at once, at the end.
 
-    recipe: overrides of RECIPES[recipe_name], which for a pretrained transformer is "best" with GENTLE. precision:
+    recipe: overrides of RECIPES[recipe_name]; "best" of pretrained networks has PROBED or GENTLE in it. precision:
     "bf16", "fp32" or "auto" (bf16 where the hardware has it, fp32 for the recipe original). compiled: torch.compile.
     cache: folder for decoded frames that are too many for memory. teacher: a run to learn from. wandb: project.
     Inside process_group() the processes share the work: batch_size is that of all together, and the first one writes.
@@ -709,9 +712,9 @@ def train_model(
         if not chosen[name]:
             raise UserError(f"{data}: no {name} frames; each film needs shots enough for three splits")
     transformer = is_transformer(arch)
-    gentle = GENTLE if recipe_name == "best" and transformer and (pretrained or init) else {}
+    start = (GENTLE if transformer else PROBED) if recipe_name == "best" and (pretrained or init) else {}
     wanted = recipe or {}
-    recipe = RECIPES[recipe_name] | gentle | wanted
+    recipe = RECIPES[recipe_name] | start | wanted
     model = build_model(arch, classes, pretrained=pretrained, init=init, levels=recipe["levels"])
     if wanted.get("refit") and not (recipe["probe"] and isinstance(model.head, nn.Linear)):
         raise UserError("--refit fits a probe again; it needs --probe and a linear head", 2)
@@ -736,7 +739,7 @@ def train_model(
         "init": str(init) if init else None,
         "pretrained": pretrained,
         "frames": frames_key(chosen),
-        "teacher": str(teacher) if teacher else None,
+        "teacher": os.path.abspath(teacher) if teacher else None,
     }
     args |= {"seed": seed, "device": str(where), "precision": "bf16" if bf16 else "fp32", **recipe, "train_size": size}
     commit = git_commit()
@@ -784,7 +787,8 @@ def train_model(
         if state["classes"] != classes or state["arch"] != arch:
             raise UserError(f"{run}/last.pt: made for other films or another --arch; use --overwrite or --name", 2)
         free = {"data", "init", "pretrained", "device", "precision"}
-        changed = [key for key in args if key not in free and state["args"].get(key) != args[key]]
+        # what is off, or came later than that run, may be missing there
+        changed = [k for k in args if k not in free and (state["args"].get(k) or None) != (args[k] or None)]
         if changed or torch.device(state["args"]["device"]).type != where.type:
             what = ", ".join(changed) or "--device"
             raise UserError(f"{run}/last.pt: made with another {what}; use the same, --overwrite or --name", 2)
@@ -944,23 +948,24 @@ def train_model(
     state = torch.load(run / "best.pt", map_location=where, weights_only=True)
     average.load_state_dict(state["model"])
     held_out = state.get("held_out")
+    del state
     if recipe["refit"] and probed and best["epoch"] == 0 and held_out is None:
-        parts = [predict_shared(average, frames[split], spec, **predicting)[1] for split in ("train", "val")]
-        if rank == 0:
-            held_out = refit_head(average, np.concatenate(parts), chosen, labels, recipe["probe"])
+        stretch = hold_out_stretches(chosen["train"] + chosen["val"])
+        seen = [predict_shared(average, frames[split], spec, **predicting)[1] for split in ("train", "val")]
+        embedding = np.concatenate(seen)
+        if rank == 0 and (stretch >= 0).any():
+            held_out = refit_head(average, embedding, np.r_[labels["train"], labels["val"]], stretch, recipe["probe"])
             save(run / "best.pt", {"held_out": held_out})
+        del seen, embedding
         if world > 1:
             for tensor in average.head.parameters():
                 dist.broadcast(tensor.data, 0)
-    del state
-    results = {
-        s: predict_shared(average, frames[s], spec, **predicting)[0] for s in chosen if s not in ("train", "val")
-    }
+    final = ("test", "unknown_test", "unknown_val") if recipe["refit"] else ("test", "unknown_test")
+    results = {split: predict_shared(average, frames[split], spec, **predicting)[0] for split in final}
     if rank:
         return run
-    # on val the figures of the model before it saw val, should it have
-    test = {"val": {k: v for k, v in best.items() if k not in ("epoch", "lr", "train_loss", "images_per_s", "mfu")}}
-    test["test"] = measure(results["test"], labels["test"], results["unknown_test"])
+    test = {"test": measure(results["test"], labels["test"], results["unknown_test"])}
+    test["val"] = {key: best[key] for key in test["test"]}  # before the model saw val, should it have
     if held_out:
         stretch, logits = (held_out[key].cpu().numpy() for key in ("stretch", "logits"))
         truth = np.r_[labels["train"], labels["val"]]
@@ -981,13 +986,14 @@ def train_model(
     return run
 
 
-def refit_head(model: nn.Module, embedding: np.ndarray, chosen: dict, labels: dict, strength: float) -> dict:
-    """Fit the head on train and val frames, whose embedding [N, D] follow each other; a few hundred frames more help.
+def refit_head(
+    model: nn.Module, embedding: np.ndarray, truth: np.ndarray, stretch: np.ndarray, strength: float
+) -> dict:
+    """Fit the head on the embedding [N, D] and labels truth [N] of train and val frames: a few hundred more help.
 
     Returns what then takes val's place where the rule is fitted, {"stretch": int [N], "logits": float32 [N, C]}: of
     each frame the answer of a head that has not seen its stretch of film (cross_fit).
     """
-    truth, stretch = np.r_[labels["train"], labels["val"]], hold_out_stretches(chosen["train"] + chosen["val"])
     logits = cross_fit(model.dims, embedding, truth, stretch, strength)
     start_head(model, embedding, truth, strength)
     return {"stretch": torch.from_numpy(stretch), "logits": torch.from_numpy(logits)}
@@ -1229,7 +1235,7 @@ def get_parser() -> argparse.ArgumentParser:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} ({values})")
             continue
         group.add_argument(flag, type=kind, choices=choices, metavar="X", help=f"{text} ({values})")
-    parser.epilog = f"pretrained transformers under the recipe best: {GENTLE}"
+    parser.epilog = f"the recipe best of pretrained networks: {PROBED}; of pretrained transformers: {GENTLE}"
     group.add_argument("--keep-bars", action=argparse.BooleanOptionalAction, help="leave black bars in (original: yes)")
     group.add_argument("--seed", type=int, default=13, help="default: %(default)s")
     group = parser.add_argument_group("machine")

@@ -223,11 +223,16 @@ def test_overflow_fix_keeps_weights_to_seven_bits(exported, tmp_path):
     assert max(largest[False]) > 64 >= max(largest[True])
 
 
-def test_options_that_would_be_ignored_are_refused(run, tmp_path, capsys):
-    for argv in (["--arch", "test_vit"], ["--frames", "."], ["--classes", "c.txt", "--max-drop", "1"]):
+def test_options_that_would_be_ignored_are_refused(run, dataset, tmp_path, capsys):
+    classes = ["--classes", "c.txt"]
+    cases = [["--arch", "test_vit"], ["--frames", "."], [*classes, "--max-drop", "1"], [*classes, "--overflow-fix"]]
+    for argv in cases:
         with pytest.raises(SystemExit) as stop:
             export.main([str(run / "best.pt"), *argv])
-        assert stop.value.code == 2 and "--classes" in capsys.readouterr().err
+        assert stop.value.code == 2 and ".py: error: --" in capsys.readouterr().err
+    argv = [str(run / "best.pt"), "--alphas", "0.5", "--out", str(tmp_path / "e"), "--data", str(dataset)]
+    assert export.main(argv) == 2
+    assert "for transformers" in capsys.readouterr().err and not (tmp_path / "e").exists()
 
 
 def test_out_must_not_hold_other_things(run, dataset, tmp_path):
@@ -284,15 +289,18 @@ def test_rule_of_a_refit_model_is_fitted_on_stretches_it_had_not_seen():
     embedding = rng.normal(size=(200, 16))
     outputs = {s: (np.full((len(e), 4), np.nan), e) for s, e in (("train", embedding[:150]), ("val", embedding[150:]))}
     held_out = {"stretch": torch.from_numpy(stretch), "logits": torch.from_numpy(rng.normal(size=(200, 4)))}
+    outputs["unknown_val"] = (rng.normal(size=(30, 4)), rng.normal(size=(30, 16)))
     split = {"train": labels[:150], "val": labels[150:]}
-    parts, statistics = export.calibration_parts(held_out, outputs, split, 4)
+    parts, unknown, statistics = export.calibration_parts(held_out, outputs, split, 4)
     assert [len(part[0]) for part in parts] == [(stretch == k).sum() for k in range(5)]
     for k, (logits, features, truth, others) in enumerate(parts):
         assert (logits == held_out["logits"].numpy()[stretch == k]).all() and (truth == labels[stretch == k]).all()
         # features of length 1 stand in the bank, and none of this stretch does
-        assert (features @ others["bank"].T).max() / np.linalg.norm(features, axis=1).max() < 1 - 1e-6
+        assert (export.unit(features) @ others["bank"].T).max() < 0.999
     assert len(statistics["bank"]) == 200
-    rule, table = fit_rule(parts, (rng.normal(size=(30, 4)), rng.normal(size=(30, 16))), statistics)
+    known = sum(len(part[0]) for part in parts)  # the share of unknown frames stays what it was beside val
+    assert len(unknown[0]) / known == pytest.approx(30 / 50, rel=0.2)
+    rule, table = fit_rule(parts, unknown, statistics)
     knn = next(row for row in table if row["score"] == "knn")
     assert 0.3 < knn["auroc"] < 0.7  # noise: with themselves in the bank the known ones would be told apart for certain
     assert rule["movie"] >= rule["shortlist"]

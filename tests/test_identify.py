@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -363,3 +364,19 @@ def test_weights_are_not_held_twice(exported, monkeypatch):
     assert (keeps.logits(batch.astype(np.uint8))[0] == before).all()
     gives = Identifier(path)
     assert held() == 0 and (gives.logits(batch.astype(np.uint8))[0] == before).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_libraries_beside_the_model_stay_mapped(tmp_path):
+    """As in /app with its .venv: their relocated pages would not come back from the file."""
+    import _bisect
+
+    if not getattr(_bisect, "__file__", None):
+        pytest.skip("this Python has _bisect built in")
+    shutil.copy(_bisect.__file__, tmp_path)
+    script = "import _bisect, identify; from pathlib import Path; identify.release_files(Path('.'))"
+    script += "; print(_bisect.__file__, _bisect.bisect_right([1, 2, 4], 3))"
+    settings = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0 and str(tmp_path) in done.stdout and done.stdout.strip().endswith(" 2")

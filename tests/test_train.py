@@ -396,13 +396,14 @@ def test_refit_takes_val_in_and_leaves_answers_that_had_not_seen_their_stretch(d
     model, _ = models.load_run(run / "best.pt")
     spec, how = state["preprocessing"], {"device": torch.device("cpu"), "bf16": False}
     logits, embedding = train.predict(model, train.load_frames(seen, spec), spec, **how)
+    embedding = embedding.astype(float)
     stretch = state["held_out"]["stretch"].numpy()
     assert (stretch == train.hold_out_stretches(seen)).all() and set(stretch) > {0, 1, 2}
 
     def reference(fit):
         centre = embedding[fit].mean(0)
         length = np.linalg.norm(embedding[fit] - centre, axis=1).mean()
-        probe = LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced")
+        probe = LogisticRegression(C=30.0 * len(fit) / fit.sum(), max_iter=1000, class_weight="balanced")
         return probe.fit((embedding[fit] - centre) / length, labels[fit]).predict_proba((embedding - centre) / length)
 
     np.testing.assert_allclose(softmax(logits), reference(stretch > -2), atol=2e-3)
@@ -417,10 +418,24 @@ def test_refit_takes_val_in_and_leaves_answers_that_had_not_seen_their_stretch(d
 
 @hypothesis.given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
 def test_stretches_cut_no_group_and_leave_every_film_something(groups):
-    rows = [{"movie": "A", "group": f"A#{group}"} for group in groups]
+    rows = [{"movie": "A", "group": f"A#{group}", "place": place} for place, group in enumerate(groups)]
     stretch = train.hold_out_stretches(rows)
     assert all(len({s for s, g in zip(stretch, groups, strict=True) if g == group}) == 1 for group in groups)
     assert all((stretch != k).any() for k in range(5))
+    small = [groups.count(group) <= 0.4 * len(groups) for group in groups]
+    assert all(s >= 0 for s, held in zip(stretch, small, strict=True) if held)
+    order = np.random.default_rng(0).permutation(len(rows))  # train and val come one behind the other
+    assert (train.hold_out_stretches([rows[i] for i in order]) == stretch[order]).all()
+
+
+def test_a_refit_head_is_not_taken_over(dataset, tmp_path, capsys):
+    """It has learnt val frames, by which the run that starts from it would choose its epoch."""
+    for refit, words in ((False, "head taken over"), (True, "new head")):
+        settings = {"probe": 30.0, "epochs": 0, "refit": refit}
+        run = quick(dataset, tmp_path / str(refit), arch="test_vit3", recipe=settings)
+        classes = torch.load(run / "best.pt", weights_only=True)["classes"]
+        models.load_weights(build_model("test_vit3", classes, pretrained=False), run / "best.pt", classes)
+        assert words in capsys.readouterr().out
 
 
 def test_leak_check_shows_what_neighbours_give_away(tmp_path, capsys):
