@@ -542,6 +542,20 @@ def has_bf16(device: torch.device) -> bool:
     )
 
 
+def keep_memory() -> None:
+    """Let glibc keep the memory it has freed, in this process; elsewhere nothing happens.
+
+    It would give each large block back at once, and the system would clear it page by page when it is asked for again:
+    a forward pass of MobileNetV2 on the CPU takes twice as long.
+    """
+    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
+        import ctypes
+
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(option, value)
+
+
 @contextlib.contextmanager
 def process_group():
     """Join the processes that torchrun started, if it did: nccl between GPUs, gloo between CPUs. The first talks."""
@@ -701,6 +715,8 @@ def train_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
+    if where.type == "cpu":
+        keep_memory()
     if where.type == "cuda":
         torch.cuda.set_device(where)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -1172,6 +1188,8 @@ def leak_check(
     from sklearn.model_selection import StratifiedKFold
 
     rows, where = read_manifest(data), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cpu":
+        keep_memory()
     chosen, classes = choose_rows(rows, fold=0, limit=limit)
     known = [row for name in ("train", "val", "test") for row in chosen[name]]
     labels = np.array([classes.index(row["movie"]) for row in known])
