@@ -43,7 +43,7 @@ from identify import (
     whole_file,
 )
 from models import load_original, load_run
-from train import choose_rows, frames_key, known_unknown, load_frames, measure, normalise, read_manifest
+from train import choose_rows, frames_key, known_unknown, load_frames, measure, normalise, read_manifest, really_worse
 
 STAGES = 7
 FILES = {"model.onnx", "model.int8.onnx", "openvino", "model.json", "report.md", "calibration.png"}
@@ -728,17 +728,6 @@ def best_openvino(source: Path, target: Path, sample, frames, alphas, overflow_f
     if best[1] != alphas[-1]:
         quantise_openvino(source, target, sample, alpha=best[1], overflow_fix=overflow_fix)
     return best[1]
-
-
-def really_worse(reference: np.ndarray, other: np.ndarray) -> bool:
-    """Sign test at 5%: are more frames lost than won, beyond chance? reference, other: bool [N], right answers.
-
-    On a hundred frames one or two flips weigh points of balanced accuracy and mean nothing.
-    """
-    from scipy.stats import binomtest
-
-    lost, won = int((reference & ~other).sum()), int((other & ~reference).sum())
-    return lost > won and binomtest(lost, lost + won, alternative="greater").pvalue < 0.05
 
 
 def describe(report: dict) -> str:

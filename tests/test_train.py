@@ -438,6 +438,24 @@ def test_a_refit_head_is_not_taken_over(dataset, tmp_path, capsys):
         assert words in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("beyond_chance", [False, True])
+def test_a_probe_is_left_only_for_what_beats_it_beyond_chance(dataset, tmp_path, monkeypatch, beyond_chance):
+    monkeypatch.setattr(train, "really_worse", lambda reference, other: beyond_chance)
+    run = quick(dataset, tmp_path, recipe={"probe": 1e-6})
+    with open(run / "metrics.csv", newline="") as file:
+        probe, *epochs = (float(row["balanced"]) for row in csv.DictReader(file))
+    assert max(epochs) > probe
+    assert (json.loads((run / "test.json").read_text())["best_epoch"] > 0) == beyond_chance
+
+
+def test_really_worse_asks_for_more_than_a_flip():
+    right = np.ones(100, bool)
+    one, many = right.copy(), right.copy()
+    one[:2], many[:9] = False, False
+    assert not train.really_worse(right, one) and train.really_worse(right, many)
+    assert not train.really_worse(many, right) and not train.really_worse(right, right)
+
+
 def test_leak_check_shows_what_neighbours_give_away(tmp_path, capsys):
     """Films that differ by nothing but their shots: at random a probe knows the shots, by groups it knows nothing."""
     from conftest import draw_frame
