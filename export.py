@@ -767,8 +767,11 @@ def draw_calibration(rule: dict, outputs: dict, labels: np.ndarray, path: Path) 
     index = np.clip(np.digitize(top, edges) - 1, 0, 9)
     filled = sorted(set(index))
     one.plot([0, 1], [0, 1], color="grey", lw=1)
-    one.plot([top[index == b].mean() for b in filled], [right[index == b].mean() for b in filled], "o-")
-    one.set(xlabel="confidence", ylabel="accuracy", title="reliability (known films)")
+    bars = [(top[index == b].mean(), right[index == b].mean(), (index == b).sum()) for b in filled]
+    one.plot([x for x, _, _ in bars], [y for _, y, _ in bars], "o-")
+    for x, y, count in bars:  # a point of two frames says little
+        one.annotate(str(count), (x, y), xytext=(4, -11), textcoords="offset points", fontsize="small")
+    one.set(xlabel="confidence", ylabel="accuracy", title="reliability (known films; numbers of frames)")
     score, ok = np.r_[known, unknown], np.r_[right, np.zeros(len(unknown), bool)]
     ordered = ~ok[np.argsort(-score, kind="stable")]
     two.plot(np.arange(1, len(ordered) + 1) / len(ordered), np.cumsum(ordered) / np.arange(1, len(ordered) + 1))
@@ -777,10 +780,11 @@ def draw_calibration(rule: dict, outputs: dict, labels: np.ndarray, path: Path) 
     three.hist(known, bins, alpha=0.6, label="known films")
     three.hist(unknown, bins, alpha=0.6, label="unknown films")
     for key, colour in (("movie", "green"), ("shortlist", "orange")):
-        if bins[0] <= rule[key] <= bins[-1]:
+        never = key == "shortlist" and rule[key] == rule["movie"]
+        if bins[0] <= rule[key] <= bins[-1] and not never:
             three.axvline(rule[key], color=colour, label=f"{key} from {rule[key]:.3g}")
-    three.set(xlabel=f"score {rule['score']}", title="known or unknown")
-    three.legend()
+    three.set(xlabel=f"score {rule['score']}", title="known or unknown", ylim=(0, three.get_ylim()[1] * 1.35))
+    three.legend(ncols=2)
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=110)
 

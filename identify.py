@@ -180,7 +180,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _known_formats() -> list[str]:
     """Of IMAGE_FORMATS those that this Pillow was built with; loads no other decoder, for there are forty."""
     for name in IMAGE_FORMATS:
-        importlib.import_module(f"PIL.{PLUGINS.get(name, name.capitalize())}ImagePlugin")
+        with contextlib.suppress(ImportError):  # Pillow before 11.3 knows no AVIF
+            importlib.import_module(f"PIL.{PLUGINS.get(name, name.capitalize())}ImagePlugin")
     return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
