@@ -769,7 +769,7 @@ def get_parser() -> argparse.ArgumentParser:
     training = commands.add_parser("train", help="the training loop")
     training.add_argument("data", type=Path, help="folder that filter.py wrote")
     training.add_argument("--arch", default="mobilenetv2", help="a name of train.py, or all (default: %(default)s)")
-    training.add_argument("--steps", type=int, default=12, help="of which 2 warm up (default: %(default)s)")
+    training.add_argument("--steps", type=int, default=12, help="of which the first warm up (default: %(default)s)")
     training.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     training.add_argument("--compile", action="store_true", help="train.py with torch.compile")
     infer = commands.add_parser("infer", help="from JPEG bytes to an answer")

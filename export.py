@@ -342,8 +342,13 @@ def export_onnx(model: nn.Module, spec: dict, path: Path) -> None:
     onnx.checker.check_model(str(path))
 
 
-def quantise_onnx(source: Path, target: Path, frames: np.ndarray, *, transformer: bool) -> str:
-    """int8 for ONNX Runtime: dynamic for transformers (matrix products), QDQ with calibration frames for CNNs."""
+def quantise_onnx(
+    source: Path, target: Path, frames: np.ndarray, *, transformer: bool, overflow_fix: bool = False
+) -> str:
+    """int8 for ONNX Runtime: dynamic for transformers (matrix products), QDQ with calibration frames for CNNs.
+
+    overflow_fix: 7-bit weights, see quantise_openvino.
+    """
     import logging
 
     from onnxruntime.quantization import (
@@ -369,12 +374,14 @@ def quantise_onnx(source: Path, target: Path, frames: np.ndarray, *, transformer
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     if transformer:
         quantize_dynamic(
-            str(prepared), str(target), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
-        )
+            str(prepared), str(target), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
+            reduce_range=overflow_fix,
+        )  # fmt: skip
     else:
         quantize_static(
             str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "Gemm", "Add"],
+            reduce_range=overflow_fix,
         )  # fmt: skip
     prepared.unlink()
     return "dynamic" if transformer else "QDQ"
@@ -508,7 +515,7 @@ def export_model(
         transformer = any(isinstance(m, nn.LayerNorm) for m in model.modules())
         pick = np.random.default_rng(13).permutation(len(frames["train"]))[:CALIBRATION_FRAMES]
         sample = frames["train"][np.sort(pick)]
-        way = quantise_onnx(fp32, int8, sample, transformer=transformer)
+        way = quantise_onnx(fp32, int8, sample, transformer=transformer, overflow_fix=overflow_fix)
         stage.done(f"ONNX int8 ({way}, {len(sample)} frames)", int8)
 
         alpha = best_openvino(fp32, vino, sample, frames["val"], alphas, overflow_fix, transformer)
@@ -682,7 +689,7 @@ def export_original(
         some = reference_frames(spec["size"])
         stage.done(f"{arch}, {len(classes)} films; fp32 within {export_float(model, spec, fp32, some):.1e}", fp32)
         if transformer or sample is not None:
-            quantise_onnx(fp32, int8, sample, transformer=transformer)
+            quantise_onnx(fp32, int8, sample, transformer=transformer, overflow_fix=overflow_fix)
         how = f"calibrated on {0 if sample is None else len(sample)} frames"
         if sample is not None:
             alpha = best_openvino(fp32, vino, sample, sample[::3], alphas, overflow_fix, transformer)
@@ -818,7 +825,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{flag.replace('_', '-')} {word} with --classes, the weights of the original project")
     options = {"alphas": args.alphas and tuple(args.alphas), "overflow_fix": args.overflow_fix}
     if args.classes and not args.frames and (args.alphas or args.overflow_fix):
-        parser.error("--alphas and --overflow-fix are for OpenVINO int8, which is made with --frames")
+        parser.error("--alphas and --overflow-fix go with --frames, on which int8 is calibrated")
     if args.classes:
         arch = args.arch or ORIGINAL_ARCH
         report = export_original(args.checkpoint, arch, args.classes, args.out, frames=args.frames, **options)

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -405,10 +405,12 @@ VARIANTS = (
 )
 
 
-def find_variants(path: str | Path, runtime: str | None = None, format: str | None = None) -> list[Variant]:
+def find_variants(
+    path: str | Path, runtime: str | None = None, format: str | None = None, precision: str | None = None
+) -> list[Variant]:
     """The ways to run the folder that export.py wrote, or one of its files, with the runtimes that are installed.
 
-    Raises UserError with the mend where there is none.
+    precision leaves OpenVINO's. Raises UserError with the mend where there is none.
     """
     path = Path(path)
     if not path.exists():
@@ -426,10 +428,12 @@ def find_variants(path: str | Path, runtime: str | None = None, format: str | No
         found = [Variant(path, by, kind) for by in runtimes]
     if not found:
         raise UserError(f"--model {path}: no model.onnx or openvino/model.xml in it; run export.py", 2)
+    if precision:
+        found = [replace(item, precision=precision) for item in found if item.runtime == "openvino"]
     wanted = [item for item in found if runtime in (None, item.runtime) and format in (None, item.format)]
     if not wanted:
-        have = ", ".join(dict.fromkeys(map(str, found)))
-        raise UserError(f"--model {path}: has only {have}; change --runtime or --format", 2)
+        have = ", ".join(dict.fromkeys(map(str, found))) or "ONNX Runtime's files, which heed no --precision"
+        raise UserError(f"--model {path}: has only {have}; change --runtime, --format or --precision", 2)
     usable = [item for item in wanted if _installed(item.runtime)]
     if not usable:
         needed = " or ".join(dict.fromkeys(item.runtime for item in wanted))
@@ -600,7 +604,7 @@ def measure_variants(variants: list[Variant], threads: int = 0) -> list[dict]:
     results = []
     for variant in variants:
         results.append(measure_variant(variant, threads))
-        if variant.runtime == "openvino" and not results[-1].get("agrees"):
+        if variant.runtime == "openvino" and not variant.precision and not results[-1].get("agrees"):
             exact = Variant(variant.file, variant.runtime, variant.format, "f32")
             results.append(measure_variant(exact, threads))
     return results
@@ -662,15 +666,15 @@ class Identifier:
         precision: str | None = None,
         rule: str | None = None,
     ):
-        variants = find_variants(path, runtime, format)
-        if len(variants) > 1 and not precision:
+        variants = find_variants(path, runtime, format, precision)
+        if len(variants) > 1:
             variant, self.why = choose_variant(Path(path), variants, threads)
         else:
             variant, self.why = variants[0], "the only one asked for"
         self.path, self.runtime, self.format = variant.file, variant.runtime, variant.format
         try:
             if self.runtime == "openvino":
-                loaded = load_openvino(self.path, threads, precision or variant.precision)
+                loaded = load_openvino(self.path, threads, variant.precision)
             else:
                 loaded = load_onnxruntime(self.path, threads)
         except Exception as error:
@@ -892,7 +896,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--self-test", action="store_true", help="only say which formats this CPU computes right, and how fast"
     )
     group.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores (default: %(default)s)")
-    group.add_argument("--batch", type=int, default=8, help="frames a run of the model (default: %(default)s)")
+    group.add_argument("--batch", type=int, default=8, help="frames decoded at a time (default: %(default)s)")
     group.add_argument(
         "--rule", choices=["original"], help="the original project's constants (default: the model's own rule)"
     )
@@ -907,7 +911,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def print_self_test(args: argparse.Namespace) -> int:
     """A line a format: time, deviation from the exporting host, verdict. 1 when none of them agrees."""
-    variants = find_variants(args.model, args.runtime, args.format)
+    variants = find_variants(args.model, args.runtime, args.format, args.precision)
     if len(variants) == 1:
         only = variants[0]
         how = {"runtime": only.runtime, "threads": args.threads, "precision": args.precision}

@@ -40,23 +40,28 @@ class Classifier(nn.Module):
 
     dim: of the backbone's output. levels: names of blocks whose mean over the picture (and class token) join the
     embedding. Early blocks see palette, grain and line, by which a film is known as much as by what its frames show;
-    style as the statistics of feature maps is Gatys 2016. Each level is brought to the same scale.
+    style as the statistics of feature maps is Gatys 2016. Each level is brought to the same scale. Blocks that give
+    more than one tensor, or that are called one by one from elsewhere, can't be read: then levels is empty.
     """
 
     def __init__(self, backbone: nn.Module, dim: int, classes: int, levels: list[str] = ()):
         super().__init__()
         self.backbone, self.levels, self.seen = backbone, list(levels), []
         self.padding = 0  # tokens at the end that are no part of the picture, see export.restructure
-        for name in self.levels:
-            backbone.get_submodule(name).register_forward_hook(self._see)
+        hooks = [backbone.get_submodule(name).register_forward_hook(self._see) for name in self.levels]
         self.dims = [dim]
         if self.levels:
             with torch.no_grad():
                 size = PREPROCESSING["size"]
                 backbone.eval()(torch.zeros(1, 3, size, size))
+            backbone.train()
+            if len(self.seen) != len(self.levels):
+                self.levels, self.seen = [], []
+                for hook in hooks:
+                    hook.remove()
+        if self.levels:
             self.dims += [part.shape[1] for part in self.seen]
             self.seen = []
-            backbone.train()
             self.norm = nn.BatchNorm1d(sum(self.dims), affine=False)
             scale = torch.cat([torch.full((d,), d**-0.5) for d in self.dims])
             self.register_buffer("scale", scale, persistent=False)
@@ -66,6 +71,8 @@ class Classifier(nn.Module):
 
     def _see(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         """Keep what a level says of the picture: [N, C, H, W], [N, H, W, C] or tokens [N, L, C] -> [N, C or 2C]."""
+        if not isinstance(output, torch.Tensor) or output.ndim not in (3, 4):
+            return
         if output.ndim == 4:
             self.seen.append(output.mean((1, 2) if getattr(self.backbone, "output_fmt", "") == "NHWC" else (2, 3)))
             return
@@ -232,7 +239,11 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict]:
         raise UserError(f"{path}: not written by train.py", 2)
     levels = bool(state["args"].get("levels"))
     model = build_model(state["arch"], state["classes"], pretrained=False, levels=levels)
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: its weights don't fit {state['arch']} as it is built here ({reason})") from None
     return model.eval(), state
 
 
@@ -337,6 +348,9 @@ def _build_clip(classes: list[str], *, pretrained: bool, init: str | Path | None
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             mend = OFFLINE.replace("FILE", "DIR")
             raise UserError(f"CLIP's weights can't be had from {source} ({reason}); {mend}") from None
+        patch = clip.config.vision_config.patch_size
+        if patch != 32:  # a checkpoint names only the architecture
+            raise UserError(f"--init {source}: a CLIP with patches of {patch} pixels, and {CLIP_NAME} has 32", 2)
     else:
         clip, tokenizer = CLIPModel(CLIPConfig()), byte_tokenizer()
     vision = CLIPVisionModelWithProjection(clip.config.vision_config)

@@ -45,6 +45,7 @@ from models import (
     load_run,
     multiply_adds,
     preprocessing_for,
+    read_state,
 )
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
@@ -90,11 +91,11 @@ RECIPE_HELP = {
     "degrade": "chance of blur, noise or a subtitle bar; 0 for none",
     "mixup": "beta parameter of mixup; 0 for none",
     "probe": "C of the logistic regression (features of length 1) that starts the head before others learn; 0 for none",
-    "levels": "let early blocks, which see palette and grain, speak beside the last",
-    "refit": "where the probe alone is best on val, fit it again on train and val frames together",
+    "levels": "let early blocks, which see palette and grain, speak beside the last; not CLIP's",
+    "refit": "where the probe stays the best, fit it again on train and val frames together",
     "aspect": "crops of torchvision's aspect ratios, in pixels of the frame; else shares of each side",
     "decay_all": "weight decay on vectors too",
-    "select": "val figure that picks best.pt: top1 or balanced",
+    "select": "val figure that picks best.pt, top1 or balanced; a probe gives way beyond chance only",
 }
 
 # ------------------------------------------------------------------------------------------------- data
@@ -457,10 +458,12 @@ def fit_head(dims: list[int], embedding: np.ndarray, labels: np.ndarray, strengt
     """(weight float64 [C, D], bias [C]) of logistic regressions on frozen features: the mean of one a level.
 
     dims: of the levels, D in all. embedding [N, D], labels [N]. strength: scikit-learn's C on features of mean length
-    1. Each level is fitted by itself, which beats one fit on all of them together.
+    1. Each level is fitted by itself, which beats one fit on all of them together. Raises UserError for nan.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if not np.isfinite(embedding).all():
+        raise UserError("the network's features are not finite; use --precision fp32, or another --init")
     weights, biases = [], []
     for part in np.split(embedding, np.cumsum(dims)[:-1], axis=1):
         part = part.astype(np.float64)
@@ -565,6 +568,33 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
             mallopt(option, value)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device that --device names, else this process's GPU, else the CPU; made ready. Raises UserError."""
+    try:
+        local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if dist.is_initialized() else "cuda"
+        asked = None if device == "cuda" else device  # each process takes its own GPU
+        where = torch.device(asked or (local if torch.cuda.is_available() or device else "cpu"))
+        where = torch.zeros(1, device=where).device  # with its index, as tensors have it
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
+    if where.type == "cpu":
+        keep_memory()
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return where
+
+
+@contextlib.contextmanager
+def out_of_memory():
+    """Whatever runs out of GPU memory in here says what helps."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError("out of GPU memory; lower --batch-size") from None
 
 
 @contextlib.contextmanager
@@ -675,6 +705,17 @@ def learn_from(logits: torch.Tensor, truth: torch.Tensor, wisdom: torch.Tensor |
     return (1 - DISTIL_WEIGHT) * loss + DISTIL_WEIGHT * DISTIL_TEMPERATURE**2 * soft
 
 
+def same_split(init: str | Path, classes: list[str], split: str, fold: int | None) -> bool:
+    """Whether the weights init have seen no test frames of this split, as far as their checkpoint tells."""
+    if Path(init).is_dir() or not Path(init).exists():
+        return True
+    state = read_state(init)
+    args = state.get("args")
+    if not isinstance(args, dict) or not set(state.get("classes", [])) & set(classes):
+        return True
+    return (args.get("split"), args.get("fold")) == (split, fold)
+
+
 def step_seed(*numbers: int) -> int:
     """A seed from a purpose, the run's seed, step and process: a resumed run draws what an unbroken one draws."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
@@ -718,19 +759,7 @@ def train_model(
     run = out / (name or "-".join(part for part in parts if part))
     if (run / "last.pt").exists() and not (resume or overwrite):
         raise UserError(f"{run}: there is a run in it; continue it with --resume, replace it with --overwrite", 2)
-    try:
-        local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if dist.is_initialized() else "cuda"
-        asked = None if device == "cuda" else device  # each process takes its own GPU
-        where = torch.device(asked or (local if torch.cuda.is_available() or device else "cpu"))
-        where = torch.zeros(1, device=where).device  # with its index, as tensors have it
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
-    if where.type == "cpu":
-        keep_memory()
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    where = choose_device(device)
     rank, world = process_rank(), process_count()
     bf16 = precision == "bf16" or (precision == "auto" and recipe_name != "original" and has_bf16(where))
     torch.manual_seed(seed)
@@ -742,12 +771,21 @@ def train_model(
     start = (GENTLE if transformer else PROBED) if recipe_name == "best" and (pretrained or init) else {}
     wanted = recipe or {}
     recipe = RECIPES[recipe_name] | start | wanted
+    if init and not same_split(init, classes, split, fold):
+        raise UserError(f"--init {init}: was trained on another --split or --fold; it may have seen test frames", 2)
     model = build_model(arch, classes, pretrained=pretrained, init=init, levels=recipe["levels"])
-    if wanted.get("refit") and not (recipe["probe"] and isinstance(model.head, nn.Linear)):
+    levels = getattr(model, "levels", [])
+    if isinstance(model, ClipClassifier):
+        if wanted.get("probe"):
+            raise UserError("--probe: CLIP's head starts from texts", 2)
+        recipe |= {"probe": 0.0, "refit": False}
+    if wanted.get("levels") and not levels:
+        raise UserError(f"--levels: {arch} has no early blocks that can be read", 2)
+    recipe["levels"] = bool(levels)
+    if wanted.get("refit") and not recipe["probe"]:
         raise UserError("--refit fits a probe again; it needs --probe and a linear head", 2)
     if recipe["epochs"] == 0 and teacher:
         raise UserError("--teacher teaches while the model trains and does not go with --epochs 0", 2)
-    levels = getattr(model, "levels", [])
     size = recipe["train_size"]
     spec = preprocessing_for(arch) | {"crop_bars": not recipe["keep_bars"]}
     try:
@@ -780,9 +818,9 @@ def train_model(
     model = model.to(where)
     if not transformer:
         model = model.to(memory_format=torch.channels_last)  # convolutions run faster so
-    probed = bool(recipe["probe"]) and isinstance(model.head, nn.Linear)
+    probed = bool(recipe["probe"])
     zero_shot = isinstance(model, ClipClassifier) and (Path(init).is_dir() if init else pretrained)
-    predicting = {"device": where, "bf16": bf16}
+    predicting = {"device": where, "bf16": bf16, "batch": min(64, 2 * recipe["batch_size"])}
     if (probed or levels) and not (resume and (run / "last.pt").exists()):
         _, embedding = predict_shared(model, frames["train"], spec, **predicting)
         if levels:
@@ -859,7 +897,7 @@ def train_model(
 
     if (probed or zero_shot) and not history:  # on few frames nothing that follows may beat it
         figures, right = validate()
-        probe_right = right if probed else None
+        probe_right = right if probed and not teacher else None  # a probe hears nothing of a teacher
         best = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, **figures, "images_per_s": 0.0, "mfu": 0.0}
         history.append(best)
         if logger:
@@ -868,6 +906,10 @@ def train_model(
         save_last(0)
         what = "zero-shot" if zero_shot else "the probe alone"
         print(f"{what}: val top-1 {figures['top1']:.4f}  balanced {figures['balanced']:.4f}", flush=True)
+    epochs = recipe["epochs"]
+    if epochs and probe_right is not None and not really_worse(np.ones_like(probe_right), probe_right):
+        epochs, errors = 0, int((~probe_right).sum())
+        print(f"it is wrong on {errors} val frames: training could not beat that beyond chance (--probe 0 trains)")
     net = model
     if world > 1:
         net = nn.parallel.DistributedDataParallel(model, [where.index] if where.type == "cuda" else None)
@@ -878,7 +920,7 @@ def train_model(
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
                 handlers[number] = signal.signal(number, lambda *_: _stop(stop))
     try:
-        for epoch in range(first, recipe["epochs"]):
+        for epoch in range(first, epochs):
             order = draw_order(labels["train"], recipe["balance"], shuffle.manual_seed(step_seed(0, seed, epoch)))
             model.train()
             for module in model.modules():  # a frozen layer keeps its statistics too
@@ -966,8 +1008,6 @@ def train_model(
         kept = (run / "last.pt").exists()
         text = f"the work so far is in {run}/last.pt, continue with --resume" if kept else "before the first step"
         raise UserError(f"stopped; {text}", 130) from None
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(f"out of GPU memory; lower --batch-size (now {batch})") from None
     except RuntimeError as error:
         if not compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -1005,7 +1045,7 @@ def train_model(
         truth = np.r_[labels["train"], labels["val"]]
         test["held_out"] = measure(logits[stretch >= 0], truth[stretch >= 0], results["unknown_val"])
         figures = "  ".join(f"{key} {test['held_out'][key]:.4f}" for key in ("top1", "balanced"))
-        print(f"the probe is best: refit on train and val. Stretches that a probe had not seen: {figures}")
+        print(f"the probe it is, refit on train and val. Stretches that a probe had not seen: {figures}")
     test |= {"run": run.name, "args": args, "classes": len(classes), "frames": {s: len(r) for s, r in chosen.items()}}
     test |= {"best_epoch": best["epoch"], "commit": commit, "images_per_s": history[-1]["images_per_s"]}
     with whole_file(run / "test.json", "w") as file:
@@ -1194,6 +1234,7 @@ def leak_check(
     init: str | None = None,
     pretrained: bool = True,
     device: str | None = None,
+    subset: int | None = None,
     limit: int | None = None,
 ) -> dict[str, dict]:
     """How much a random split flatters: the same probe on both splits of the same frames, five folds each.
@@ -1205,19 +1246,19 @@ def leak_check(
     from sklearn.metrics import recall_score
     from sklearn.model_selection import StratifiedKFold
 
-    rows, where = read_manifest(data), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if where.type == "cpu":
-        keep_memory()
-    chosen, classes = choose_rows(rows, fold=0, limit=limit)
+    rows, where = read_manifest(data), choose_device(device)
+    chosen, classes = choose_rows(rows, fold=0, subset=subset, limit=limit)
     known = [row for name in ("train", "val", "test") for row in chosen[name]]
     labels = np.array([classes.index(row["movie"]) for row in known])
+    if np.bincount(labels).min() < 5:
+        raise UserError(f"{data}: --leak-check needs five frames of each film; raise --limit or add frames")
     model = build_model(arch, classes, pretrained=pretrained, init=init).to(where)
     spec = preprocessing_for(arch)
     _, features = predict(model, load_frames(known, spec), spec, device=where, bf16=has_bf16(where))
     place = {row["path"]: i for i, row in enumerate(known)}
     grouped = []
     for fold in range(5):
-        test = {row["path"] for row in choose_rows(rows, fold=fold)[0]["test"]} & place.keys()
+        test = {row["path"] for row in choose_rows(rows, fold=fold, subset=subset)[0]["test"]} & place.keys()
         grouped.append(np.isin(np.arange(len(known)), [place[path] for path in test]))
     shuffled = StratifiedKFold(5, shuffle=True, random_state=13).split(features, labels)
     random = [np.isin(np.arange(len(known)), test) for _, test in shuffled]
@@ -1254,7 +1295,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
     group = parser.add_argument_group("model")
-    group.add_argument("--arch", default="deit_base_patch16_224", help="one of the six, all, or a timm name")
+    text = "one of the six, all, or a timm name (default: %(default)s)"
+    group.add_argument("--arch", default="deit_base_patch16_224", help=text)
     group.add_argument(
         "--init", help="local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
     )
@@ -1263,7 +1305,10 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("optimisation (defaults: the recipe's)")
     group.add_argument("--recipe", choices=list(RECIPES), default="best", help="default: %(default)s")
     for key, text in RECIPE_HELP.items():
-        values = ", ".join(f"{name} {recipe[key]}" for name, recipe in RECIPES.items())
+        kinds = {"original": RECIPES["original"][key], "best": RECIPES["best"][key]}
+        kinds |= {"pretrained": PROBED[key]} if key in PROBED else {}
+        kinds |= {"pretrained transformers": GENTLE[key]} if key in GENTLE and key not in PROBED else {}
+        values = ", ".join(f"{name} {value}" for name, value in kinds.items())
         choices = {"schedule": ["cosine", "step"], "select": ["top1", "balanced"]}.get(key)
         kind = type(RECIPES["best"][key])
         flag = f"--{key.replace('_', '-')}"
@@ -1271,7 +1316,6 @@ def get_parser() -> argparse.ArgumentParser:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} ({values})")
             continue
         group.add_argument(flag, type=kind, choices=choices, metavar="X", help=f"{text} ({values})")
-    parser.epilog = f"the recipe best of pretrained networks: {PROBED}; of pretrained transformers: {GENTLE}"
     group.add_argument("--keep-bars", action=argparse.BooleanOptionalAction, help="leave black bars in (original: yes)")
     group.add_argument("--seed", type=int, default=13, help="default: %(default)s")
     group = parser.add_argument_group("machine")
@@ -1301,8 +1345,9 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.subset != "all" and not args.subset.isdecimal():
+    if args.subset != "all" and not (args.subset.isdecimal() and int(args.subset)):
         parser.error(f"--subset {args.subset}: expected a number or all")
+    subset = None if args.subset == "all" else int(args.subset)
     recipe = {key: getattr(args, key) for key in RECIPES["best"] if getattr(args, key) is not None}
     for key, value in recipe.items():
         flag = f"--{key.replace('_', '-')}"
@@ -1322,15 +1367,23 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--seed must not be negative")
     if args.limit is not None and args.limit < 2:
         parser.error("--limit must be 2 or more")
+    if "warmup" in recipe and recipe.get("schedule", RECIPES[args.recipe]["schedule"]) == "step":
+        parser.error("--warmup goes with --schedule cosine")
     if args.leak_check:
-        settings = {"init": args.init, "pretrained": not args.no_pretrained, "device": args.device, "limit": args.limit}
+        kept = {"data", "arch", "init", "no_pretrained", "device", "subset", "limit", "leak_check"}
+        ignored = [k for k, value in vars(args).items() if k not in kept and value != parser.get_default(k)]
+        if ignored or args.arch == "all":
+            flag = "--arch all" if args.arch == "all" else f"--{ignored[0].replace('_', '-')}"
+            parser.error(f"{flag} does not go with --leak-check, which trains nothing but two probes")
+        settings = {"init": args.init, "pretrained": not args.no_pretrained, "device": args.device}
+        settings |= {"subset": subset, "limit": args.limit}
         for name, row in leak_check(args.data, arch=args.arch, **settings).items():
             print(f"{name:8} split  top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f} +- {row['spread']:.4f}")
-        print("the difference is what neighbouring frames give away; every figure of train.py is on the grouped split")
+        print("the difference is what neighbouring frames give away; train.py splits by groups unless told otherwise")
         return 0
     names = ARCHITECTURES if args.arch == "all" else [args.arch]
     folds = [None] if args.fold is None else range(5) if args.fold == "all" else [int(args.fold)]
-    with process_group():
+    with process_group(), out_of_memory():
         tests: dict[str, list[dict]] = {arch: [] for arch in names}
         for arch, fold in itertools.product(names, folds):
             run = train_model(
@@ -1344,7 +1397,7 @@ def main(argv: list[str] | None = None) -> int:
                 pretrained=not args.no_pretrained,
                 split=args.split,
                 fold=fold,
-                subset=None if args.subset == "all" else int(args.subset),
+                subset=subset,
                 limit=args.limit,
                 seed=args.seed,
                 device=args.device,

@@ -100,7 +100,7 @@ def test_failed_gate_leaves_the_old_export(run, dataset, exported, tmp_path, mon
     shutil.copytree(exported, out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
-    def broken(source, target, frames, *, transformer):
+    def broken(source, target, frames, *, transformer, overflow_fix):
         import onnx
 
         model = onnx.load(source)
@@ -221,6 +221,19 @@ def test_overflow_fix_keeps_weights_to_seven_bits(exported, tmp_path):
         weights = [o for o in operations if o.get_type_name() == "Constant" and o.get_element_type().size == 1]
         largest[fix] = [int(np.abs(o.data.astype(int)).max()) for o in weights if o.data.ndim == 4]
     assert max(largest[False]) > 64 >= max(largest[True])
+
+
+@pytest.mark.parametrize("transformer", [False, True])
+def test_overflow_fix_reaches_onnx_runtime(exported, tmp_path, transformer):
+    import onnx
+
+    frames = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
+    for fix in (False, True):
+        options = {"transformer": transformer, "overflow_fix": fix}
+        export.quantise_onnx(exported / "model.onnx", tmp_path / "m.onnx", frames, **options)
+        tensors = onnx.load(tmp_path / "m.onnx").graph.initializer
+        weights = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
+        assert (max(np.abs(w.astype(int)).max() for w in weights if w.size > 1) > 64) is not fix
 
 
 def test_options_that_would_be_ignored_are_refused(run, dataset, tmp_path, capsys):

@@ -260,6 +260,22 @@ def test_a_format_that_fails_its_self_test_is_never_picked(exported, tmp_path, m
     assert "not usable here" in identifier.why
 
 
+def test_a_precision_that_is_asked_for_is_measured_too(exported, tmp_path, monkeypatch):
+    folder, asked = copy_export(exported, tmp_path), []
+
+    def measure(variants, threads):
+        asked.extend(map(str, variants))
+        rows = [("openvino int8 in f32", 5, False), ("openvino fp32 in f32", 9, True)]
+        return [{"variant": v, "ms": ms, "deviation": 0.1, "agrees": ok} for v, ms, ok in rows]
+
+    monkeypatch.setattr(identify, "measure_variants", measure)
+    identifier = Identifier(folder, precision="f32")
+    assert (identifier.runtime, identifier.format) == ("openvino", "fp32") and "9.0 ms" in identifier.why
+    assert asked == ["openvino int8 in f32", "openvino fp32 in f32"]
+    with pytest.raises(UserError, match="change --runtime, --format or --precision"):
+        Identifier(folder, runtime="onnxruntime", precision="f32")
+
+
 def test_self_test_notices_a_cpu_that_computes_otherwise(exported, tmp_path, capsys):
     import onnx
 

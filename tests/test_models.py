@@ -133,6 +133,36 @@ def test_levels_of_a_transformer_are_what_timm_says_they_are():
     torch.testing.assert_close(torch.stack(model.level_logits(embedding)).mean(0), logits)
 
 
+@pytest.mark.parametrize("gives", [lambda x: (x, (7, 7)), lambda x: x[0, 0, 0, 0]])
+def test_blocks_that_cannot_be_read_are_left_out(gives):
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            return gives(x)
+
+    class Backbone(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList(Block() for _ in range(6))
+
+        def forward(self, x):
+            for block in self.blocks:
+                block(x)
+            return x.mean((2, 3))
+
+    backbone = Backbone()
+    model = models.Classifier(backbone, 3, 2, models.find_levels(backbone))
+    assert model.levels == [] and model.dims == [3]
+    assert model(torch.zeros(2, 3, 8, 8))[0].shape == (2, 2) and model.seen == []
+
+
+def test_a_run_that_fits_no_model_here_is_one_line(tmp_path):
+    state = {"model": {"head.weight": torch.zeros(3, 5)}, "arch": "test_resnet", "classes": CLASSES}
+    torch.save(state | {"preprocessing": {}, "args": {}}, tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"best\.pt: its weights don't fit test_resnet") as caught:
+        models.load_run(tmp_path / "best.pt")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("arch", ["resnet50", "mobilenetv2", "densenet121", "test_convnext", "test_resnet"])
 def test_levels_of_a_cnn_are_means_of_its_maps(arch):
     model = build_model(arch, CLASSES, pretrained=False, levels=True).eval()

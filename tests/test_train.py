@@ -440,12 +440,51 @@ def test_a_refit_head_is_not_taken_over(dataset, tmp_path, capsys):
 
 @pytest.mark.parametrize("beyond_chance", [False, True])
 def test_a_probe_is_left_only_for_what_beats_it_beyond_chance(dataset, tmp_path, monkeypatch, beyond_chance):
-    monkeypatch.setattr(train, "really_worse", lambda reference, other: beyond_chance)
+    monkeypatch.setattr(train, "really_worse", lambda reference, other: beyond_chance or reference.all())
     run = quick(dataset, tmp_path, recipe={"probe": 1e-6})
     with open(run / "metrics.csv", newline="") as file:
         probe, *epochs = (float(row["balanced"]) for row in csv.DictReader(file))
     assert max(epochs) > probe
     assert (json.loads((run / "test.json").read_text())["best_epoch"] > 0) == beyond_chance
+
+
+def test_nothing_is_trained_that_could_not_win(dataset, tmp_path, capsys):
+    run = quick(dataset, tmp_path, arch="test_vit3", recipe={"probe": 30.0, "epochs": 2}, limit=12)
+    told = "training could not beat that" in capsys.readouterr().out
+    errors = round((1 - json.loads((run / "test.json").read_text())["val"]["top1"]) * 12)
+    with open(run / "metrics.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == (1 if told else 3)
+    assert told == (errors < 5)
+    taught = quick(dataset, tmp_path, arch="test_vit3", recipe={"probe": 30.0}, limit=12, teacher=run, name="taught")
+    assert "training could not" not in capsys.readouterr().out  # what a teacher says no probe hears
+    with open(taught / "metrics.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == QUICK["epochs"] + 1
+
+
+def test_weights_that_may_have_seen_test_frames_are_refused(dataset, tmp_path):
+    run = quick(dataset, tmp_path, recipe={"epochs": 1}, fold=0)
+    for settings in ({"fold": 1}, {"split": "random"}, {}):
+        with pytest.raises(UserError, match="may have seen test frames"):
+            quick(dataset, tmp_path / "b", init=run / "best.pt", **settings)
+    assert quick(dataset, tmp_path / "b", recipe={"epochs": 1}, init=run / "best.pt", fold=0).exists()
+
+
+def test_broken_features_are_one_line():
+    with pytest.raises(UserError, match="not finite"):
+        train.fit_head([2], np.array([[0.0, np.nan], [1.0, 1.0]]), np.array([0, 1]), 1.0)
+
+
+def test_leak_check_refuses_what_it_would_ignore(dataset, capsys):
+    argv = [str(dataset), "--leak-check", "--no-pretrained"]
+    for more in (["--arch", "all"], ["--fold", "1"], ["--split", "random"], ["--epochs", "3"], ["--name", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            train.main([*argv, *more])
+        assert stop.value.code == 2 and f"{more[0]} " in capsys.readouterr().err
+    argv += ["--arch", "test_resnet"]
+    for more, words in ((["--device", "abacus"], "--device abacus"), (["--limit", "4"], "five frames of each film")):
+        assert train.main([*argv, *more]) in (1, 2)
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 def test_really_worse_asks_for_more_than_a_flip():
