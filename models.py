@@ -186,10 +186,19 @@ def build_model(
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise UserError(f"the weights of {arch} can't be had ({reason}); {OFFLINE}") from None
-    model = Classifier(backbone, dim, len(classes), find_levels(backbone) if levels else [])
+    try:
+        model = Classifier(backbone, dim, len(classes), find_levels(backbone) if levels else [])
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(unfit(arch, error), 2) from None
     if init is not None:
         load_weights(model, init, classes)
     return model
+
+
+def unfit(arch: str, error: Exception) -> str:
+    """What to say of a timm model that takes no pictures of our size."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return f"--arch {arch}: can't take pictures of {PREPROCESSING['size']} pixels ({reason})"
 
 
 def _timm():

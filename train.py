@@ -46,6 +46,7 @@ from models import (
     multiply_adds,
     preprocessing_for,
     read_state,
+    unfit,
 )
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
@@ -792,7 +793,10 @@ def train_model(
         operations = multiply_adds(model, size)
     except (RuntimeError, AssertionError, ValueError):  # patches of 14, or a model of one size only
         size = -(-size // 14) * 14 if "patch14" in arch and size % 14 else spec["size"]
-        operations = multiply_adds(model, size)
+        try:
+            operations = multiply_adds(model, size)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(unfit(arch, error), 2) from None
         print(f"{arch} can't take crops of {recipe['train_size']} pixels; they are {size} here")
     index = {title: i for i, title in enumerate(classes)}
     labels = {s: np.array([index.get(row["movie"], -1) for row in rows], int) for s, rows in chosen.items()}

@@ -326,6 +326,9 @@ def test_errors_are_one_line(dataset, tmp_path, capsys, monkeypatch):
         ([str(dataset), "--subset", "40"], "--subset"),
         ([str(dataset), "--arch", "test_resnet", "--epochs", "1", "--compile"], "--compile"),
         ([str(dataset), "--arch", "test_resnet", "--epochs", "0", "--teacher", "x"], "does not go with --epochs 0"),
+        ([str(dataset), "--arch", "crossvit_tiny_240"], "--arch crossvit_tiny_240: can't take pictures of 224 pixels"),
+        ([str(dataset), "--arch", "twins_svt_small", "--levels"], "no early blocks"),
+        ([str(dataset), "--arch", "test_resnet", "--refit"], "--refit"),
     ]
     for argv, words in cases:
         assert train.main([*argv, "--no-pretrained", "--out", str(tmp_path / "runs")]) in (1, 2)
