@@ -375,7 +375,7 @@ def quantise_onnx(
     if transformer:
         quantize_dynamic(
             str(prepared), str(target), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
-            reduce_range=overflow_fix,
+            per_channel=True, reduce_range=overflow_fix,
         )  # fmt: skip
     else:
         quantize_static(
