@@ -234,6 +234,8 @@ def test_overflow_fix_reaches_onnx_runtime(exported, tmp_path, transformer):
         tensors = onnx.load(tmp_path / "m.onnx").graph.initializer
         weights = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
         assert (max(np.abs(w.astype(int)).max() for w in weights if w.size > 1) > 64) is not fix
+        scales = [t for t in tensors if t.name.endswith("_scale") and t.data_type == onnx.TensorProto.FLOAT]
+        assert any(len(t.dims) and t.dims[0] > 1 for t in scales)  # one a channel: of a whole matrix it is too coarse
 
 
 def test_options_that_would_be_ignored_are_refused(run, dataset, tmp_path, capsys):
