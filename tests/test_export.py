@@ -11,7 +11,7 @@ from PIL import Image
 import export
 from export import export_model, fit_rule, fit_temperature, lowest_threshold, verify_rule
 from identify import Identifier, UserError, preprocess
-from models import build_model
+from models import build_model, preprocessing_for
 
 
 def test_export_leaves_what_the_design_says(exported):
@@ -333,3 +333,28 @@ def test_wrong_checkpoints_are_one_line(dataset, tmp_path, capsys, run, raw):
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("export.py: error:") and words in error
     assert not (tmp_path / "e").exists()
+
+
+def test_biases_of_depthwise_layers_are_corrected(exported, tmp_path):
+    import onnx
+
+    def read(path):
+        return {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+    frames = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    path, spec = tmp_path / "m.onnx", preprocessing_for("mobilenetv2")
+    model = build_model("mobilenetv2", ["A", "B"], pretrained=False).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # else the exporter finds no biases worth keeping
+            module.bias.data.uniform_(-0.5, 0.5)
+    export.export_float(model, spec, path, frames)
+    assert export.is_depthwise(path) and not export.is_depthwise(exported / "model.onnx")
+    before = read(path)
+    export.correct_biases(path, frames)
+    after = read(path)
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert len(changed) > 40 and all(before[name].ndim == 1 for name in changed)
+    shutil.copy(exported / "model.onnx", tmp_path / "sum.onnx")  # NNCF fails at sums of two products
+    export.correct_biases(tmp_path / "sum.onnx", frames)
+    assert (tmp_path / "sum.onnx").read_bytes() == (exported / "model.onnx").read_bytes()
