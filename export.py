@@ -391,8 +391,12 @@ def quantise_onnx(
     return "dynamic" if transformer else "QDQ"
 
 
-def wake_nncf(frames: np.ndarray, overflow_fix: bool) -> tuple:
-    """(the module nncf, told to be quiet; the options of nncf.quantize that all our uses of it share)."""
+def wake_nncf(frames: np.ndarray, overflow_fix: bool, transformer: bool) -> tuple:
+    """(the module nncf, told to be quiet; the options of nncf.quantize that all our uses of it share).
+
+    Activations of a CNN keep their whole range: NNCF's mean over frames clips, and puts ResNet-50's logits off by 19%
+    where the whole range puts them off by 3%.
+    """
     import logging
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nncf wakes it, and it looks for CUDA
@@ -400,8 +404,11 @@ def wake_nncf(frames: np.ndarray, overflow_fix: bool) -> tuple:
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     from nncf.quantization.advanced_parameters import OverflowFix
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     advanced = nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE if overflow_fix else None)
+    if not transformer:
+        advanced.activations_range_estimator_params = RangeEstimatorParametersSet.MINMAX
     return nncf, {
         "preset": nncf.QuantizationPreset.MIXED,
         "subset_size": len(frames),
@@ -428,7 +435,7 @@ def correct_biases(path: Path, frames: np.ndarray) -> None:
     """
     import onnx
 
-    nncf, options = wake_nncf(frames, overflow_fix=False)
+    nncf, options = wake_nncf(frames, overflow_fix=False, transformer=False)
     model = onnx.load(path)
     data = nncf.Dataset([{"image": frame[None]} for frame in frames])
     try:
@@ -455,7 +462,7 @@ def quantise_openvino(
     """
     import openvino
 
-    nncf, options = wake_nncf(frames, overflow_fix)
+    nncf, options = wake_nncf(frames, overflow_fix, transformer=alpha is not None)
     if alpha is not None:
         smooth = nncf.AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1)
         options["advanced_parameters"].smooth_quant_alphas = smooth
