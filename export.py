@@ -374,7 +374,8 @@ def quantise_onnx(
 
     prepared = source.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    if is_depthwise(source) and not overflow_fix:  # NNCF's 7-bit weights are others than ONNX Runtime's
+    # convolutions beside LayerNorm stay fp32; and NNCF's 7-bit weights are others than ONNX Runtime's
+    if not transformer and not overflow_fix and is_depthwise(source):
         correct_biases(prepared, frames)
     if transformer:
         quantize_dynamic(

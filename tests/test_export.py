@@ -358,3 +358,12 @@ def test_biases_of_depthwise_layers_are_corrected(exported, tmp_path):
     shutil.copy(exported / "model.onnx", tmp_path / "sum.onnx")  # NNCF fails at sums of two products
     export.correct_biases(tmp_path / "sum.onnx", frames)
     assert (tmp_path / "sum.onnx").read_bytes() == (exported / "model.onnx").read_bytes()
+
+
+def test_convolutions_of_a_transformer_keep_their_biases(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "correct_biases", None)
+    path, some = tmp_path / "m.onnx", np.zeros((1, 224, 224, 3), np.uint8)
+    model = build_model("test_convnext", ["A", "B"], pretrained=False).eval()
+    export.export_float(model, preprocessing_for("test_convnext"), path, some)
+    assert export.is_depthwise(path)
+    assert export.quantise_onnx(path, tmp_path / "q.onnx", None, transformer=True) == "dynamic"
