@@ -69,7 +69,7 @@ from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
 from pydantic import ValidationError
 
-from identify import IMAGE_SUFFIXES, MAX_BYTES, UserError, one_line_errors, whole_file
+from identify import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors
 
 HERE = Path(__file__).parent
 OLD = 600.0  # seconds; after an outage, older questions are not answered
@@ -200,7 +200,7 @@ class Store:
         row = self.base.execute("SELECT kind, candidates FROM answers WHERE id = ?", (answer,)).fetchone()
         return (row[0], json.loads(row[1])) if row else None
 
-    def judge(self, answer: str, verdict: str, film: str | None) -> None:
+    def make_answers(self, answer: str, verdict: str, film: str | None) -> None:
         self.base.execute("UPDATE answers SET verdict = ?, film = ? WHERE id = ?", (verdict, film, answer))
 
     def verdicts(self) -> list[tuple]:
@@ -745,10 +745,10 @@ async def on_button(query: CallbackQuery, app: App) -> None:
         if action == "g":
             text, markup = compose(app, kind, candidates, rest, language, guess=True)
         elif action == "r":
-            app.store.judge(rest, "right", candidates[0]["title"])
+            app.store.make_answers(rest, "right", candidates[0]["title"])
             note = texts["thanks"]
         elif action == "w":
-            app.store.judge(rest, "wrong", None)
+            app.store.make_answers(rest, "wrong", None)
             others = candidates if kind == "shortlist" else candidates[1:]
             others = [(i, c) for i, c in enumerate(candidates) if c in others]
             rows = [[(app.title(c["title"], language)[:60], f"c{i}:{rest}")] for i, c in others]
@@ -757,7 +757,7 @@ async def on_button(query: CallbackQuery, app: App) -> None:
             note = texts["thanks"]
         elif action[:1] == "c" and action[1:].isdecimal() and int(action[1:]) < len(candidates):
             film = candidates[int(action[1:])]["title"]
-            app.store.judge(rest, "right" if kind == "shortlist" else "wrong", film)
+            app.store.make_answers(rest, "right" if kind == "shortlist" else "wrong", film)
             note = texts["thanks"]
         else:
             action = ""
@@ -1090,7 +1090,7 @@ def write_feedback(base: Path, path: Path) -> int:
     if not base.exists():
         raise UserError(f"--db {base}: there is no such file; the bot makes it when it runs", 2)
     rows = Store(base, "").verdicts()
-    with whole_file(path, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["time", "file_id", "kind", "answer", "confidence", "verdict", "film"])
         for when, file_id, kind, candidates, verdict, film in rows:

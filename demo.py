@@ -12,7 +12,7 @@ from pathlib import Path
 
 from films import render_films
 from filter import filter_films
-from identify import Answer, Identifier, UserError, in_words, one_line_errors, read_image, whole_file
+from identify import Answer, Identifier, UserError, atomic_write, format_answer, one_line_errors, read_image
 
 RECIPE = {"epochs": 36, "batch_size": 32, "lr": 3e-3, "first_layer": 1.0, "crop": 0.35, "balance": 0.0, "colour": 0.3}
 UNKNOWN_FRAMES = 15  # of each film that is never in the collection
@@ -58,7 +58,7 @@ def run_demo(
     stage(5, "name frames of shots never seen in training")
     figures = answer_all(Identifier(out / "export"), out / "processed", out / "answers.png")
     figures |= {"arch": arch, "seconds": round(time.perf_counter() - start)}
-    with whole_file(out / "demo.json", "w") as file:
+    with atomic_write(out / "demo.json", "w") as file:
         json.dump(figures, file, indent=1)
     return figures
 
@@ -92,7 +92,7 @@ def answer_all(identifier: Identifier, processed: Path, picture: Path) -> dict:
     sample += others[:: max(1, len(others) // 6)][:6]
     print(f"\n{'truth':36} answer")
     for row, answer in sample:
-        print(f"{row['movie'][:36]:36} {in_words(answer)}")
+        print(f"{row['movie'][:36]:36} {format_answer(answer)}")
     draw_answers(sample, set(films), picture)
     return {
         "top1": sum(right) / len(right),
@@ -127,7 +127,7 @@ def draw_answers(sample: list[tuple[dict, Answer]], films: set[str], path: Path)
         cell.set_title(said + sure, color=colour, fontsize=11, pad=3, loc="left")
         note = truth if known else f"{truth} (not in the collection)"
         cell.text(0.01, 0.03, note, transform=cell.transAxes, color="white", fontsize=8, backgroundcolor="#000000aa")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=90, facecolor=figure.get_facecolor())
 
 

@@ -28,20 +28,20 @@ from identify import (
     PREPROCESSING,
     SCORES,
     UserError,
+    atomic_write,
     confidences,
     decide,
-    deviation,
     expand,
     known_score,
+    l2_normalise,
     load_onnxruntime,
     load_openvino,
     one_line_errors,
     pack_rule,
     reference_frames,
+    relative_error,
     softmax,
-    unit,
     unpack_rule,
-    whole_file,
 )
 from models import load_original, load_run
 from train import choose_rows, frames_key, known_unknown, load_frames, measure, normalise, read_manifest, really_worse
@@ -202,7 +202,7 @@ def embedding_statistics(embedding: np.ndarray, labels: np.ndarray, classes: int
     """What the rmd and knn scores need, from training frames: embedding [N, D], labels [N]."""
     from sklearn.decomposition import PCA
 
-    x = unit(embedding).astype(np.float32)
+    x = l2_normalise(embedding).astype(np.float32)
     axes = PCA(int(min(128, x.shape[1], max(2, len(x) // 4))), random_state=13).fit(x)
     reduced, project = axes.transform(x), axes.components_.T
     means = np.stack([reduced[labels == c].mean(axis=0) for c in range(classes)])
@@ -604,7 +604,7 @@ def export_model(
             if drop > max_drop / 100 and really_worse(reference, right):
                 raise UserError(f"{name} loses {100 * drop:.2f} points of balanced accuracy, --max-drop is {max_drop}")
             lost, won = int((reference & ~right).sum()), int((right & ~reference).sum())
-            off = f"logits off by {deviation(both, exact):.1%}"
+            off = f"logits off by {relative_error(both, exact):.1%}"
             print(f"      {name}: {off}, {lost} right answers lost and {won} won on {len(right)} frames", flush=True)
         stage.done("accuracy of every format on test")
 
@@ -643,9 +643,9 @@ def export_model(
         report |= {"classes": classes, "preprocessing": spec, "accuracy": figures, "formats": accuracy}
         report["decision"] = {k: v for k, v in rule.items() if not isinstance(v, np.ndarray)}
         report |= {"scores": scores, "checks": checks, "refit": bool(held_out)}
-        with whole_file(work / "model.json", "w", encoding="utf-8") as file:
+        with atomic_write(work / "model.json", "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1, ensure_ascii=False)
-        with whole_file(work / "report.md", "w", encoding="utf-8") as file:
+        with atomic_write(work / "report.md", "w", encoding="utf-8") as file:
             file.write(describe(report))
     stage.done(f"wrote {out}")
     return report
@@ -693,7 +693,7 @@ def self_test(model: nn.Module, spec: dict, path: Path) -> str:
     frames = reference_frames(spec["size"])
     with torch.no_grad():
         wanted = Exported(model, spec)(torch.from_numpy(frames))[0].numpy()
-    here = deviation(run_all(path, frames, "f32")[0], wanted)
+    here = relative_error(run_all(path, frames, "f32")[0], wanted)
     packed = base64.b64encode(np.ascontiguousarray(wanted, np.float32).tobytes()).decode()
     return json.dumps({"logits": packed, "deviation": here})
 
@@ -769,7 +769,7 @@ def export_original(
             report["formats"][str(path.relative_to(work))] = row
         if sample is not None:
             stage.done(f"int8, {how}", vino)
-        with whole_file(work / "model.json", "w", encoding="utf-8") as file:
+        with atomic_write(work / "model.json", "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1, ensure_ascii=False)
     stage.done(f"wrote {out}")
     return report
@@ -789,7 +789,7 @@ def best_openvino(source: Path, target: Path, sample, frames, alphas, overflow_f
     wanted, best, alphas = run_all(source, frames)[0], None, alphas or ALPHAS
     for alpha in alphas:
         quantise_openvino(source, target, sample, alpha=alpha, overflow_fix=overflow_fix)
-        off = deviation(run_all(target, frames)[0], wanted)
+        off = relative_error(run_all(target, frames)[0], wanted)
         print(f"      alpha {alpha:5}: logits off by {off:.2%}", flush=True)
         if best is None or not off >= best[0]:  # nan too
             best = (off, alpha)
@@ -853,7 +853,7 @@ def draw_calibration(rule: dict, outputs: dict, labels: np.ndarray, path: Path) 
             three.axvline(rule[key], color=colour, label=f"{key} from {rule[key]:.3g}")
     three.set(xlabel=f"score {rule['score']}", title="known or unknown", ylim=(0, three.get_ylim()[1] * 1.35))
     three.legend(ncols=2)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 

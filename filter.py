@@ -31,7 +31,7 @@ from PIL import Image
 from PIL.Image import open as open_image
 from tqdm import tqdm
 
-from identify import IMAGE_SUFFIXES, UserError, find_bars, natural_key, one_line_errors, read_image, whole_file
+from identify import IMAGE_SUFFIXES, UserError, atomic_write, find_bars, natural_key, one_line_errors, read_image
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "phash", "source", "bars"]
@@ -497,7 +497,7 @@ def filter_films(
                 detect = person_detector(detector, confidence=confidence, device=device, batch=batch, size=size)
             _forget(out, title)
             state = filter_film(title, folder, work, size=size, detect=detect, threads=threads)
-            with whole_file(path, "w") as file:
+            with atomic_write(path, "w") as file:
                 json.dump(state | {"key": key}, file)
         states[title] = state["rows"]
     if rank:
@@ -622,7 +622,7 @@ def assemble(films: dict[str, list[dict]], out: Path, *, min_frames: int) -> dic
 def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
@@ -645,7 +645,7 @@ def draw_report(report: dict[str, dict], path: Path) -> None:
     axes.set_ylim(-0.6, len(titles) - 0.4)
     axes.set_xlabel("frames")
     axes.legend(fontsize=7, loc="lower right")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
@@ -661,7 +661,7 @@ def write_archive(out: Path, titles: list[str], count: int | None) -> None:
     if count is not None and len(titles) < count:
         raise UserError(f"--subsets {count}: only {len(titles)} films passed the filter")
     with (
-        whole_file(out / f"movies_{count or 'all'}_processed.zip") as file,
+        atomic_write(out / f"movies_{count or 'all'}_processed.zip") as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         for title in chosen:

@@ -92,7 +92,7 @@ def one_line_errors(main):
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path, mode: str = "wb", **kwargs):
+def atomic_write(path: str | Path, mode: str = "wb", **kwargs):
     """Open a temporary neighbour of path for writing and rename it at the end, so that path is whole or not there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,7 @@ def standardise(logits: np.ndarray) -> np.ndarray:
     return (logits - logits.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, np.inf)
 
 
-def unit(embedding: np.ndarray) -> np.ndarray:
+def l2_normalise(embedding: np.ndarray) -> np.ndarray:
     """Rows of [N, D] scaled to length 1, float64."""
     embedding = embedding.astype(np.float64)
     return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
@@ -291,7 +291,7 @@ def score_gen(logits, embedding, rule):
 
 def score_knn(logits, embedding, rule):
     """Cosine similarity to the k-th nearest training frame (Sun 2022). rule["bank"]: [M, D], rows of length 1."""
-    similar = unit(embedding) @ rule["bank"].astype(np.float64).T
+    similar = l2_normalise(embedding) @ rule["bank"].astype(np.float64).T
     return np.sort(similar, axis=1)[:, -min(rule["k"], similar.shape[1])]
 
 
@@ -300,7 +300,7 @@ def score_rmd(logits, embedding, rule):
 
     rule: "project" [D, k], "offset" [k], "means" [C, k], "within" [k, k] and "total" [k, k] (whitening matrices).
     """
-    x = unit(embedding) @ rule["project"].astype(np.float64) - rule["offset"]
+    x = l2_normalise(embedding) @ rule["project"].astype(np.float64) - rule["offset"]
     class_white = x @ rule["within"].astype(np.float64)
     mean_white = rule["means"].astype(np.float64) @ rule["within"].astype(np.float64)
     squared = (class_white**2).sum(1)[:, None] - 2 * class_white @ mean_white.T + (mean_white**2).sum(1)
@@ -546,7 +546,7 @@ def reference_frames(size: int = 224, count: int = 6) -> np.ndarray:
     return (128 + frames).clip(0, 255).astype(np.uint8)
 
 
-def deviation(logits: np.ndarray, wanted: np.ndarray) -> float:
+def relative_error(logits: np.ndarray, wanted: np.ndarray) -> float:
     """Distance of logits [N, C] from the wanted ones, both centred by rows, as a share of the wanted ones' length."""
     z, w = (x.astype(np.float64) - x.mean(axis=1, keepdims=True) for x in (logits, wanted))
     return float(np.linalg.norm(z - w) / max(np.linalg.norm(w), 1e-12))
@@ -629,7 +629,7 @@ def choose_variant(path: Path, variants: list[Variant], threads: int = 0) -> tup
         print(f"identify.py: first start of {path} on this CPU, measuring {len(variants)} formats", file=sys.stderr)
         results = measure_variants(variants, threads)
         for place in places:
-            with contextlib.suppress(OSError), whole_file(place, "w") as file:
+            with contextlib.suppress(OSError), atomic_write(place, "w") as file:
                 json.dump({"key": key, "cpu": cpu_name(), "threads": threads, "measured": results}, file, indent=1)
                 break
     exact = [Variant(v.file, v.runtime, v.format, "f32") for v in variants if v.runtime == "openvino"]
@@ -701,7 +701,7 @@ class Identifier:
             raise UserError(f"--model {self.path}: {logits.shape[1]} outputs but {len(self.classes)} classes")
         try:  # hostile or damaged metadata shows now, not at the first frame
             preprocess(black, self.preprocessing)
-            (answer,) = self.judge(logits, embedding, 3, time.perf_counter())
+            (answer,) = self.make_answers(logits, embedding, 3, time.perf_counter())
             whole = all(isinstance(title, str) for title in self.classes) and np.isfinite(
                 answer.candidates[0].confidence
             )
@@ -729,7 +729,7 @@ class Identifier:
         except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(f"--model {self.path}: carries no self-test, export it again") from None
         frames = reference_frames(self.preprocessing["size"], len(wanted))
-        found = deviation(self.logits(frames)[0], wanted)
+        found = relative_error(self.logits(frames)[0], wanted)
         times = []
         for k in range(repeats):
             start = time.perf_counter()
@@ -755,9 +755,9 @@ class Identifier:
             return []
         start = time.perf_counter()
         logits, embedding = self.logits(batch)
-        return self.judge(logits, embedding, top, start)
+        return self.make_answers(logits, embedding, top, start)
 
-    def judge(self, logits: np.ndarray, embedding: np.ndarray, top: int, start: float) -> list[Answer]:
+    def make_answers(self, logits: np.ndarray, embedding: np.ndarray, top: int, start: float) -> list[Answer]:
         """Answers for logits [N, C] and embedding [N, D]; ms is the share of the time since start (perf_counter)."""
         kinds = decide(logits, embedding, self.rule)
         sure = confidences(logits, self.rule)
@@ -868,12 +868,12 @@ def work(identifier: Identifier, reader, writer, top: int = 5) -> None:
                 batch = np.stack([identifier.load(data) for data in pictures])
             parts = [identifier.logits(row[None]) for row in batch]  # one by one: memory stays as it is
             means = (np.mean(column, axis=0) for column in zip(*parts, strict=True))
-            reply(identifier.judge(*means, top, start)[0].as_dict())
+            reply(identifier.make_answers(*means, top, start)[0].as_dict())
         except UserError as error:
             reply({"error": str(error)})
 
 
-def in_words(answer: Answer, guess: bool = False) -> str:
+def format_answer(answer: Answer, guess: bool = False) -> str:
     """One line for people."""
     if answer.kind == "movie":
         return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%})"
@@ -961,7 +961,7 @@ def main(argv: list[str] | None = None) -> int:
         elif isinstance(answer, UserError):
             print(f"identify.py: error: {' '.join(str(answer).split())}", file=sys.stderr)
         else:
-            print(f"{file:{width}}  {answer.ms:6.1f} ms  {in_words(answer, args.guess)}", flush=True)
+            print(f"{file:{width}}  {answer.ms:6.1f} ms  {format_answer(answer, args.guess)}", flush=True)
     return 1 if failed else 0
 
 

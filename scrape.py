@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from PIL.Image import open as open_image
 from tqdm import tqdm
 
-from identify import MAX_BYTES, UserError, one_line_errors, read_image, whole_file
+from identify import MAX_BYTES, UserError, atomic_write, one_line_errors, read_image
 
 API = "https://api.flim.ai"
 AGENT = "movie-by-frame/1.0 (collects stills to train a film classifier; python-requests)"
@@ -156,7 +156,7 @@ def append_line(path: Path, item: dict) -> None:
 
 def write_sidecar(folder: Path, lines: list[dict]) -> None:
     """A film's frames.jsonl, an object a frame, whole or not at all."""
-    with whole_file(folder / "frames.jsonl", "w", encoding="utf-8", errors="replace") as file:
+    with atomic_write(folder / "frames.jsonl", "w", encoding="utf-8", errors="replace") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
@@ -440,7 +440,7 @@ class Film:
                 (self.folder / name).unlink()
         else:
             if not on_disk:
-                with whole_file(self.folder / name) as file:
+                with atomic_write(self.folder / name) as file:
                     file.write(data)
             line = {"file": name, **line, "shot": None, "width": size[0], "height": size[1], "source": "flim"}
             line |= {"bytes": len(data), "sha256": digest}
@@ -611,7 +611,7 @@ def list_film(flim: Flim, film: Film, path: Path, *, exclude: list[str], max_fra
         frames += fresh
         if max_frames is not None and len(frames) >= max_frames:
             break
-    with whole_file(path, "w", encoding="utf-8") as file:
+    with atomic_write(path, "w", encoding="utf-8") as file:
         json.dump({"id": film.identity, "exclude": exclude, "complete": complete, "frames": frames}, file)
 
 
@@ -734,7 +734,7 @@ def write_unmatched(path: Path, wanted: list[str], result: dict) -> None:
     if not entries:
         path.unlink(missing_ok=True)
         return
-    with whole_file(path, "w", encoding="utf-8", errors="replace") as file:
+    with atomic_write(path, "w", encoding="utf-8", errors="replace") as file:
         for title, near in entries.items():
             file.write("".join(f"{text}\n" for text in [title, *(f"# {name}" for name in near)]))
 
@@ -879,7 +879,7 @@ def scrape_video(
             for line in lines:
                 os.replace(work / line["file"], target / line["file"])
             write_sidecar(target, others + lines)
-            with whole_file(record, "w") as file:
+            with atomic_write(record, "w") as file:
                 json.dump({"key": key, "folder": folder, "files": [line["file"] for line in lines]}, file)
     except Exception as error:  # OpenCV and PySceneDetect raise many kinds on damaged files
         if isinstance(error, OSError) and error.errno is not None:  # a full disk is not the video's fault
@@ -1077,7 +1077,7 @@ def run_titles(args) -> int:
     if not films:
         raise UserError(f"no film has {args.min_votes} votes; lower --min-votes")
     if args.akas:
-        with whole_file(args.titles_csv, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(args.titles_csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["title", "tconst", "ru"], extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(films)

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from identify import UserError, one_line_errors, preprocess, read_image, softmax, whole_file
+from identify import UserError, atomic_write, one_line_errors, preprocess, read_image, softmax
 from models import (
     ARCHITECTURES,
     ClipClassifier,
@@ -869,7 +869,7 @@ def train_model(
         del state
         print(f"resumed {run} after epoch {first}" + (f" and {begun['step']} steps" if begun["step"] else ""))
     if rank == 0:
-        with whole_file(run / "args.json", "w") as file:
+        with atomic_write(run / "args.json", "w") as file:
             json.dump(args, file, indent=1)
     logger = start_wandb(wandb, run, args, resume) if wandb and rank == 0 else None
     counts = ", ".join(f"{s} {len(rows)}" for s, rows in chosen.items())
@@ -881,7 +881,7 @@ def train_model(
         if rank:
             return
         state = {"model": average.state_dict(), "arch": arch, "classes": classes, "preprocessing": spec, "args": args}
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             torch.save(state | {"figures": best, "commit": commit} | extra, file)
 
     def save_last(epoch: int, step: int = 0, losses: torch.Tensor | None = None) -> None:
@@ -1052,7 +1052,7 @@ def train_model(
         print(f"the probe it is, refit on train and val. Stretches that a probe had not seen: {figures}")
     test |= {"run": run.name, "args": args, "classes": len(classes), "frames": {s: len(r) for s, r in chosen.items()}}
     test |= {"best_epoch": best["epoch"], "commit": commit, "images_per_s": history[-1]["images_per_s"]}
-    with whole_file(run / "test.json", "w") as file:
+    with atomic_write(run / "test.json", "w") as file:
         json.dump(test, file, indent=1)
     draw_curves(history, run / "curves.png")
     draw_confusion(results["test"], labels["test"], classes, run / "confusion.png")
@@ -1124,14 +1124,14 @@ def _wait(device: torch.device) -> None:
 
 
 def _write_metrics(path: Path, history: list[dict]) -> None:
-    with whole_file(path, "w", newline="") as file:
+    with atomic_write(path, "w", newline="") as file:
         writer = csv.DictWriter(file, history[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
 
 
 def _save(figure, path: Path) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
@@ -1224,10 +1224,10 @@ def write_results(out: Path) -> None:
         row = [item["run"], args["arch"], item["classes"], args["recipe"], split]
         row += ["" if f is None else f"{f:.4f}" for f in (*figures, test["auroc"], test["fpr95"])]
         rows.append([*row, f"{item['images_per_s']:.0f}"])
-    with whole_file(out / "results.csv", "w", newline="") as file:
+    with atomic_write(out / "results.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     lines = [f"| {' | '.join(row)} |" for row in ([*map(str, r)] for r in [columns, ["---"] * len(columns), *rows])]
-    with whole_file(out / "results.md", "w") as file:
+    with atomic_write(out / "results.md", "w") as file:
         file.write("\n".join(lines) + "\n")
 
 

@@ -311,7 +311,7 @@ def test_rule_of_a_refit_model_is_fitted_on_stretches_it_had_not_seen():
     for k, (logits, features, truth, others) in enumerate(parts):
         assert (logits == held_out["logits"].numpy()[stretch == k]).all() and (truth == labels[stretch == k]).all()
         # features of length 1 stand in the bank, and none of this stretch does
-        assert (export.unit(features) @ others["bank"].T).max() < 0.999
+        assert (export.l2_normalise(features) @ others["bank"].T).max() < 0.999
     assert len(statistics["bank"]) == 200
     known = sum(len(part[0]) for part in parts)  # the share of unknown frames stays what it was beside val
     assert len(unknown[0]) / known == pytest.approx(30 / 50, rel=0.2)

@@ -351,7 +351,7 @@ def test_worker_answers_another_program(exported, dataset):
         expected = identifier.identify(file, top=3)
         assert answer["kind"] == expected.kind and answer["candidates"] == expected.as_dict()["candidates"]
     logits, embedding = identifier.logits(np.stack([identifier.load(file) for file in files]))
-    mean = identifier.judge(logits.mean(0)[None], embedding.mean(0)[None], 3, 0.0)[0]
+    mean = identifier.make_answers(logits.mean(0)[None], embedding.mean(0)[None], 3, 0.0)[0]
     assert album["candidates"] == mean.as_dict()["candidates"]
 
 
