@@ -394,7 +394,7 @@ def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
         draw = ImageDraw.Draw(sheet)
         draw.text((place * side + 4, side - 32), "\n".join(lines), fill="black", font=ImageFont.load_default(11))
     with atomic_write(path) as file:
-        sheet.save(file, path.suffix.lstrip(".") or "png")
+        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -24,28 +23,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
-from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
+from PIL import Image
 
 from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
 from image import IMAGE_SUFFIXES, UserError, atomic_write, natural_key, one_line_errors, read_image
+from space import (
+    UNKNOWN_SHARE,
+    ask_itself,
+    film_scores,
+    fit_projection,
+    fit_rule,
+    is_dense,
+    own_threshold,
+    pack_vectors,
+    project_all,
+    wear,
+)
 
 FORMAT = "movie-by-frame index 1"
-# measured on 20 real films, DINOv2-S (RESULTS.md)
-DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn frames of films known from video
-SHRINK = 0.3  # of the covariance within films towards a multiple of the identity
-EVEN = -0.1  # power of each dimension's variance by which it is weighed: a little less for those that part films most
-WEAR, WORN = 0.1, 24  # weight of what wear changes beside what changes within a film; worn copies a film for that
-SECOND = 0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
-FIT_FRAMES, FIT_FILMS, PARTS = 6000, 300, 4  # what projection and thresholds are fitted on; parts that films leave in
-DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
-SAME = 0.99  # cosine about the film's mean; frames nearer than that are stored once
-RIGHT, CONTAINS, UNKNOWN_SHARE = 0.95, 0.80, 0.3  # targets of movie and shortlist, share of frames of unknown films
-OWN = 0.03  # a film is named only above this quantile of the scores of its own frames
-MANY, FEW = 4, 0.53  # with fewer films none can play a stranger to the others: then this threshold
+FIT_FRAMES, FIT_FILMS = 6000, 300  # what projection and thresholds are fitted on
+SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
 STRETCH_MS, ALIKE = 5000, 0.1  # frames of a film so near in time, and nearly as like, are one stretch of proof
-EXACT = 200_000  # frames up to which plain numpy searches
+EXACT = 200_000  # frames up to which plain numpy searches; faiss beyond
+PROBES, NEAR, EXAMINED = 24, 64, 8  # lists of faiss that are searched, frames it finds, films that are then compared
 GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
+WORN = 24  # worn copies a film, which show the projection what wear changes
 CHUNK = 32  # frames in memory at a time
 THUMB = 160  # pixels
 
@@ -95,35 +97,6 @@ def list_stills(folder: Path, every: int) -> list[dict]:
     if stills and all(still["time"] >= 0 for still in stills):
         stills.sort(key=lambda still: still["time"])
     return stills[::every]
-
-
-def wear(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:
-    """The picture as people send it: 0 a photo of a screen, 1 a crop, 2 small and compressed several times."""
-    if kind == 1:
-        width, height = (int(side * rng.uniform(0.6, 0.9)) for side in image.size)
-        left, top = int(rng.uniform(0, image.width - width)), int(rng.uniform(0, image.height - height))
-        return image.crop((left, top, left + width, top + height))
-    width = int(rng.integers(200, 360)) if kind == 2 else 640
-    small = image.resize((width, max(16, round(width * image.height / image.width))), Image.Resampling.BILINEAR)
-    if kind == 0:
-        across, down = small.size
-        corners = [(0, 0), (0, down), (across, down), (across, 0)]  # as Pillow goes round
-        quad = [
-            c + rng.uniform(-0.08, 0.05) * side
-            for corner in corners
-            for c, side in zip(corner, small.size, strict=True)
-        ]
-        small = small.transform(small.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
-        y, x = np.mgrid[:down, :across].astype(np.float32)
-        angle, spot = rng.uniform(0, math.pi), rng.uniform(0, 1, 3)
-        moire = 1 + 0.06 * np.sin(rng.uniform(0.8, 1.8) * (x * math.cos(angle) + y * math.sin(angle)))
-        glare = 80 * np.exp(-(((x / across - spot[0]) ** 2 + (y / down - spot[1]) ** 2) / (0.05 + 0.2 * spot[2])))
-        lit = np.asarray(small, np.float32) * (moire * rng.uniform(0.7, 1))[..., None] + glare[..., None] + 8
-        small = Image.fromarray(lit.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0.7, 2)))
-        small = ImageEnhance.Color(small).enhance(rng.uniform(0.7, 1.1))
-    packed = io.BytesIO()
-    small.save(packed, "JPEG", quality=int(rng.integers(12, 40)) if kind == 2 else 60)
-    return open_image(packed).convert("RGB")
 
 
 def look_at(still: dict, kind: int | None, identifier: Identifier) -> tuple:
@@ -177,7 +150,7 @@ def embed_film(stills: list[dict], identifier: Identifier) -> dict:
     first, until, rows = {}, {}, []  # first: row -> the row that it is stored as
     for i, still in enumerate(kept):
         near = np.flatnonzero(unit[rows] @ unit[i] > SAME).tolist() if rows and len(kept) > 2 else []
-        near = [rows[r] for r in near if still["time"] < 0 or still["time"] - until[rows[r]] <= DENSE_MS]
+        near = [rows[r] for r in near if still["time"] < 0 or still["time"] - until[rows[r]] <= RUN_MS]
         first[i] = near[-1] if near else i
         until[first[i]] = still["time"]
         rows += [] if near else [i]
@@ -193,170 +166,6 @@ def embed_film(stills: list[dict], identifier: Identifier) -> dict:
         "thumbs": np.frombuffer(b"".join(thumbs[r] for r in rows), np.uint8),
         "ends": np.cumsum([len(thumbs[r]) for r in rows]),
     }
-
-
-# ----------------------------------------------------------------------------- the projection and the thresholds
-
-
-def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(project float32 [D, d], offset [d]): whitened by the covariance within films, the d directions of most variance.
-
-    embedding [N, D], film [N] numbers, change [M, D]: what wear did to some frames. Films weigh alike. Whitening within
-    classes is Hatch 2006 (WCCN); the directions are those of linear discriminant analysis, then of the whole.
-    """
-    try:
-        from scipy.linalg import eigh
-    except ImportError:
-        raise UserError("scipy is needed to fit an index: pip install scipy", 2) from None
-    embedding = embedding.astype(np.float32)
-    mean, scale = embedding.mean(0), np.maximum(embedding.std(0), 1e-6)
-    x = (embedding - mean) / scale
-    film = np.unique(film, return_inverse=True)[1]
-    count = np.bincount(film)
-    centre = np.zeros((len(count), x.shape[1]), np.float32)
-    np.add.at(centre, film, x)
-    centre /= count[:, None]
-    within = (x - centre[film]) / np.sqrt(count[film] * len(count))[:, None]
-    within = within.T @ within
-    whole = within + centre.T @ centre / len(count)
-    change = change.astype(np.float32) / scale
-    within += WEAR * change.T @ change / max(1, len(change))
-    level = np.trace(within) / len(within) or 1.0
-    within = (1 - SHRINK) * within + SHRINK * level * np.eye(len(within), dtype=np.float32)
-    size = len(within)
-    variance, project = eigh(whole, within, subset_by_index=[max(0, size - DIMS), size - 1], check_finite=False)
-    project = project * np.maximum(variance, 1e-3 * variance[-1]) ** EVEN / scale[:, None]
-    return project.astype(np.float32), (mean @ project).astype(np.float32)
-
-
-def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Embeddings [N, D] -> float32 [N, d] of length 1."""
-    vectors = embedding.astype(np.float32) @ project - offset
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-
-def pack_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Float [N, d] -> int8, the largest number of a row at 127; the length is got back when they are read."""
-    return np.round(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-9))).astype(np.int8)
-
-
-def film_scores(best: np.ndarray) -> np.ndarray:
-    """Scores [N, F] from the similarity of each film's nearest frame [N, F]; with under 4 films they are the same."""
-    if best.shape[1] < MANY:
-        return best
-    order = np.sort(best, axis=1)
-    return best - SECOND * np.where(best == order[:, -1:], order[:, -2:-1], order[:, -1:])
-
-
-def nearest_by_film(alike: np.ndarray, film: np.ndarray, films: int) -> np.ndarray:
-    """Greatest similarity [N, F] a film, from those to frames [N, M]; film: numbers [M] in rising order."""
-    return np.maximum.reduceat(alike, np.searchsorted(film, np.arange(films)), axis=1)
-
-
-def held_apart(when: np.ndarray) -> np.ndarray:
-    """Numbers [n] of a film's frames in order; of one number are those that are left out with a frame, to ask for it.
-
-    Of a film known densely, from video, a question lies between known frames: the frame alone. Of one known by
-    scattered stills it is an unseen scene: a tenth of the film. when: milliseconds, -1 where not known.
-    """
-    places = np.arange(len(when))
-    dense = len(when) > 1 and when.min() >= 0 and np.median(np.diff(np.sort(when))) <= DENSE_MS
-    return places if dense else places * 10 // len(when)
-
-
-def ask_itself(films: list[dict], sample: int) -> dict:
-    """Questions that an index asks itself: its frames with their surroundings left out, and with their film left out.
-
-    films: {"embedding", "time", "change"} of each. Left out means of the projection too, else strangers look strange
-    that are not. Gives scores of known [N] and unknown frames [M], which film each belongs to, which films were best
-    and whether the three best hold the right one.
-    """
-    embedding = np.concatenate([film["embedding"] for film in films])
-    owner = np.repeat(np.arange(len(films)), [len(film["embedding"]) for film in films])
-    apart = np.concatenate([held_apart(film["time"]) for film in films])
-    parts = np.random.default_rng(13).permutation(len(films)) % min(PARTS, len(films))
-    asked = [np.flatnonzero(owner == f) for f in range(len(films))]
-    asked = [at[np.linspace(0, len(at) - 1, min(sample, len(at))).astype(int)] for at in asked]
-    found = {name: [] for name in ("known", "film", "best", "held", "second", "unknown", "stranger")}
-    vectors = project_all(embedding, *fit_projection(embedding, owner, np.concatenate([f["change"] for f in films])))
-    for f, at in enumerate(asked):
-        alike = vectors[at] @ vectors.T
-        alike[(owner == f) & (apart[at][:, None] == apart)] = -1
-        best = nearest_by_film(alike, owner, len(films))
-        scores = film_scores(best)
-        found["second"] += np.sort(best, axis=1)[:, -2:][:, 0].tolist()
-        found["known"] += scores.max(1).tolist()
-        found["best"] += scores.argmax(1).tolist()
-        found["held"] += (np.argsort(-scores, axis=1)[:, :3] == f).any(1).tolist()
-        found["film"] += [f] * len(at)
-    for part in range(parts.max() + 1) if len(films) >= MANY else []:
-        stay = parts[owner] != part
-        change = np.concatenate([film["change"] for film, p in zip(films, parts, strict=True) if p != part])
-        vectors = project_all(embedding, *fit_projection(embedding[stay], owner[stay], change))
-        for f in np.flatnonzero(parts == part).tolist():
-            alike = vectors[asked[f]] @ vectors[owner != f].T
-            number = owner[owner != f] - (owner[owner != f] > f)
-            found["unknown"] += film_scores(nearest_by_film(alike, number, len(films) - 1)).max(1).tolist()
-            found["stranger"] += [f] * len(asked[f])
-    return {name: np.array(values) for name, values in found.items()}
-
-
-def lowest_threshold(score: np.ndarray, good: np.ndarray, weight: np.ndarray, target: float) -> float:
-    """Lowest threshold above which the weighted share of good reaches target; above all scores if none does."""
-    order = np.argsort(-score, kind="stable")
-    share = np.cumsum((good * weight)[order]) / np.cumsum(weight[order])
-    reached = np.flatnonzero(share >= target)
-    return float(score[order][reached[-1]]) if len(reached) else float(score.max()) + 1e-3
-
-
-def fit_rule(asked: dict, sizes: np.ndarray) -> dict:
-    """Thresholds and a logistic curve for the scores, from ask_itself; sizes: frames a film.
-
-    Known frames count by the root of their film's size, unknown films alike, and UNKNOWN_SHARE of all are unknown.
-    """
-    known, film, right = asked["known"], asked["film"], asked["best"] == asked["film"]
-    own = [float(np.quantile(np.where(right, known, -1)[film == f], OWN)) for f in range(len(sizes))]
-    rule = {
-        "movie": FEW,
-        "shortlist": FEW / 2,
-        "slope": 12.0,
-        "shift": -12.0 * FEW,
-        "own": own,
-        "second": 0.0,
-        "figures": {},
-    }
-    if not len(asked["unknown"]):
-        return rule
-    weights = np.sqrt(sizes[film]) / np.bincount(film)[film], 1 / np.bincount(asked["stranger"])[asked["stranger"]]
-    weight = np.concatenate(
-        [part / part.sum() * share for part, share in zip(weights, (1 - UNKNOWN_SHARE, UNKNOWN_SHARE), strict=True)]
-    )
-    score, none = np.concatenate([known, asked["unknown"]]), np.zeros(len(asked["unknown"]))
-    good, held = np.concatenate([right, none]), np.concatenate([asked["held"], none])
-    rule["second"] = float(asked["second"].mean())
-    rule["movie"] = lowest_threshold(score, good, weight, RIGHT)
-    rest = score < rule["movie"]
-    rule["shortlist"] = min(rule["movie"], lowest_threshold(score[rest], held[rest], weight[rest], CONTAINS))
-    line = np.zeros(2)  # the curve by Newton's method, its slope held by a weak prior
-    design = np.stack([score - rule["movie"], np.ones(len(score))], 1)
-    for _ in range(30):
-        p = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
-        gain = design.T @ (weight * (good - p)) - [1e-4 * line[0], 0]
-        line += np.linalg.solve((design * (weight * p * (1 - p))[:, None]).T @ design + np.diag([1e-4, 1e-9]), gain)
-    rule |= {"slope": float(line[0]), "shift": float(line[1] - line[0] * rule["movie"])}
-    named, wrong = known >= np.maximum(rule["movie"], np.array(own)[asked["best"]]), asked["unknown"] >= rule["movie"]
-    ranks = np.argsort(np.argsort(score))[: len(known)]
-    auroc = (ranks.sum() - len(known) * (len(known) - 1) / 2) / (len(known) * len(none))
-    taken, lost = (weights[0] * named).sum() / weights[0].sum(), (weights[1] * wrong).sum() / weights[1].sum()
-    exact = (weights[0] * (named & right)).sum() / weights[0].sum()
-    share = (1 - UNKNOWN_SHARE) * taken + UNKNOWN_SHARE * lost
-    rule["figures"] = {
-        "auroc": auroc,
-        "named": taken,
-        "right": (1 - UNKNOWN_SHARE) * exact / max(share, 1e-9),
-        "strangers": lost,
-    }
-    return rule
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -436,7 +245,7 @@ def commit(path: Path, state: dict) -> None:
     with atomic_write(path / "index.json", "w", encoding="utf-8") as file:
         json.dump(state, file, ensure_ascii=False, indent=1)
     named = {film[kind] for film in state["films"].values() for kind in ("frames", "vectors")} | {state["basis"]}
-    named |= set((state.get("pack") or {}).get("files", []))
+    named |= {state["pack"]["file"]} if state.get("pack") else set()
     for file in [*path.glob("films/*"), *path.glob("basis-*"), *path.glob("pack-*"), *path.glob(".*.part")]:
         if str(file.relative_to(path)) not in named:
             file.unlink()
@@ -445,14 +254,6 @@ def commit(path: Path, state: dict) -> None:
 def new_name(title: str, suffix: str) -> str:
     """A file name that was not there before, whatever signs the title has."""
     return f"films/{hashlib.sha256(title.encode(errors='replace')).hexdigest()[:12]}-{os.urandom(4).hex()}{suffix}"
-
-
-def own_threshold(vectors: np.ndarray, when: np.ndarray, second: float) -> float:
-    """The OWN quantile of a film's scores of its own frames; second: what the second film is like in the mean."""
-    alike = vectors @ vectors.T
-    apart = held_apart(when)
-    alike[apart[:, None] == apart] = -1
-    return float(np.quantile(alike.max(1), OWN) - SECOND * second)
 
 
 def settle(path: Path, state: dict, force: bool = False) -> None:
@@ -482,6 +283,58 @@ def settle(path: Path, state: dict, force: bool = False) -> None:
         film["vectors"] = write_arrays(path, new_name(title, ".npy"), pack_vectors(vectors))
         film["own"] = own[chosen[title]] if title in chosen else own_threshold(vectors, when, rule["second"])
     commit(path, state)
+
+
+def open_pack(path: Path, file: str):
+    """The faiss index in a file of the folder."""
+    index = import_faiss().read_index(str(path / file), import_faiss().IO_FLAG_MMAP_IFC)
+    import_faiss().extract_index_ivf(index).nprobe = PROBES
+    return index
+
+
+def import_faiss():
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(f"an index of more than {EXACT} stills needs faiss: pip install faiss-cpu", 2) from None
+    return faiss
+
+
+def pack_films(path: Path, state: dict) -> None:
+    """Put all vectors into one faiss index where they are too many for plain numpy; says so.
+
+    8 bits a number, or with memory small 1 bit (RaBitQ, Gao 2024); the best films are compared exactly either way.
+    """
+    films, before = [film for film in state["films"].values() if film["vectors"]], state.get("pack")
+    count = sum(film["stored"] for film in films)
+    held = set(before["films"]) if before else set()
+    loose = sum(film["stored"] for film in films if film["vectors"] not in held)
+    if count <= EXACT or (before and loose <= EXACT / 10 and before["memory"] == state["memory"]):
+        state["pack"] = before if count > EXACT else None
+        return
+    faiss, parts = import_faiss(), (read_arrays(path, film["vectors"])[0].astype(np.float32) for film in films)
+    lists = min(16384, int(4 * count**0.5))
+    bits = "1 bit" if state["memory"] == "small" else "8 bits"
+    print(f"{count} stills: searched by faiss in {lists} lists, {bits} a number")
+    some = [read_arrays(path, film["vectors"])[0] for film in films[:: max(1, count // (64 * lists))]]
+    some = np.concatenate(some).astype(np.float32)
+    faiss.normalize_L2(some)
+    kind = "RaBitQ" if state["memory"] == "small" else "SQ8"
+    index = faiss.index_factory(some.shape[1], f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT)
+    index.train(some)
+    for part in parts:
+        faiss.normalize_L2(part)
+        index.add(part)
+    file = f"pack-{os.urandom(4).hex()}.faiss"
+    with atomic_write(path / file) as out:
+        out.write(faiss.serialize_index(index).tobytes())
+    rows = [film["stored"] for film in films]
+    state["pack"] = {
+        "file": file,
+        "films": [film["vectors"] for film in films],
+        "rows": rows,
+        "memory": state["memory"],
+    }
 
 
 def add_film(path: Path, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
@@ -540,36 +393,59 @@ class Index:
         films = {title: film for title, film in state["films"].items() if film["vectors"]}
         if not films:
             raise UserError(f"--index {self.path}: holds no films yet; python index.py add RAW --index {self.path}", 2)
-        basis = read_arrays(self.path, state["basis"], "project", "offset")
-        parts = [read_arrays(self.path, film["vectors"])[0] for film in films.values()]
-        self.starts = np.cumsum([0] + [len(part) for part in parts])
-        vectors = np.concatenate(parts).astype(np.float32)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        self.vectors, self.basis, self.rule, self.films, self.titles = vectors, basis, state["rule"], films, [*films]
+        basis, pack = read_arrays(self.path, state["basis"], "project", "offset"), state.get("pack")
+        number = {film["vectors"]: place for place, film in enumerate(films.values())}
+        packed = [number.pop(file, -1) for file in pack["films"]] if pack else []  # -1: removed since
+        self.pack = (
+            (open_pack(self.path, pack["file"]), np.cumsum([0, *pack["rows"]]), np.array(packed)) if pack else None
+        )
+        parts = [self.read_film(file) for file in number]  # those that faiss does not hold
+        self.starts, self.tail = np.cumsum([0] + [len(part) for part in parts])[:-1], np.array([*number.values()], int)
+        self.vectors = np.concatenate(parts) if parts else None
+        self.basis, self.rule, self.films, self.titles = basis, state["rule"], films, [*films]
+
+    def read_film(self, file: str) -> np.ndarray:
+        """A film's vectors, float32 [n, d] of length 1."""
+        vectors = read_arrays(self.path, file)[0].astype(np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+    def best_by_film(self, vector: np.ndarray) -> np.ndarray:
+        """Similarity [F] of each film's nearest frame; of films that faiss does not find, the least that it found."""
+        best = np.full(len(self.titles), -1, np.float32)
+        if self.pack:
+            index, starts, packed = self.pack
+            alike, rows = index.search(vector[None], NEAR)
+            film = packed[np.searchsorted(starts, rows[rows >= 0], side="right") - 1]
+            alike, film = alike[rows >= 0][film >= 0], film[film >= 0]
+            best[packed[packed >= 0]] = alike.min(initial=1)
+            np.maximum.at(best, film, alike)
+            for f in np.unique(film)[np.argsort(-best[np.unique(film)])[:EXAMINED]].tolist():  # exactly, from the disk
+                best[f] = (self.read_film(self.films[self.titles[f]]["vectors"]) @ vector).max()
+        if self.vectors is not None:
+            best[self.tail] = np.maximum.reduceat(self.vectors @ vector, self.starts)
+        return best
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]; each candidate carries its evidence."""
         self.refresh()
         found = []
         for vector in project_all(embedding, *self.basis):
-            alike = self.vectors @ vector
-            scores = film_scores(np.maximum.reduceat(alike, self.starts[:-1])[None])[0]
+            scores = film_scores(self.best_by_film(vector)[None])[0]
             order = np.argsort(-scores, kind="stable")[:top].tolist()
             score, own = scores[order[0]], self.films[self.titles[order[0]]]["own"]
             named = score >= max(self.rule["movie"], own)
             kind = "movie" if named else "shortlist" if score >= self.rule["shortlist"] else "unknown"
             sure = 1 / (1 + np.exp(-np.clip(self.rule["slope"] * scores + self.rule["shift"], -30, 30)))
-            proof = [self.evidence(f, alike[self.starts[f] : self.starts[f + 1]]) for f in order]
+            proof = [self.evidence(f, vector) for f in order]
             listed = [Candidate(self.titles[f], float(sure[f]), e) for f, e in zip(order, proof, strict=True)]
             found.append(Answer(kind, listed, 0.0))
         return found
 
-    def evidence(self, film: int, alike: np.ndarray) -> dict:
-        """The nearest still of a film, by the similarity of each [n], and the stretch of film around it."""
-        about = self.films[self.titles[film]]
-        files, when, until, thumbs, ends = read_arrays(
-            self.path, about["frames"], "name", "time", "until", "thumbs", "ends"
-        )
+    def evidence(self, film: int, vector: np.ndarray) -> dict:
+        """The still of a film that is nearest to vector [d], and the stretch of film around it; thumbnail: a JPEG."""
+        about, names = self.films[self.titles[film]], ("name", "time", "until", "thumbs", "ends")
+        files, when, until, thumbs, ends = read_arrays(self.path, about["frames"], *names)
+        alike = self.read_film(about["vectors"]) @ vector
         best = int(alike.argmax())
         start, end = int(when[best]), int(until[best])
         near = np.flatnonzero(alike >= alike[best] - ALIKE)
@@ -609,7 +485,10 @@ def run_add(args: argparse.Namespace) -> int:
                 file=sys.stderr if "error" in done else sys.stdout,
                 flush=True,
             )
+        state["memory"] = args.memory or state.get("memory", "plenty")
         settle(args.index, state)
+        pack_films(args.index, state)
+        commit(args.index, state)
     count = sum(film["stored"] for film in state["films"].values())
     print(f"{len(state['films'])} films, {count} stills in {args.index}; {time.perf_counter() - clock:.1f} s")
     print(f"next: python identify.py FRAME --model {args.model} --index {args.index}")
@@ -632,7 +511,10 @@ def run_remove(args: argparse.Namespace) -> int:
 def run_rebuild(args: argparse.Namespace) -> int:
     with writing(args.index):
         state = read_state(args.index)
+        state["memory"] = args.memory or state.get("memory", "plenty")
         settle(args.index, state, force=True)
+        pack_films(args.index, state)
+        commit(args.index, state)
     return run_check(args)
 
 
@@ -645,15 +527,13 @@ def run_list(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     """Read every file, and print what the thresholds promise, film by film."""
     state = read_state(args.index)
+    if state["basis"]:
+        read_arrays(args.index, state["basis"], "project", "offset")
     for title, film in sorted(state["films"].items()):
-        when, ends = read_arrays(args.index, film["frames"], "time", "ends")
+        when, ends, *_ = read_arrays(args.index, film["frames"], "time", "ends", "thumbs", "embedding", "worn", "name")
         if film["vectors"] is None or not len(when) == len(ends) == len(read_arrays(args.index, film["vectors"])[0]):
             raise UserError(f"--index {args.index}: {title} is not whole; add it again")
-        kind = (
-            "from video: asked between its stills"
-            if len(set(held_apart(when))) > 10
-            else "scattered stills: asked by unseen scenes"
-        )
+        kind = "from video: asked between its stills" if is_dense(when) else "scattered stills: asked by unseen scenes"
         print(f"{len(when):6} stills, own threshold {film['own']:5.2f}, {kind}  {title}")
     rule = state["rule"] or {"movie": 0, "shortlist": 0, "figures": {}}
     print(f"{len(state['films'])} films; named from {rule['movie']:.3f}, shortlist from {rule['shortlist']:.3f}")
@@ -699,6 +579,9 @@ def get_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--index", type=Path, default=Path("index"), help="the index's folder (default: %(default)s)"
         )
+        if name in ("add", "rebuild"):
+            text = "small keeps 1 bit a number of large indexes in memory (default: as before, at first plenty)"
+            command.add_argument("--memory", choices=["plenty", "small"], help=text)
         if name in ("add", "search"):
             command.add_argument("--model", default="export", help="folder from export.py (default: %(default)s)")
     add, search = commands.choices["add"], commands.choices["search"]
