@@ -13,159 +13,38 @@ import base64
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
-from image import IMAGE_SUFFIXES, UserError, atomic_write, natural_key, one_line_errors, read_image
-from space import (
+from image import UserError, atomic_write, one_line_errors
+from vectors import (
     UNKNOWN_SHARE,
     ask_itself,
+    embed_film,
     film_scores,
+    find_folders,
     fit_projection,
     fit_rule,
     is_dense,
+    list_stills,
     own_threshold,
     pack_vectors,
     project_all,
-    wear,
 )
 
 FORMAT = "movie-by-frame index 1"
 FIT_FRAMES, FIT_FILMS = 6000, 300  # what projection and thresholds are fitted on
-SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
 STRETCH_MS, ALIKE = 5000, 0.1  # frames of a film so near in time, and nearly as like, are one stretch of proof
 EXACT = 200_000  # frames up to which plain numpy searches; faiss beyond
 PROBES, NEAR, EXAMINED = 24, 64, 8  # lists of faiss that are searched, frames it finds, films that are then compared
 GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
-WORN = 24  # worn copies a film, which show the projection what wear changes
-CHUNK = 32  # frames in memory at a time
-THUMB = 160  # pixels
-
-# ------------------------------------------------------------------------------------------------ frames
-
-
-def find_folders(raw: list[Path], title: str | None) -> dict[str, Path]:
-    """{title: folder}: folders of folders of images, or one that holds images itself. Raises UserError."""
-    films: dict[str, Path] = {}
-    for root in raw:
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder", 2)
-        entries = sorted(os.scandir(root), key=lambda e: e.name)
-        own = any(e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES for e in entries)
-        inside = [
-            Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not re.match(r"\.(?!\.)", e.name)
-        ]
-        for folder in [root] if own else inside:
-            name = title or folder.resolve().name
-            if name in films:
-                raise UserError(f"{folder}: the title {name!r} is also in {films[name]}; rename one of them", 2)
-            films[name] = folder
-    if not films:
-        raise UserError(f"{raw[0]}: no folders of images in it", 2)
-    return films
-
-
-def list_stills(folder: Path, every: int) -> list[dict]:
-    """Every so-manieth still of a film, in film order: {"file", "path", "time", "shot", "imdb"}, by frames.jsonl."""
-    known = {}
-    if (folder / "frames.jsonl").exists():
-        for line in (folder / "frames.jsonl").read_text("utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a line cut off by a kill
-                frame = json.loads(line)
-                known[str(frame["file"])] = frame
-    paths = [
-        p for p in sorted(folder.rglob("*"), key=natural_key) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    ]
-    stills = []
-    for path in paths:
-        name = str(path.relative_to(folder)).encode(errors="replace").decode()
-        frame = known.get(name, {})
-        when, shot, imdb = frame.get("shot_time_ms"), frame.get("shot"), frame.get("imdb")
-        number = isinstance(when, (int, float)) and not isinstance(when, bool) and 0 <= when < 1e12
-        stills.append({"file": name, "path": path, "time": int(when) if number else -1})
-        stills[-1] |= {"shot": shot if isinstance(shot, (int, str)) else None, "imdb": imdb}
-    if stills and all(still["time"] >= 0 for still in stills):
-        stills.sort(key=lambda still: still["time"])
-    return stills[::every]
-
-
-def look_at(still: dict, kind: int | None, identifier: Identifier) -> tuple:
-    """(model input, thumbnail as JPEG bytes, worn model input or None) of a still, or the UserError that it gives."""
-    try:
-        rgb = read_image(still["path"], draft=2 * identifier.preprocessing["size"])
-        image = Image.fromarray(rgb)
-        worn = None
-        if kind is not None:
-            seed = int.from_bytes(hashlib.sha256(still["file"].encode()).digest()[:4], "big")
-            worn = identifier.load(np.asarray(wear(image, kind, np.random.default_rng(seed))))
-        thumb, packed = image.copy(), io.BytesIO()
-        thumb.thumbnail((THUMB, THUMB))
-        thumb.save(packed, "JPEG", quality=80)
-        return identifier.load(rgb), packed.getvalue(), worn
-    except UserError as error:
-        return error, None, None
-
-
-def embed_film(stills: list[dict], identifier: Identifier) -> dict:
-    """A film's rows as arrays: embedding float16 [n, D], worn and worn_of, file, time, until, shot, thumbs, ends.
-
-    Near-duplicates are stored once; until is the time of the last of a run of them. Raises UserError without a still.
-    """
-    kinds = dict.fromkeys(np.linspace(0, len(stills) - 1, min(WORN, len(stills))).astype(int).tolist())
-    kinds = {place: k % 3 for k, place in enumerate(kinds)}
-    vectors, thumbs, kept, worn, worn_of = [], [], [], [], []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for start in range(0, len(stills), CHUNK):
-            part = stills[start : start + CHUNK]
-            looks = list(
-                pool.map(look_at, part, [kinds.get(start + k) for k in range(len(part))], [identifier] * len(part))
-            )
-            for still, (image, thumb, copy) in zip(part, looks, strict=True):
-                if isinstance(image, UserError):
-                    print(f"index.py: skipped: {' '.join(str(image).split())}", file=sys.stderr)
-                    continue
-                vectors.append(identifier.run(image[None])["embedding"][0].astype(np.float16))
-                if copy is not None:
-                    worn.append(identifier.run(copy[None])["embedding"][0].astype(np.float16))
-                    worn_of.append(len(kept))
-                thumbs.append(thumb)
-                kept.append(still)
-    if not kept:
-        raise UserError("no still in it can be read")
-    embedding = np.stack(vectors)
-    if not np.isfinite(embedding).all():
-        raise UserError("the model gives numbers that are not finite; export it again")
-    unit = embedding.astype(np.float32) - embedding.mean(0, dtype=np.float32)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
-    first, until, rows = {}, {}, []  # first: row -> the row that it is stored as
-    for i, still in enumerate(kept):
-        near = np.flatnonzero(unit[rows] @ unit[i] > SAME).tolist() if rows and len(kept) > 2 else []
-        near = [rows[r] for r in near if still["time"] < 0 or still["time"] - until[rows[r]] <= RUN_MS]
-        first[i] = near[-1] if near else i
-        until[first[i]] = still["time"]
-        rows += [] if near else [i]
-    place = {row: k for k, row in enumerate(rows)}
-    return {
-        "embedding": embedding[rows],
-        "worn": np.stack(worn),
-        "of": embedding[worn_of],
-        "name": np.array([kept[r]["file"] for r in rows]),
-        "time": np.array([kept[r]["time"] for r in rows], np.int64),
-        "until": np.array([until[r] for r in place], np.int64),
-        "shot": np.array([str(kept[r]["shot"] or "") for r in rows]),
-        "thumbs": np.frombuffer(b"".join(thumbs[r] for r in rows), np.uint8),
-        "ends": np.cumsum([len(thumbs[r]) for r in rows]),
-    }
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -182,15 +61,13 @@ def read_state(path: Path) -> dict:
         state = json.loads((path / "index.json").read_text("utf-8"))
         if state["format"] != FORMAT:
             raise UserError(
-                f"--index {path}: is in the format {str(state['format'])[:40]!r}, not {FORMAT!r}; make it anew"
+                f"--index {path}: its format is {str(state['format'])[:40]!r}, not {FORMAT!r}; make it anew"
             )
         if not {"model", "basis", "rule", "films", "settled"} <= set(state):
             raise ValueError("keys are missing")
         return state
     except FileNotFoundError:
-        raise UserError(
-            f"--index {path}: no index there; make one with: python index.py add RAW --index {path}", 2
-        ) from None
+        raise UserError(f"--index {path}: no index there; python index.py add RAW --index {path}", 2) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"--index {path}: index.json is damaged ({str(error)[:60]}); make it anew") from None
 
@@ -234,9 +111,7 @@ def writing(path: Path):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"--index {path}: another index.py is writing to it; run this again when it is done"
-            ) from None
+            raise UserError(f"--index {path}: another index.py is writing to it; run this again after it") from None
         yield
 
 
@@ -282,17 +157,10 @@ def settle(path: Path, state: dict, force: bool = False) -> None:
         vectors = project_all(embedding, project, offset)
         film["vectors"] = write_arrays(path, new_name(title, ".npy"), pack_vectors(vectors))
         film["own"] = own[chosen[title]] if title in chosen else own_threshold(vectors, when, rule["second"])
-    commit(path, state)
-
-
-def open_pack(path: Path, file: str):
-    """The faiss index in a file of the folder."""
-    index = import_faiss().read_index(str(path / file), import_faiss().IO_FLAG_MMAP_IFC)
-    import_faiss().extract_index_ivf(index).nprobe = PROBES
-    return index
 
 
 def import_faiss():
+    """The module, or a UserError that names the package."""
     try:
         import faiss
     except ImportError:
@@ -396,9 +264,7 @@ class Index:
         basis, pack = read_arrays(self.path, state["basis"], "project", "offset"), state.get("pack")
         number = {film["vectors"]: place for place, film in enumerate(films.values())}
         packed = [number.pop(file, -1) for file in pack["films"]] if pack else []  # -1: removed since
-        self.pack = (
-            (open_pack(self.path, pack["file"]), np.cumsum([0, *pack["rows"]]), np.array(packed)) if pack else None
-        )
+        self.pack = pack and (self.read_pack(pack["file"]), np.cumsum([0, *pack["rows"]]), np.array(packed))
         parts = [self.read_film(file) for file in number]  # those that faiss does not hold
         self.starts, self.tail = np.cumsum([0] + [len(part) for part in parts])[:-1], np.array([*number.values()], int)
         self.vectors = np.concatenate(parts) if parts else None
@@ -408,6 +274,12 @@ class Index:
         """A film's vectors, float32 [n, d] of length 1."""
         vectors = read_arrays(self.path, file)[0].astype(np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+    def read_pack(self, file: str):
+        """The faiss index in a file, left on the disk until it is searched."""
+        index = import_faiss().read_index(str(self.path / file), import_faiss().IO_FLAG_MMAP_IFC)
+        index.nprobe = PROBES
+        return index
 
     def best_by_film(self, vector: np.ndarray) -> np.ndarray:
         """Similarity [F] of each film's nearest frame; of films that faiss does not find, the least that it found."""
@@ -527,17 +399,18 @@ def run_list(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     """Read every file, and print what the thresholds promise, film by film."""
     state = read_state(args.index)
-    if state["basis"]:
-        read_arrays(args.index, state["basis"], "project", "offset")
+    if state["basis"] is None:
+        raise UserError(f"--index {args.index}: adding was stopped before its end; run the same add again")
+    read_arrays(args.index, state["basis"], "project", "offset")
     for title, film in sorted(state["films"].items()):
         when, ends, *_ = read_arrays(args.index, film["frames"], "time", "ends", "thumbs", "embedding", "worn", "name")
-        if film["vectors"] is None or not len(when) == len(ends) == len(read_arrays(args.index, film["vectors"])[0]):
-            raise UserError(f"--index {args.index}: {title} is not whole; add it again")
-        kind = "from video: asked between its stills" if is_dense(when) else "scattered stills: asked by unseen scenes"
-        print(f"{len(when):6} stills, own threshold {film['own']:5.2f}, {kind}  {title}")
-    rule = state["rule"] or {"movie": 0, "shortlist": 0, "figures": {}}
+        if not len(when) == len(ends) == len(read_arrays(args.index, film["vectors"])[0]):
+            raise UserError(f"--index {args.index}: {title} is damaged; remove it and add it again")
+        asked = "from video, asked between its stills" if is_dense(when) else "scattered, asked by unseen scenes"
+        print(f"{len(when):6} stills, {asked:36} own threshold {film['own']:5.2f}  {title}")
+    rule, figures = state["rule"], state["rule"]["figures"]
     print(f"{len(state['films'])} films; named from {rule['movie']:.3f}, shortlist from {rule['shortlist']:.3f}")
-    if figures := rule["figures"]:
+    if figures:
         print(
             f"asked by itself, at {UNKNOWN_SHARE:.0%} unknown: {figures['named']:.0%} of known frames named, "
             f"{figures['right']:.1%} of the named right, {figures['strangers']:.1%} of the frames of films left out "

@@ -16,7 +16,7 @@ from PIL import Image
 
 import identify
 import index
-import space
+import vectors as space
 from identify import Contract, Identifier
 from image import PREPROCESSING, UserError
 
@@ -103,7 +103,7 @@ def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
         proof = best.evidence
         assert proof["file"].startswith(f"{shot:02}_") and proof["similarity"] > 0.9
         assert shot * 6000 <= proof["from_ms"] <= proof["time_ms"] <= proof["to_ms"] < (shot + 1) * 6000
-        assert max(Image.open(io.BytesIO(proof["thumbnail"])).size) == index.THUMB
+        assert max(Image.open(io.BytesIO(proof["thumbnail"])).size) == space.THUMB
 
 
 def test_frames_of_other_films_are_refused(made, model):

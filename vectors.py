@@ -1,16 +1,25 @@
-"""Where the index measures: a projection in which films lie apart, and thresholds that they set each other.
+"""From stills to the vectors of an index: embeddings, a projection in which films lie apart, thresholds.
 
-Nothing to run here; index.py does. numpy and scipy, on embeddings of any model.
+Nothing to run here; index.py does. numpy and scipy, with any exported model.
 """
 
+import contextlib
+import hashlib
 import io
+import json
 import math
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
 
-from image import UserError
+from identify import Identifier
+from image import IMAGE_SUFFIXES, UserError, natural_key, read_image
 
 # measured on 20 real films, DINOv2-S (RESULTS.md)
 DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn frames of films known from video
@@ -22,7 +31,56 @@ PARTS = 4  # of the films; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
 RIGHT, CONTAINS, UNKNOWN_SHARE = 0.95, 0.80, 0.3  # targets of movie and shortlist, share of frames of unknown films
 OWN = 0.03  # a film is named only above this quantile of the scores of its own frames
+WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
+SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
 MANY, FEW = 4, 0.53  # with fewer films none can play a stranger to the others: then this threshold
+
+# ------------------------------------------------------------------------------------------------ stills
+
+
+def find_folders(raw: list[Path], title: str | None) -> dict[str, Path]:
+    """{title: folder}: folders of folders of images, or one that holds images itself. Raises UserError."""
+    films: dict[str, Path] = {}
+    for root in raw:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder", 2)
+        entries = sorted(os.scandir(root), key=lambda e: e.name)
+        own = any(e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES for e in entries)
+        inside = [
+            Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not re.match(r"\.(?!\.)", e.name)
+        ]
+        for folder in [root] if own else inside:
+            name = title or folder.resolve().name
+            if name in films:
+                raise UserError(f"{folder}: the title {name!r} is also in {films[name]}; rename one of them", 2)
+            films[name] = folder
+    if not films:
+        raise UserError(f"{raw[0]}: no folders of images in it", 2)
+    return films
+
+
+def list_stills(folder: Path, every: int) -> list[dict]:
+    """Every so-manieth still of a film, in film order: {"file", "path", "time", "shot", "imdb"}, by frames.jsonl."""
+    known = {}
+    if (folder / "frames.jsonl").exists():
+        for line in (folder / "frames.jsonl").read_text("utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a line cut off by a kill
+                frame = json.loads(line)
+                known[str(frame["file"])] = frame
+    paths = [
+        p for p in sorted(folder.rglob("*"), key=natural_key) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    ]
+    stills = []
+    for path in paths:
+        name = str(path.relative_to(folder)).encode(errors="replace").decode()
+        frame = known.get(name, {})
+        when, shot, imdb = frame.get("shot_time_ms"), frame.get("shot"), frame.get("imdb")
+        number = isinstance(when, (int, float)) and not isinstance(when, bool) and 0 <= when < 1e12
+        stills.append({"file": name, "path": path, "time": int(when) if number else -1})
+        stills[-1] |= {"shot": shot if isinstance(shot, (int, str)) else None, "imdb": imdb}
+    if stills and all(still["time"] >= 0 for still in stills):
+        stills.sort(key=lambda still: still["time"])
+    return stills[::every]
 
 
 def wear(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:
@@ -52,6 +110,78 @@ def wear(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image
     packed = io.BytesIO()
     small.save(packed, "JPEG", quality=int(rng.integers(12, 40)) if kind == 2 else 60)
     return open_image(packed).convert("RGB")
+
+
+def look_at(still: dict, kind: int | None, identifier: Identifier) -> tuple:
+    """(model input, thumbnail as JPEG bytes, worn model input or None) of a still, or the UserError that it gives."""
+    try:
+        rgb = read_image(still["path"], draft=2 * identifier.preprocessing["size"])
+        image = Image.fromarray(rgb)
+        worn = None
+        if kind is not None:
+            seed = int.from_bytes(hashlib.sha256(still["file"].encode()).digest()[:4], "big")
+            worn = identifier.load(np.asarray(wear(image, kind, np.random.default_rng(seed))))
+        thumb, packed = image.copy(), io.BytesIO()
+        thumb.thumbnail((THUMB, THUMB))
+        thumb.save(packed, "JPEG", quality=80)
+        return identifier.load(rgb), packed.getvalue(), worn
+    except UserError as error:
+        return error, None, None
+
+
+def embed_film(stills: list[dict], identifier: Identifier) -> dict:
+    """A film's rows as arrays: embedding float16 [n, D], worn and worn_of, file, time, until, shot, thumbs, ends.
+
+    Near-duplicates are stored once; until is the time of the last of a run of them. Raises UserError without a still.
+    """
+    kinds = dict.fromkeys(np.linspace(0, len(stills) - 1, min(WORN, len(stills))).astype(int).tolist())
+    kinds = {place: k % 3 for k, place in enumerate(kinds)}
+    vectors, thumbs, kept, worn, worn_of = [], [], [], [], []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, len(stills), CHUNK):
+            part = stills[start : start + CHUNK]
+            looks = list(
+                pool.map(look_at, part, [kinds.get(start + k) for k in range(len(part))], [identifier] * len(part))
+            )
+            for still, (image, thumb, copy) in zip(part, looks, strict=True):
+                if isinstance(image, UserError):
+                    print(f"index.py: skipped: {' '.join(str(image).split())}", file=sys.stderr)
+                    continue
+                vectors.append(identifier.run(image[None])["embedding"][0].astype(np.float16))
+                if copy is not None:
+                    worn.append(identifier.run(copy[None])["embedding"][0].astype(np.float16))
+                    worn_of.append(len(kept))
+                thumbs.append(thumb)
+                kept.append(still)
+    if not kept:
+        raise UserError("no still in it can be read")
+    embedding = np.stack(vectors)
+    if not np.isfinite(embedding).all():
+        raise UserError("the model gives numbers that are not finite; export it again")
+    unit = embedding.astype(np.float32) - embedding.mean(0, dtype=np.float32)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
+    first, until, rows = {}, {}, []  # first: row -> the row that it is stored as
+    for i, still in enumerate(kept):
+        near = np.flatnonzero(unit[rows] @ unit[i] > SAME).tolist() if rows and len(kept) > 2 else []
+        near = [rows[r] for r in near if still["time"] < 0 or still["time"] - until[rows[r]] <= RUN_MS]
+        first[i] = near[-1] if near else i
+        until[first[i]] = still["time"]
+        rows += [] if near else [i]
+    place = {row: k for k, row in enumerate(rows)}
+    return {
+        "embedding": embedding[rows],
+        "worn": np.stack(worn),
+        "of": embedding[worn_of],
+        "name": np.array([kept[r]["file"] for r in rows]),
+        "time": np.array([kept[r]["time"] for r in rows], np.int64),
+        "until": np.array([until[r] for r in place], np.int64),
+        "shot": np.array([str(kept[r]["shot"] or "") for r in rows]),
+        "thumbs": np.frombuffer(b"".join(thumbs[r] for r in rows), np.uint8),
+        "ends": np.cumsum([len(thumbs[r]) for r in rows]),
+    }
+
+
+# ---------------------------------------------------------------------------- projection and thresholds
 
 
 def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
