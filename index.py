@@ -184,7 +184,7 @@ def pack_films(path: Path, state: dict) -> None:
     lists = min(16384, int(4 * count**0.5))
     bits = "1 bit" if state["memory"] == "small" else "8 bits"
     print(f"{count} stills: searched by faiss in {lists} lists, {bits} a number")
-    some = [read_arrays(path, film["vectors"])[0] for film in films[:: max(1, count // (64 * lists))]]
+    some = [read_arrays(path, film["vectors"])[0] for film in films[:: max(1, count // (40 * lists))]]
     some = np.concatenate(some).astype(np.float32)
     faiss.normalize_L2(some)
     kind = "RaBitQ" if state["memory"] == "small" else "SQ8"
@@ -195,14 +195,10 @@ def pack_films(path: Path, state: dict) -> None:
         index.add(part)
     file = f"pack-{os.urandom(4).hex()}.faiss"
     with atomic_write(path / file) as out:
-        out.write(faiss.serialize_index(index).tobytes())
+        faiss.write_index(index, out.name)
     rows = [film["stored"] for film in films]
-    state["pack"] = {
-        "file": file,
-        "films": [film["vectors"] for film in films],
-        "rows": rows,
-        "memory": state["memory"],
-    }
+    names = [film["vectors"] for film in films]
+    state["pack"] = {"file": file, "films": names, "rows": rows, "memory": state["memory"]}
 
 
 def add_film(path: Path, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
