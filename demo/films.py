@@ -123,11 +123,11 @@ def stamp(img: np.ndarray, shape: str | list[np.ndarray], x: float, y: float, si
 def emblem(rng: np.random.Generator) -> list[np.ndarray]:
     """A sign of the film's own: a star of 2-7 mirrored arms, perhaps with a hole, or a crescent."""
     n, radii = int(rng.integers(2, 8)), np.r_[0.5, rng.uniform(0.15, 0.5, 3)]
-    around = np.tile(np.r_[radii, radii[-2:0:-1]], n) if rng.random() < 0.8 else np.full(24, 0.5)
+    around = np.tile(np.r_[radii, radii[-2:0:-1]], n) if rng.random() < 0.8 else np.full(25, 0.5)  # or a disc
     angle = np.linspace(0, 2 * np.pi, len(around), endpoint=False) + np.pi / 2
     path = np.stack([around * np.cos(angle), around * np.sin(angle)], 1)
     if rng.random() < 0.6:  # one path around both edges: the fill is even-odd
-        hole = path[::-1] * 0.45 if len(around) != 24 else path[::-1] * 0.75 + (0.12, 0)
+        hole = path[::-1] * 0.45 if len(around) % 6 == 0 else path[::-1] * 0.75 + (0.12, 0)
         path = np.concatenate([path, path[:1], hole, hole[:1]])
     return [path + np.array([0, 0.5])]
 
