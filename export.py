@@ -239,7 +239,7 @@ def quantise(model, frames: np.ndarray, *, transformer: bool, depthwise: bool, k
 
     Weights have 7 bits: CPUs without VNNI add pairs of products in 16 bits, which saturate with 8. Activations keep
     their whole range: NNCF's mean over frames clips, and puts ResNet-50's logits off by 19% instead of 3%, DINOv2's by
-    8% instead of 6%. The few weights of depthwise layers drift, and their biases must make up for it (Nagel 2019). keep:
+    8% instead of 6%. The few weights of depthwise layers drift: their biases must make up for it (Nagel 2019). keep:
     names of nodes that stay in float.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nncf wakes it, and it looks for CUDA
