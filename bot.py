@@ -69,7 +69,7 @@ from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
 from pydantic import ValidationError
 
-from identify import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors
+from image import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors
 
 HERE = Path(__file__).parent
 OLD = 600.0  # seconds; after an outage, older questions are not answered

@@ -60,7 +60,7 @@ from telegram_server import (
 
 import bot
 from bot import App, Discreet, Flood, Line, Patience, Silence, Store, Worker, make_dispatcher
-from identify import UserError
+from image import UserError
 
 ROOT = Path(bot.__file__).parent
 SECRET = "AAF-never_to_be-seen"
