@@ -710,6 +710,24 @@ class Identifier:
         if not whole:
             raise UserError(f"--model {self.path}: its metadata is damaged, export it again")
 
+    @property
+    def reason(self) -> str:
+        return self.why
+
+    @property
+    def contract(self):
+        from types import SimpleNamespace
+
+        accuracy = json.loads(self.metadata.get("accuracy") or "{}")
+        about = {key: self.metadata.get(key) for key in ("architecture", "commit")}
+        return SimpleNamespace(classes=self.classes, accuracy=accuracy, **about)
+
+    def answer_together(self, batch: np.ndarray, top: int = 3) -> Answer:
+        start = time.perf_counter()
+        parts = [self.logits(row[None]) for row in batch]
+        means = (np.mean(column, axis=0) for column in zip(*parts, strict=True))
+        return self.make_answers(*means, top, start)[0]
+
     def load(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> model input uint8 [S, S, 3]."""
         # twice the model's size, so that the final resize and the bars still see real detail; the original read whole
