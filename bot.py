@@ -11,7 +11,6 @@ import collections
 import contextlib
 import contextvars
 import csv
-import ctypes
 import gc
 import hashlib
 import json
@@ -19,7 +18,6 @@ import logging
 import os
 import re
 import secrets
-import signal
 import sqlite3
 import sys
 import time
@@ -34,7 +32,6 @@ from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.client.telegram import PRODUCTION, TelegramAPIServer
 from aiogram.filters import Command
 from aiogram.types import BotCommand, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message, Update, User
-from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
 
 from bot_worker import SECONDS, Worker, describe_model, name_film
@@ -48,9 +45,9 @@ FLOOD, FLOOD_SECONDS = 20, 60.0  # frames of a user in so many seconds
 PAGE = 20  # films a page
 COMMANDS = ("start", "help", "about", "lang", "films")
 SAID = "text audio document voice contact location venue poll dice sticker video video_note story"  # not a pin, a join
-POLLING = (methods.GetMe, methods.DeleteWebhook, methods.GetUpdates)
-HARMLESS = (methods.GetFile, methods.AnswerCallbackQuery, methods.EditMessageText, methods.EditMessageReplyMarkup)
-REFUSALS = (exceptions.TelegramUnauthorizedError, exceptions.TelegramNotFound)  # 404 for what has no token's shape
+STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
+EDITS = (methods.AnswerCallbackQuery, methods.EditMessageText, methods.EditMessageReplyMarkup)
+TWICE = (*STARTING, *EDITS, methods.GetUpdates, methods.GetFile, methods.SendChatAction)  # does no harm
 IN_VAIN = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)  # message gone or unchanged, bot blocked
 SCHEMA = """
 PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
@@ -107,9 +104,6 @@ def report(error: BaseException) -> None:
     log.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
 
 
-# ------------------------------------------------------------------------------------------------- messages
-
-
 def find_picture(message):
     """The best picture of a Message or ExternalReplyInfo that Telegram gives, with file_id and file_size, or None."""
     if message is None:
@@ -138,7 +132,7 @@ def is_addressed(message: Message, me: User) -> bool:
     return bool(re.search(rf"(?<![\w/@])@{me.username}\b", text, re.IGNORECASE))
 
 
-def in_language(title: str, texts: dict) -> str:
+def local_title(title: str, texts: dict) -> str:  # "Чужой / Alien (1979)"
     name = texts["titles"].get(title)
     return f"{name} / {title}" if name else title
 
@@ -151,7 +145,7 @@ def keyboard(*rows: list[tuple[str, str]]) -> InlineKeyboardMarkup:
 
 def compose(texts: dict, kind: str, candidates: list[dict], answer: str) -> tuple[str, InlineKeyboardMarkup]:
     """Words and buttons of an answer. kind: as Answer has it, or "guess" for the best guess at an unknown film."""
-    titles = [in_language(candidate["title"], texts) for candidate in candidates[:3]]
+    titles = [local_title(candidate["title"], texts) for candidate in candidates[:3]]
     words = {"title": titles[0], "list": "\n".join(f"- {title}" for title in titles)}
     best = candidates[0]["confidence"]
     words["sure"] = texts["sure"][0 if best >= 0.95 else 1 if best >= 0.75 else 2]
@@ -171,22 +165,18 @@ async def reply(message: Message, text: str, markup: InlineKeyboardMarkup | None
 
 
 async def download(bot: Bot, pictures: list) -> list[bytes]:
-    """Pictures, together at most MAX_BYTES; one that can't be had is left out.
-
-    Raises UserError("big" or "unreadable"), or RuntimeError without the address in it, where none can.
-    """
+    """Pictures, together at most MAX_BYTES, without those that can't be had; if none can, the last one's error."""
     found, trouble, room = [], None, MAX_BYTES
     for picture in pictures:
         try:
             file = picture if (picture.file_size or 0) > room else await bot.get_file(picture.file_id)
             if (file.file_size or 0) > room:
-                trouble = UserError("big")
-            else:
-                found.append(await fetch(bot, file.file_path))
-                room -= len(found[-1])
+                raise UserError("big")
+            found.append(await fetch(bot, file.file_path))
+            room -= len(found[-1])
         except exceptions.TelegramBadRequest as error:
             trouble = UserError("big" if "too big" in error.message.lower() else "unreadable")
-        except RuntimeError as error:
+        except (UserError, RuntimeError) as error:
             trouble = error
     if not found:
         raise trouble
@@ -198,33 +188,25 @@ async def fetch(bot: Bot, path: str) -> bytes:
         await asyncio.sleep(pause)
         with contextlib.suppress(ClientError, TimeoutError):
             return (await bot.download_file(path, timeout=int(SECONDS))).getvalue()
-    raise RuntimeError("download")
-
-
-# ----------------------------------------------------------------------------------------------- middlewares
+    raise RuntimeError("download")  # without the words of the others, which have the token in them
 
 
 class Journal(BaseMiddleware):
-    """Around every update: it stands in SQLite before it is handled and until it is answered, so that no kill loses it.
-
-    What is not for us, or was here before, goes no further. An error becomes an apology. data["kept"]: from SQLite.
-    """
+    """Every update stands in SQLite until it is answered, once. data["kept"]: it comes from there, after a kill."""
 
     async def __call__(self, handler, update: Update, data: dict):
         app, task, message = data["app"], asyncio.current_task(), update.message
-        if not (data.get("kept") or await is_for_us(update)):
-            return
-        row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
-        new = app.base.execute("INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)", row).rowcount
-        if not (data.get("kept") or new):
-            return
+        if not data.get("kept"):
+            row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
+            insert = "INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)"
+            if not (await is_for_us(update) and app.base.execute(insert, row).rowcount):
+                return
         app.tasks.add(task)
         answering.set(updates := [update.update_id])
         data["texts"] = texts = app.words(data.get("event_from_user"))
         try:
-            await handler(update, data)
-        except IN_VAIN:
-            pass
+            with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
+                await handler(update, data)
         except Exception as error:
             report(error)
             if message and not isinstance(error, exceptions.AiogramError):  # else an answer was on its way
@@ -232,21 +214,18 @@ class Journal(BaseMiddleware):
                     await reply(message, texts["error"])
         finally:
             app.tasks.discard(task)
-        # it may come again, so its number stays
+        # the number stays, since the update may come again
         app.base.executemany("UPDATE updates SET body = NULL WHERE id = ?", [(number,) for number in updates])
 
 
 async def is_for_us(update: Update) -> bool:
     """Whether somebody expects a word of ours, and still waits for it."""
-    message = update.message
-    if message is None:
+    if not (message := update.message):
         return update.callback_query is not None
-    age = time.time() - message.date.timestamp()
-    if age > OLD:
-        log.warning("passed over a message %d s old; if there was no outage, is this host's clock right?", age)
     two_bots = message.from_user and message.from_user.is_bot and not message.sender_chat  # they would talk for ever
+    old = time.time() - message.date.timestamp() > OLD
     addressed = message.media_group_id or is_addressed(message, await update.bot.me())
-    return bool(age <= OLD and addressed and not two_bots)
+    return bool(addressed and not two_bots and not old)
 
 
 class Albums(BaseMiddleware):
@@ -259,15 +238,13 @@ class Albums(BaseMiddleware):
         album, updates, key = [message], answering.get(), (message.chat.id, message.media_group_id)
         if message.media_group_id:
             if key in self.albums:
-                if gathered := self.albums[key]:  # None: it is answered, this part comes too late
+                if gathered := self.albums[key]:  # None: this part comes too late
                     gathered[0].append(message)
                     gathered[1].extend(updates)
                     updates.clear()
                 return
-            self.albums[key], count = (album, updates), 0
-            while count < len(album):
-                count = len(album)
-                await asyncio.sleep(ALBUM_WAIT)
+            self.albums[key] = album, updates
+            await asyncio.sleep(ALBUM_WAIT)
             self.albums[key] = None
             asyncio.get_running_loop().call_later(60, self.albums.pop, key)
             album.sort(key=lambda part: part.message_id)
@@ -279,44 +256,39 @@ class Albums(BaseMiddleware):
 
 
 class Requests(BaseRequestMiddleware):
-    """Waits as Telegram asks (429), and tries again when it stumbles or can't be reached, while a question lives.
-
-    What may have arrived is not sent twice, unless twice does no harm; SQLite knows which answers may have.
-    """
+    """Tries again, when Telegram asks (429) or ever later, what surely did not arrive or may arrive twice."""
 
     def __init__(self, base: sqlite3.Connection):
         self.base, self.away = base, False
 
     async def __call__(self, make_request, bot: Bot, method):
-        if isinstance(method, (methods.SetMyCommands, methods.SendChatAction)):
-            return await make_request(bot, method)
-        polling, pause = isinstance(method, POLLING), 0.5
-        twice = polling or isinstance(method, HARMLESS)
-        updates = [] if twice else [(number,) for number in answering.get([])]
-        end = time.monotonic() + (1e9 if polling else OLD)
-        if isinstance(method, methods.GetUpdates):
+        polling = isinstance(method, methods.GetUpdates)
+        for_ever, pause = polling or isinstance(method, STARTING), 0.5
+        end = time.monotonic() + (1e9 if for_ever else OLD)
+        updates = [] if isinstance(method, TWICE) else [(number,) for number in answering.get([])]
+        if polling:
             method.limit = 20  # more at once would hold up the loop
             await asyncio.sleep(0)  # the last ones come into SQLite before Telegram may forget them
         while True:
-            self.base.executemany("UPDATE updates SET sending = 1 WHERE id = ?", updates)
+            self.base.executemany("UPDATE updates SET sending = 1 WHERE id = ?", updates)  # its answer may have arrived
             try:
                 result = await make_request(bot, method, timeout=ClientTimeout(total=60, sock_connect=10))
-                if polling and self.away:
+                if for_ever and self.away:
                     log.warning("Telegram is back")
                     self.away = False
                 return result
             except exceptions.AiogramError as error:
                 answer = getattr(error, "data", None)
-                if isinstance(method, methods.GetUpdates) and isinstance(answer, dict) and answer.get("result"):
+                if polling and isinstance(answer, dict) and answer.get("result"):
                     if method.limit == 1:  # it would come again for ever, and all behind it wait
                         log.error("passed over an update of a kind that aiogram does not know; is there a newer one?")
                         return [Update(update_id=answer["result"][0]["update_id"])]
                     method.limit = 1
                     continue
-                if not (isinstance(method, methods.GetUpdates) or can_be_repeated(error, twice)):
+                if not (polling or can_be_repeated(error, isinstance(method, TWICE))):
                     raise
                 failure = error
-            if polling and not self.away:
+            if for_ever and not self.away:
                 log.warning("Telegram can't be reached (%s), trying again until it works", type(failure).__name__)
                 self.away = True
             self.base.executemany("UPDATE updates SET sending = 0 WHERE id = ?", updates)
@@ -336,9 +308,6 @@ def can_be_repeated(error: Exception, twice: bool) -> bool:
     return isinstance(error, (exceptions.TelegramRetryAfter, exceptions.TelegramServerError))
 
 
-# ------------------------------------------------------------------------------------------------- handlers
-
-
 async def on_command(message: Message, app: App, texts: dict, command) -> None:
     if command.command == "films":
         return await reply(message, *films_page(app, texts, 0, command.args or ""))
@@ -355,7 +324,7 @@ def films_page(app: App, texts: dict, page: int, query: str) -> tuple[str, Inlin
     """Words and buttons of a page of the films that hold every word of the query."""
     query = query.encode()[:48].decode(errors="ignore")  # 64 bytes is all that a button holds
     words = query.casefold().split()
-    found = [in_language(title, texts) for title in app.about.classes]
+    found = [local_title(title, texts) for title in app.about.classes]
     found = sorted(title for title in found if all(word in title.casefold() for word in words))
     if not found:
         return texts["nothing"], None
@@ -378,10 +347,9 @@ async def on_message(message: Message, app: App, texts: dict, album: list[Messag
     app.frames[who] += 1
     asyncio.get_running_loop().call_later(FLOOD_SECONDS, app.frames.subtract, [who])
     place = len(app.waiting) + 1
-    if app.frames[who] > FLOOD + 1:
-        return
-    if app.frames[who] == FLOOD + 1:
-        await reply(message, texts["flood"])
+    if app.frames[who] > FLOOD:
+        if app.frames[who] == FLOOD + 1:
+            await reply(message, texts["flood"])
     elif not pictures:
         await reply(message, texts["hint"])
     elif place > app.queue:
@@ -403,8 +371,7 @@ async def name_pictures(message: Message, app: App, texts: dict, pictures: list,
         finally:
             typing.cancel()
     answer = secrets.token_urlsafe(9)  # in the buttons' data: nobody guesses another's
-    candidates = json.dumps(result["candidates"], ensure_ascii=False)
-    row = (answer, time.time(), pictures[0].file_id, result["kind"], candidates)
+    row = (answer, time.time(), pictures[0].file_id, result["kind"], json.dumps(result["candidates"]))
     app.base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, NULL, NULL)", row)
     return compose(texts, result["kind"], result["candidates"], answer)
 
@@ -415,34 +382,33 @@ async def on_button(query: CallbackQuery, app: App, texts: dict) -> None:
     found = app.base.execute("SELECT kind, candidates FROM answers WHERE id = ?", (rest,)).fetchone()
     kind, candidates = (found[0], json.loads(found[1])) if found else (None, [])
     picks = {f"c{i}": candidate["title"] for i, candidate in enumerate(candidates)}
-    note, text, markup, verdict = texts["thanks"], None, None, None
+    note, text, markup, verdict, edit = texts["thanks"], None, None, None, isinstance(query.message, Message)
     if action == "l" and rest in app.texts:
         app.base.execute("INSERT OR REPLACE INTO languages VALUES (?, ?)", (app.hash(query.from_user), rest))
         note = text = app.texts[rest]["set"]
     elif action == "f" and (asked := re.fullmatch("([0-9]{1,5}):(.*)", rest, re.DOTALL)):
         note, (text, markup) = "", films_page(app, texts, int(asked[1]), asked[2])
-    elif not found:
-        return await query.answer(texts["gone"])
-    elif action == "g":
+    elif action == "g" and found:
         note, (text, markup) = "", compose(texts, "guess", candidates, rest)
-    elif action == "r":
+    elif action == "r" and found:
         verdict = ("right", candidates[0]["title"])
-    elif action == "w":
+    elif action == "w" and found:
         verdict, note = ("wrong", None), texts["which"]
         others = list(picks.items())[kind != "shortlist" :]  # the first was shown alone
-        rows = [[(in_language(title, texts), f"{pick}:{rest}")] for pick, title in others]
+        rows = [[(local_title(title, texts), f"{pick}:{rest}")] for pick, title in others]
         markup = keyboard(*rows, [(texts["none"], f"n:{rest}")])
     elif action in picks:
         verdict = ("right" if kind == "shortlist" else "wrong", picks[action])
-    elif action != "n":
-        return await query.answer()
+    elif action != "n" or not found:
+        note, edit = texts["gone"], False
     if verdict:
         app.base.execute("UPDATE answers SET verdict = ?, film = ? WHERE id = ?", (*verdict, rest))
     with contextlib.suppress(*IN_VAIN):
         await query.answer(note[:190])
-    if isinstance(query.message, Message):
-        edit = {"reply_markup": markup} | ({"text": text} if text else {})
-        await (query.message.edit_text if text else query.message.edit_reply_markup)(**edit)
+    with contextlib.suppress(*IN_VAIN):
+        if edit:
+            change = query.message.edit_text if text else query.message.edit_reply_markup
+            await change(**({"text": text} if text else {}), reply_markup=markup)
 
 
 def make_dispatcher(app: App) -> Dispatcher:
@@ -455,9 +421,6 @@ def make_dispatcher(app: App) -> Dispatcher:
     return dispatcher
 
 
-# ------------------------------------------------------------------------------------------------- the process
-
-
 async def tidy(base: sqlite3.Connection) -> None:
     """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
     while True:
@@ -468,31 +431,25 @@ async def tidy(base: sqlite3.Connection) -> None:
 
 
 async def watch_lag() -> None:
-    """For the bench: how long the event loop was ever blocked, logged at the end."""
-    longest, pause = 0.0, 0.005
+    """For the bench: at the end it says how long the event loop was ever blocked."""
+    longest = 0.0
     try:
         while True:
             start = time.perf_counter()
-            await asyncio.sleep(pause)
-            longest = max(longest, time.perf_counter() - start - pause)
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.perf_counter() - start - 0.005)
     finally:
         log.warning("longest block of the event loop: %.1f ms", 1000 * longest)
 
 
-async def set_commands(bot: Bot, texts: dict[str, dict]) -> None:
-    for code, words in texts.items():
-        commands = [BotCommand(command=name, description=text) for name, text in words["commands"].items()]
-        await bot.set_my_commands(commands, language_code=None if code == "en" else code)
-
-
 async def serve(bot: Bot, app: App) -> None:
     """Answer until a signal; then finish the answers in hand, for at most SECONDS."""
-    dispatcher = make_dispatcher(app)
-    beside = [tidy(app.base), set_commands(bot, app.texts), *([watch_lag()] if os.environ.get("MOVIE_BOT_LAG") else [])]
-    app.base.execute("UPDATE updates SET body = NULL WHERE sending")  # their answer may have arrived
+    dispatcher, tasks = make_dispatcher(app), [asyncio.create_task(tidy(app.base))]
+    tasks += [asyncio.create_task(watch_lag())] if os.environ.get("MOVIE_BOT_LAG") else []
+    # nobody waits for the old ones any more, and those whose answer was being sent may have got it
+    app.base.execute("UPDATE updates SET body = NULL WHERE sending OR time < ?", (time.time() - OLD,))
     for (body,) in app.base.execute("SELECT body FROM updates WHERE body IS NOT NULL ORDER BY id").fetchall():
-        beside.append(dispatcher.feed_raw_update(bot, json.loads(body), kept=True))
-    tasks = [asyncio.create_task(work) for work in beside]
+        tasks.append(asyncio.create_task(dispatcher.feed_raw_update(bot, json.loads(body), kept=True)))
     await dispatcher.start_polling(bot, polling_timeout=25, close_bot_session=False)
     for task in app.waiting:
         task.cancel()  # they stay in SQLite for the next start
@@ -504,8 +461,6 @@ async def serve(bot: Bot, app: App) -> None:
 
 
 async def run(args: argparse.Namespace, token: str) -> None:
-    # until it polls; then aiogram takes the signals
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     api = TelegramAPIServer.from_base(args.api_base) if args.api_base else PRODUCTION
     bot = Bot(token, session=AiohttpSession(api=api))
     worker = Worker(args.model, runtime=args.runtime, threads=args.threads)
@@ -517,12 +472,14 @@ async def run(args: argparse.Namespace, token: str) -> None:
             return
         app = App(open_base(args.db), token, worker, about, load_texts(args.titles), args.queue)
         bot.session.middleware(Requests(app.base))
-        await bot.delete_webhook()  # with one, Telegram gives no updates
         log.warning("@%s answers, %s", (await bot.me()).username, known)
-        gc.collect()
+        await bot.delete_webhook()  # with one, Telegram gives no updates
+        for code, words in app.texts.items():
+            commands = [BotCommand(command=name, description=text) for name, text in words["commands"].items()]
+            await bot.set_my_commands(commands, language_code=None if code == "en" else code)
         gc.freeze()  # aiogram's thousands of classes: to look through them again would block the loop
         await serve(bot, app)
-    except REFUSALS:
+    except (exceptions.TelegramUnauthorizedError, exceptions.TelegramNotFound):  # 404: it has not a token's shape
         raise UserError("TELEGRAM_BOT_TOKEN: Telegram refuses it; take a new one from @BotFather") from None
     except exceptions.AiogramError as error:
         raise UserError(f"Telegram can't be reached ({type(error).__name__}); check network and --api-base") from None
@@ -533,13 +490,12 @@ async def run(args: argparse.Namespace, token: str) -> None:
 
 def read_token(environment: dict, file: Path = Path(".env")) -> str:
     """TELEGRAM_BOT_TOKEN from the environment, else from .env. Raises UserError, never with the token in it."""
-    token = environment.get("TELEGRAM_BOT_TOKEN", "")
-    if not token and file.is_file():
-        text = file.read_text(encoding="utf-8-sig", errors="replace")
-        found = re.search(r"^\s*(?:export\s)?\s*TELEGRAM_BOT_TOKEN\s*=\s*[\"']?([^\"'\s]+)", text, re.MULTILINE)
-        token = found[1] if found else ""
-    if not token:
-        raise UserError("TELEGRAM_BOT_TOKEN is not set, in the environment or .env; @BotFather gives one", 2)
+    text = file.read_text(encoding="utf-8-sig", errors="replace") if file.is_file() else ""
+    found = re.search(r"^\s*(?:export\s)?\s*TELEGRAM_BOT_TOKEN\s*=\s*[\"']?([^\"'\s]+)", text, re.MULTILINE)
+    token = environment.get("TELEGRAM_BOT_TOKEN") or (found[1] if found else "")
+    if not re.fullmatch(r"\d+:\S+", token):
+        what = "is no token" if token else "is not set, in the environment or .env"
+        raise UserError(f"TELEGRAM_BOT_TOKEN {what}; @BotFather gives one like 123456:ABC", 2)
     return token
 
 
@@ -547,15 +503,15 @@ def write_feedback(base: Path, path: Path) -> int:
     """Verdicts as a CSV of labels for training; returns how many."""
     if not base.exists():
         raise UserError(f"--db {base}: there is no such file; the bot makes it when it runs", 2)
-    rows = open_base(base).execute(
-        "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', time, 'unixepoch'), file_id, kind, candidates ->> '$[0].title',"
-        " candidates ->> '$[0].confidence', verdict, film FROM answers WHERE verdict IS NOT NULL ORDER BY time"
+    query = (
+        "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', time, 'unixepoch'), file_id, kind,"
+        " json_extract(candidates, '$[0].title'), json_extract(candidates, '$[0].confidence'), verdict, film"
+        " FROM answers WHERE verdict IS NOT NULL ORDER BY time"
     )
-    rows = rows.fetchall()
+    rows = open_base(base).execute(query).fetchall()
     with atomic_write(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["time", "file_id", "kind", "answer", "confidence", "verdict", "film"])
-        writer.writerows(rows)
+        head = ["time", "file_id", "kind", "answer", "confidence", "verdict", "film"]
+        csv.writer(file, lineterminator="\n").writerows([head, *rows])
     return len(rows)
 
 
@@ -569,8 +525,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--titles", type=Path, default=Path("titles.csv"), help=f"Russian titles from scrape.py {default}")
     add("--queue", type=int, default=200, help=f"frames that may wait {default}")
     add("--threads", type=int, default=0, help=f"of the model, 0 for all cores {default}")
-    runtimes = "onnxruntime takes less memory (default: the fastest on this CPU)"
-    add("--runtime", choices=["openvino", "onnxruntime"], help=runtimes)
+    add("--runtime", choices=["openvino", "onnxruntime"], help="the second takes less memory (default: the faster)")
     add("--api-base", metavar="URL", help="a local Bot API server (default: api.telegram.org)")
     return parser
 
@@ -587,19 +542,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{write_feedback(args.db, args.feedback)} verdicts in {args.feedback}")
         return 0
     token = read_token(dict(os.environ))
-    # the worker, which opens strangers' files, has the token neither in its environment nor can it read ours
-    os.environ.pop("TELEGRAM_BOT_TOKEN", None)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE, on Linux
+    os.environ.pop("TELEGRAM_BOT_TOKEN", None)  # the worker opens strangers' files
     os.umask(0o077)  # the database holds messages while they wait
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().handlers[0].addFilter(logging.Filter("bot"))  # words of others may hold names and the token
     try:
         asyncio.run(run(args, token))
-    except asyncio.CancelledError:  # stopped while it started
-        return 0
-    except TokenValidationError:
-        raise UserError("TELEGRAM_BOT_TOKEN: this is no token; @BotFather gives one like 123456:ABC...", 2) from None
     except (UserError, OSError):
         raise
     except Exception as error:
