@@ -146,9 +146,8 @@ def keyboard(*rows: list[tuple[str, str]]) -> InlineKeyboardMarkup:
 def compose(texts: dict, kind: str, candidates: list[dict], answer: str) -> tuple[str, InlineKeyboardMarkup]:
     """Words and buttons of an answer. kind: as Answer has it, or "guess" for the best guess at an unknown film."""
     titles = [local_title(candidate["title"], texts) for candidate in candidates[:3]]
-    words = {"title": titles[0], "list": "\n".join(f"- {title}" for title in titles)}
-    best = candidates[0]["confidence"]
-    words["sure"] = texts["sure"][0 if best >= 0.95 else 1 if best >= 0.75 else 2]
+    listed, best = "\n".join(f"- {title}" for title in titles), candidates[0]["confidence"]
+    words = {"title": titles[0], "list": listed, "sure": texts["sure"][(best < 0.95) + (best < 0.75)]}
     if kind == "shortlist":
         rows = [[(title, f"c{i}:{answer}")] for i, title in enumerate(titles)] + [[(texts["none"], f"w:{answer}")]]
     elif kind == "unknown":
@@ -418,6 +417,7 @@ def make_dispatcher(app: App) -> Dispatcher:
     dispatcher.message.register(on_command, Command(*COMMANDS))
     dispatcher.message.register(on_message)
     dispatcher.callback_query.register(on_button)
+    dispatcher.errors.register(lambda event: report(event.exception) or True)  # of SQLite's: a full disk
     return dispatcher
 
 
