@@ -34,7 +34,7 @@ from aiogram.filters import Command
 from aiogram.types import BotCommand, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message, Update, User
 from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
 
-from bot_worker import SECONDS, Worker, describe_model, name_film
+from bot_worker import SECONDS, Worker, name_film
 from identify import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors
 
 TEXTS = Path(__file__).with_name("bot_texts.toml")
@@ -465,7 +465,7 @@ async def run(args: argparse.Namespace, token: str) -> None:
     bot = Bot(token, session=AiohttpSession(api=api))
     worker = Worker(args.model, runtime=args.runtime, threads=args.threads)
     try:
-        about, reason = await worker.call(describe_model)
+        about, reason = await worker.start()
         known = f"{len(about.classes)} films, {reason}"
         if args.check:
             print(f"all is well: @{(await bot.me()).username}, {known}")

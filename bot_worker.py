@@ -52,6 +52,14 @@ class Worker:
         # a spawned process loads the main script, and with it aiogram, 135 MB, unless there is no path to it
         sys.modules["__main__"].__file__ = None
 
+    async def start(self) -> tuple:
+        """As describe_model."""
+        try:
+            return await self.call(describe_model)
+        except RuntimeError:
+            why = "the process that loads it was killed; is there memory enough?"
+            raise UserError(f"--model {self.arguments[0]}: {why}") from None
+
     async def call(self, function, *args):
         """function(*args). Raises what it raises, TimeoutError after SECONDS, and OSError or RuntimeError if killed."""
         async with self.lock:

@@ -44,7 +44,7 @@ from telegram_server import (
 )
 
 import bot
-from bot_worker import Worker, describe_model
+from bot_worker import Worker
 from identify import UserError
 
 ROOT = Path(bot.__file__).parent
@@ -123,10 +123,11 @@ class Model:
         self.seconds, self.asked, self.result, self.gate = 0.1, [], answer_of("movie"), None
         self.about = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
 
-    async def call(self, function, *args):
-        if function is describe_model:
-            return self.about, "faked"
-        self.asked.append([data.decode(errors="replace") for data in args[0]])
+    async def start(self):
+        return self.about, "faked"
+
+    async def call(self, _, pictures):
+        self.asked.append([data.decode(errors="replace") for data in pictures])
         if self.gate:
             await self.gate.wait()
         if isinstance(self.result, Exception):
@@ -817,7 +818,7 @@ def test_worker_is_ended_and_started_anew(monkeypatch):
         worker = Worker("/nowhere")
         try:
             with pytest.raises(UserError, match=r"^--model /nowhere: "):
-                await worker.call(describe_model)
+                await worker.start()
             pids = [await worker.call(os.getpid)]
             with pytest.raises(MemoryError):
                 await worker.call(bytearray, 10**10)
@@ -833,6 +834,10 @@ def test_worker_is_ended_and_started_anew(monkeypatch):
             while worker.pool.active:
                 await asyncio.sleep(0.01)
             assert len({*pids, await worker.call(os.getpid)}) == 4
+            await worker.stop()
+            worker.arguments = ("export",)  # it ends while it starts, as one that finds no memory does
+            with pytest.raises(UserError, match=r"^--model export: .* memory"):
+                await worker.start()
         finally:
             await worker.stop()
 
