@@ -77,10 +77,11 @@ class Recorder(BaseSession):
 
     async def make_request(self, bot, method, timeout=None):
         self.calls.append(method.model_copy())
+        error = self.fail(method)
         await asyncio.sleep(0)
         if isinstance(method, self.stalled):
             await asyncio.Event().wait()
-        if error := self.fail(method):
+        if error:
             raise error
         form = {key: self.prepare_value(value, bot, {}) for key, value in method.model_dump(warnings=False).items()}
         form["reply_markup"] = json.loads(form.get("reply_markup") or "{}")
@@ -797,6 +798,18 @@ def test_a_killed_process_loses_nothing(tmp_path):
         desk.run(lambda: len(desk.named(SendMessage)) >= 4 and not desk.unanswered())
         assert sorted(call.chat_id for call in desk.named(SendMessage)) == [2, 5, 7, 8]
         assert sorted(map(len, desk.worker.asked)) == [1, 2]
+
+
+def test_updates_are_kept_before_telegram_forgets_them(desk):
+    def stored(method) -> None:
+        if isinstance(method, methods.GetUpdates) and method.offset:  # those below it are forgotten
+            kept.append(desk.app.base.execute("SELECT count(*) FROM updates").fetchone()[0])
+
+    kept, desk.session.fail = [], stored
+    desk.session.updates = [raw(n, text_update("/start", user=n)) for n in range(1, 31)]
+    desk.spawn(bot.serve(desk.bot, desk.app))
+    desk.run(lambda: len(desk.named(SendMessage)) == 30)
+    assert kept == [20, 30]
 
 
 def test_stopping_finishes_what_is_in_hand(tmp_path):
