@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import filter as frames_filter
-from filter import film_offset, filter_films, find_conflicts, group_frames, split_groups
+from data import MANIFEST, film_offset, group_frames, split_groups
+from filter import filter_films, find_conflicts
 from identify import UserError
 
 ROOT = Path(frames_filter.__file__).parent
@@ -31,7 +32,7 @@ def manifest(out: Path) -> list[dict]:
 
 def test_dataset_is_what_the_design_says(dataset):
     rows = manifest(dataset)
-    assert list(rows[0]) == frames_filter.MANIFEST
+    assert list(rows[0]) == MANIFEST
     known = [r for r in rows if not r["split"].startswith("unknown")]
     assert {r["movie"] for r in known} == {f"Film {i} ({1990 + i})" for i in range(3)}
     assert {r["split"] for r in known} == {"train", "val", "test"}
