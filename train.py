@@ -138,7 +138,7 @@ def choose_rows(
     known = [row for row in rows if not row["split"].startswith("unknown")]
     titles = sorted({row["movie"] for row in known})
     if subset:
-        from filter import draw_subset
+        from data import draw_subset
 
         if len(titles) < subset:
             raise UserError(f"--subset {subset}: the manifest has only {len(titles)} films", 2)
@@ -152,7 +152,7 @@ def choose_rows(
                 share = place / len(frames)
                 frames[i] = frames[i] | {"split": "train" if share < 0.8 else "val" if share < 0.9 else "test"}
     elif fold is not None:
-        from filter import film_offset, split_groups
+        from data import film_offset, split_groups
 
         for title, frames in films.items():
             groups = [int(row["group"].rsplit("#", 1)[1]) for row in frames]
@@ -493,7 +493,7 @@ def hold_out_stretches(rows: list[dict], count: int = 5) -> np.ndarray:
 
     A group is in one stretch only, and whichever stretch is left out, each film keeps frames.
     """
-    from filter import film_offset, split_groups
+    from data import film_offset, split_groups
 
     stretch, films = np.full(len(rows), -1), np.array([row["movie"] for row in rows])
     for title in np.unique(films):
