@@ -2,9 +2,7 @@
 
 import csv
 import hashlib
-import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from identify import atomic_write
 
 MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "phash", "source", "bars"]
 SPLITS = ("train", "val", "test")
+DUPLICATE_BITS = 2  # of 64: the same picture, compressed again
 NEAR_BITS = 12  # of 64: the same shot; unrelated frames differ by 32 +- 4
 CUT_BITS = 20  # of 64: neighbours that differ more stand in different shots
 WINDOW_MS = 60_000  # without shots, frames of one minute of film belong together
@@ -21,8 +20,8 @@ WINDOW_MS = 60_000  # without shots, frames of one minute of film belong togethe
 def group_frames(rows: list[dict]) -> list[int]:
     """A group number a frame (rows in film order): stretches of film, joined where they hold near-duplicates.
 
-    rows: {"phash", "crops", "shot", "time"}; hashes are 64 bits in hexadecimal. A stretch is a shot, else a minute of
-    film, else a run of neighbours without a cut. Groups are numbered in film order of their first frame.
+    rows: {"phash", "crops", "shot", "time"}. A stretch is a shot, else a minute of film, else a run of neighbours
+    without a cut. Groups are numbered in film order of their first frame.
     """
     hashes = np.array([int(row["phash"], 16) for row in rows], np.uint64)
     stretches, run = [], 0
@@ -47,6 +46,24 @@ def group_frames(rows: list[dict]) -> list[int]:
     return [number.setdefault(key, len(number)) for key in label.tolist()]
 
 
+class Lookup(defaultdict):
+    """Lookup(list) finds pictures by hashes (64 bits, hexadecimal) within DUPLICATE_BITS without a look at all of them.
+
+    Two different bits can't lie in all three parts of a hash, so pictures that near have a part in common, the key.
+    """
+
+    def add(self, phash: str, name) -> None:
+        value = int(phash, 16)
+        for part in enumerate((value >> 43, value >> 22 & 0x1FFFFF, value & 0x3FFFFF)):
+            self[part].append((value, name))
+
+    def near(self, phash: str) -> set:
+        value = int(phash, 16)
+        parts = enumerate((value >> 43, value >> 22 & 0x1FFFFF, value & 0x3FFFFF))
+        pictures = (picture for part in parts for picture in self.get(part, ()))
+        return {name for other, name in pictures if (other ^ value).bit_count() <= DUPLICATE_BITS}
+
+
 def film_offset(title: str) -> float:
     """A fixed number in [0, 1) from the title alone, so that films never move each other."""
     return int.from_bytes(hashlib.sha256(title.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
@@ -55,10 +72,9 @@ def film_offset(title: str) -> float:
 def split_groups(groups: list[int], offset: float, test: tuple[float, float] = (0.0, 0.15), val: float = 0.15) -> list:
     """ "train", "val" or "test" a frame; groups: a group number a frame, in film order.
 
-    Groups stand in order of their middle, as on a ring that starts at offset; test is one arc of it, the interval test
-    of the frames, and val the arc behind. Contiguous arcs are stricter than random groups: neighbouring shots of a
-    scene look alike too. A group with over 40% of the film trains and is not on the ring; test and val get a group
-    each where there are three.
+    Groups stand in order of their middle on a ring that starts at offset; test is an arc of it, the interval test of
+    the frames, and val the arc behind. Arcs are stricter than random groups: neighbouring shots look alike too. A group
+    with over 40% of the film trains and is not on the ring; test and val get a group each where there are three.
     """
     places = defaultdict(list)
     for i, g in enumerate(groups):
@@ -89,16 +105,14 @@ def draw_subset(titles: list[str], count: int) -> list[str]:
     return sorted(sorted(titles)[i] for i in order[:count])
 
 
-def write_csv(path: Path, columns: list[str], rows: Iterable[dict]) -> None:
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
     """These columns of the rows; what else the rows hold is left out."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+    with atomic_write(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def write_manifest(path: Path, rows: Iterable[dict]) -> None:
+def write_manifest(path: Path, rows: list[dict]) -> None:
     """A dataset's manifest.csv; rows: dicts that hold at least the MANIFEST columns."""
     write_csv(path, MANIFEST, rows)
