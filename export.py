@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import SPLITS, FrameStore, choose_rows, label_rows, load_frames, normalise, read_manifest, split_fingerprint
+from data import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
+from frames import FrameStore, load_frames, normalise
 from identify import Contract, Identifier, reference_frames, relative_error
 from image import UserError, expand, one_line_errors
 from metrics import measure, significantly_worse
