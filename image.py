@@ -42,6 +42,7 @@ class UserError(Exception):
 
 def one_line_errors(main):
     """Make main(argv) report UserError, OSError and Ctrl-C on one line and return an exit code."""
+    script = Path(main.__globals__["__file__"]).name
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def one_line_errors(main):
             text, code = f"error: {error.filename or ''}: {error.strerror or error}".replace(": : ", ": "), 1
         except KeyboardInterrupt:
             text, code = "stopped", 130
-        print(f"{Path(main.__globals__['__file__']).name}: {text}", file=sys.stderr)
+        print(f"{script}: {text}", file=sys.stderr)
         return code
 
     return wrapper
