@@ -6,7 +6,7 @@ PYTHON ?= python3
 .PHONY: demo test lint .venv
 
 demo: .venv
-	.venv/bin/python demo.py
+	.venv/bin/python demo/demo.py
 
 test: .venv
 	.venv/bin/python -m pytest

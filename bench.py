@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from identify import UserError, expand, one_line_errors
+from image import UserError, expand, one_line_errors
 
 HERE = Path(__file__).parent
 ISAS = ("AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_AMX")  # what oneDNN may use
@@ -60,7 +60,7 @@ def bench_render(frames: int = 240) -> list[dict]:
     """Frames a second of the renderer on one core, JPEG included, at 600x256."""
     import cv2
 
-    from films import film_design, frame_size, render_film
+    from demo.films import film_design, frame_size, render_film
 
     cv2.setNumThreads(1)
     wide = next(film for film in map(film_design, range(300)) if frame_size(film)[0] >= 600)

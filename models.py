@@ -1,4 +1,4 @@
-"""The six architectures, and any timm name, as one kind of torch module: images -> (logits, embedding).
+"""The six architectures, and any timm name, as one kind of torch module, and the checkpoint that keeps one.
 
 python models.py                              # parameters and multiply-adds of the six
 python models.py vit_small_patch14_dinov2     # of any timm model
@@ -8,99 +8,89 @@ import argparse
 import math
 import re
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from identify import PREPROCESSING, UserError, one_line_errors
+from image import PREPROCESSING, UserError, atomic_write, one_line_errors
 
-ARCHITECTURES = (
-    "resnet50",
-    "mobilenetv2",
-    "densenet121",
-    "vit_base_patch16_224",
-    "deit_base_patch16_224",
-    "clip_vit_base_patch32",
-)
 TORCHVISION = {
     "resnet50": ("resnet50", "fc"),
     "mobilenetv2": ("mobilenet_v2", "classifier"),
     "densenet121": ("densenet121", "classifier"),
 }
+CLIP = "clip_vit_base_patch32"
+ARCHITECTURES = (*TORCHVISION, "vit_base_patch16_224", "deit_base_patch16_224", CLIP)
 CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 PROMPTS = ("a frame from the movie {}", "a still of the film {}", "a scene of the movie {}", "{}")
 OFFLINE = "give a local file with --init FILE, or start from random weights with --no-pretrained"
+CHECKPOINT_FORMAT = "movie-by-frame checkpoint 2"
 
 
 class Classifier(nn.Module):
     """A backbone and a linear head. forward: float32 [N, 3, S, S], normalised -> logits [N, C], embedding [N, D].
 
-    dim: of the backbone's output. levels: names of blocks whose mean over the picture (and class token) join the
+    dim: of the backbone's output. intermediate: names of blocks whose mean over the picture (and class token) join the
     embedding. Early blocks see palette, grain and line, by which a film is known as much as by what its frames show;
-    style as the statistics of feature maps is Gatys 2016. Each level is brought to the same scale. Blocks that give
-    more than one tensor, or that are called one by one from elsewhere, can't be read: then levels is empty.
+    style as the statistics of feature maps is Gatys 2016. Each part is brought to the same scale. Blocks that give more
+    than one tensor, or that are called one by one from elsewhere, can't be read: then intermediate is empty. With 0
+    classes it is an embedder, whose logits are None.
     """
 
-    def __init__(self, backbone: nn.Module, dim: int, classes: int, levels: list[str] = ()):
+    def __init__(self, backbone: nn.Module, dim: int, classes: int, intermediate: list[str] = ()):
         super().__init__()
-        self.backbone, self.levels, self.seen = backbone, list(levels), []
-        self.padding = 0  # tokens at the end that are no part of the picture, see export.restructure
-        hooks = [backbone.get_submodule(name).register_forward_hook(self._see) for name in self.levels]
-        self.dims = [dim]
-        if self.levels:
+        self.backbone, self.intermediate, self.seen = backbone, list(intermediate), []
+        hooks = [backbone.get_submodule(name).register_forward_hook(self._see) for name in self.intermediate]
+        dims = [dim]
+        if self.intermediate:
             with torch.no_grad():
-                size = PREPROCESSING["size"]
-                backbone.eval()(torch.zeros(1, 3, size, size))
+                backbone.eval()(torch.zeros(1, 3, PREPROCESSING["size"], PREPROCESSING["size"]))
             backbone.train()
-            if len(self.seen) != len(self.levels):
-                self.levels, self.seen = [], []
+            if len(self.seen) != len(self.intermediate):
+                self.intermediate, self.seen = [], []
                 for hook in hooks:
                     hook.remove()
-        if self.levels:
-            self.dims += [part.shape[1] for part in self.seen]
+        if self.intermediate:
+            dims += [part.shape[1] for part in self.seen]
             self.seen = []
-            self.norm = nn.BatchNorm1d(sum(self.dims), affine=False)
-            scale = torch.cat([torch.full((d,), d**-0.5) for d in self.dims])
-            self.register_buffer("scale", scale, persistent=False)
-        self.head = nn.Linear(sum(self.dims), classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+            self.norm = nn.BatchNorm1d(sum(dims), affine=False)
+            self.register_buffer("scale", torch.cat([torch.full((d,), d**-0.5) for d in dims]), persistent=False)
+        self.head = nn.Linear(sum(dims), classes) if classes else None
+        if classes:
+            nn.init.trunc_normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
 
     def _see(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        """Keep what a level says of the picture: [N, C, H, W], [N, H, W, C] or tokens [N, L, C] -> [N, C or 2C]."""
+        """Keep what a block says of the picture: [N, C, H, W], [N, H, W, C] or tokens [N, L, C] -> [N, C or 2C]."""
         if not isinstance(output, torch.Tensor) or output.ndim not in (3, 4):
             return
         if output.ndim == 4:
             self.seen.append(output.mean((1, 2) if getattr(self.backbone, "output_fmt", "") == "NHWC" else (2, 3)))
             return
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
-        picture = output[:, prefix : output.shape[1] - self.padding]
-        self.seen.append(torch.cat([output[:, : min(prefix, 1)].flatten(1), picture.mean(1)], 1))
+        self.seen.append(torch.cat([output[:, : min(prefix, 1)].flatten(1), output[:, prefix:].mean(1)], 1))
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         embedding = self.backbone(images)
-        if self.levels:
+        if self.intermediate:
             embedding = self.norm(torch.cat([embedding, *self.seen], 1).float()) * self.scale
             self.seen = []
-        return self.head(embedding), embedding
+        return self.head(embedding) if self.head else None, embedding
 
     @torch.no_grad()
-    def set_norm(self, embedding: torch.Tensor) -> None:
-        """Take the statistics of embeddings [N, D], made before the norm had any, as the norm's own."""
+    def set_norm(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Take the statistics of embeddings [N, D], made before the norm had any, as its own; returns them normed."""
         raw = (embedding.to(self.scale) / self.scale).float()
         self.norm.running_mean.copy_(raw.mean(0))
         self.norm.running_var.copy_(raw.var(0))
-
-    def level_logits(self, embedding: torch.Tensor) -> list[torch.Tensor]:
-        """Logits [N, C] of each level by itself; their mean is what forward returns."""
-        parts = zip(embedding.split(self.dims, 1), self.head.weight.split(self.dims, 1), strict=True)
-        return [F.linear(part, weight * len(self.dims), self.head.bias) for part, weight in parts]
+        return (self.norm.eval()(raw) * self.scale).cpu()
 
 
-def find_levels(backbone: nn.Module) -> list[str]:
+def find_intermediate(backbone: nn.Module) -> list[str]:
     """Names of the blocks at a sixth, a third and two thirds of the depth; empty where the model has no such list."""
     names = [name for name, _ in backbone.named_children()]
     blocks = [name for name in names if re.fullmatch(r"layer\d", name)]
@@ -117,6 +107,8 @@ class ClipClassifier(nn.Module):
     forward: float32 [N, 3, 224, 224] -> logits [N, C] (scaled cosines), embedding [N, 512] of length 1.
     """
 
+    intermediate = ()
+
     def __init__(self, vision: nn.Module, head: torch.Tensor, scale: float):
         super().__init__()
         self.backbone = vision  # CLIPVisionModelWithProjection
@@ -129,42 +121,32 @@ class ClipClassifier(nn.Module):
         return self.scale.exp().clamp(max=100) * embedding @ F.normalize(self.head, dim=-1).T, embedding
 
 
-def is_transformer(arch: str) -> bool:
-    """Whether an architecture of build_model normalises layers as transformers do; builds it without memory."""
-    if arch == "clip_vit_base_patch32":
-        return True
-    with torch.device("meta"):
-        return any(isinstance(m, nn.LayerNorm) for m in build_model(arch, ["", ""], pretrained=False).modules())
+def is_transformer(model: nn.Module) -> bool:
+    """Whether it normalises layers as transformers do: then it is fine-tuned gently, and int8 takes another way."""
+    return any(isinstance(module, nn.LayerNorm) for module in model.modules())
 
 
 def preprocessing_for(arch: str) -> dict:
     """The preprocessing that this architecture's pretrained weights expect."""
-    if arch == "clip_vit_base_patch32":
+    if arch == CLIP:
         return PREPROCESSING | {"mean": CLIP_MEAN, "std": CLIP_STD}
-    if arch in TORCHVISION:
-        return dict(PREPROCESSING)
-    config = _timm().get_pretrained_cfg(arch)
+    config = None if arch in TORCHVISION else _timm().get_pretrained_cfg(arch)
     return PREPROCESSING | ({"mean": list(config.mean), "std": list(config.std)} if config else {})
 
 
 def build_model(
-    arch: str,
-    classes: list[str],
-    *,
-    pretrained: bool = True,
-    init: str | Path | None = None,
-    levels: bool = False,
+    arch: str, classes: list[str], *, pretrained: bool = True, init: str | Path | None = None, intermediate=False
 ) -> nn.Module:
-    """Module for one of ARCHITECTURES or a timm name, with a new head for these classes.
+    """Module for one of ARCHITECTURES or a timm name, with a new head for these classes; an embedder without any.
 
-    levels: let early blocks speak too (see Classifier); not for CLIP, whose head starts from texts. pretrained: weights
-    from the official hub, unless init names a local file (torchvision, timm or our checkpoint; for CLIP a folder in the
-    layout of save_pretrained). Raises UserError for an unknown name, weights that do not fit, or a hub that can't be
-    reached.
+    intermediate: let early blocks speak too (see Classifier); not for CLIP, whose head starts from texts. pretrained:
+    weights from the official hub, unless init names a local file (torchvision, timm or our checkpoint; for CLIP a
+    folder in the layout of save_pretrained). Raises UserError for an unknown name, weights that do not fit, or a hub
+    that can't be reached.
     """
     if init is not None and not Path(init).exists():
         raise UserError(f"--init {init}: no such file or folder", 2)
-    if arch == "clip_vit_base_patch32":
+    if arch == CLIP:
         return _build_clip(classes, pretrained=pretrained, init=init)
     hub = pretrained and init is None
     try:
@@ -178,7 +160,7 @@ def build_model(
             setattr(backbone, head, nn.Dropout(0.2) if isinstance(last, nn.Sequential) else nn.Identity())
         else:
             backbone = _timm_backbone(arch, hub)
-            dim = backbone.num_features if not hasattr(backbone, "head_hidden_size") else backbone.head_hidden_size
+            dim = getattr(backbone, "head_hidden_size", backbone.num_features)
     except UserError:
         raise
     except Exception as error:
@@ -187,15 +169,15 @@ def build_model(
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise UserError(f"the weights of {arch} can't be had ({reason}); {OFFLINE}") from None
     try:
-        model = Classifier(backbone, dim, len(classes), find_levels(backbone) if levels else [])
+        model = Classifier(backbone, dim, len(classes), find_intermediate(backbone) if intermediate else [])
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(unfit(arch, error), 2) from None
+        raise UserError(wrong_size(arch, error), 2) from None
     if init is not None:
         load_weights(model, init, classes)
     return model
 
 
-def unfit(arch: str, error: Exception) -> str:
+def wrong_size(arch: str, error: Exception) -> str:
     """What to say of a timm model that takes no pictures of our size."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
     return f"--arch {arch}: can't take pictures of {PREPROCESSING['size']} pixels ({reason})"
@@ -216,13 +198,58 @@ def _timm_backbone(arch: str, pretrained: bool) -> nn.Module:
         hint = f"; timm has for example {', '.join(near)}" if near else ""
         raise UserError(f"--arch {arch}: neither one of {', '.join(ARCHITECTURES)} nor a timm name{hint}", 2)
     config = registry.get_pretrained_cfg(arch)
-    pretrained = pretrained and bool(config and config.has_weights)
+    options = {"pretrained": pretrained and bool(config and config.has_weights), "num_classes": 0}
     # models tied to one input size (most ViTs) are told ours; the others take any
-    fixed = {"img_size": PREPROCESSING["size"]} if config and config.fixed_input_size else {}
+    options |= {"img_size": PREPROCESSING["size"]} if config and config.fixed_input_size else {}
     try:  # transformers that can take smaller training crops too
-        return registry.create_model(arch, pretrained=pretrained, num_classes=0, **fixed, dynamic_img_size=True)
+        return registry.create_model(arch, **options, dynamic_img_size=True)
     except TypeError:
-        return registry.create_model(arch, pretrained=pretrained, num_classes=0, **fixed)
+        return registry.create_model(arch, **options)
+
+
+# ------------------------------------------------------------------------------------- weights and checkpoints
+
+
+@dataclass
+class Checkpoint:
+    """What best.pt and last.pt hold: everything that export.py needs, in plain tensors and numbers."""
+
+    arch: str
+    classes: list[str]
+    preprocessing: dict  # the keys of image.PREPROCESSING
+    args: dict  # of train.py
+    model: dict  # state dict of build_model(arch, classes, intermediate=args["intermediate"])
+    figures: dict  # on val
+    commit: str = "unknown"
+    held_out: dict | None = None  # of a head that was fitted on val too, see train.refit_head
+    training: dict | None = None  # last.pt alone: what train.py resumes from
+    format: str = CHECKPOINT_FORMAT
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        with atomic_write(path) as file:
+            torch.save({item.name: getattr(self, item.name) for item in fields(self)}, file)
+
+    @classmethod
+    def load(cls, path: Path) -> "Checkpoint":
+        """Read and check what train.py wrote. Raises UserError with the mend."""
+        state = read_state(path)
+        if state.get("format") != CHECKPOINT_FORMAT or not {item.name for item in fields(cls)} <= set(state):
+            found = f"has the format {str(state.get('format'))[:40]!r}, not {CHECKPOINT_FORMAT!r}"
+            mend = "train again: python train.py DATA; weights of the original project need --classes"
+            raise UserError(f"{path}: {found}; {mend}", 2)
+        return cls(**{item.name: state[item.name] for item in fields(cls)})
+
+    def build(self) -> nn.Module:
+        """The module with these weights, in eval mode. Raises UserError where they don't fit."""
+        kwargs = {"pretrained": False, "intermediate": bool(self.args.get("intermediate"))}
+        model = build_model(self.arch, self.classes, **kwargs)
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"the weights don't fit {self.arch} as it is built here ({reason}); train again") from None
+        return model.eval()
 
 
 def read_state(path: str | Path) -> dict:
@@ -234,26 +261,21 @@ def read_state(path: str | Path) -> dict:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path}: not a checkpoint of plain tensors, or damaged ({reason})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not weights")
     return state
 
 
-def load_run(path: str | Path) -> tuple[nn.Module, dict]:
-    """(model in eval mode, checkpoint) of a best.pt or last.pt that train.py wrote. Raises UserError."""
-    state = read_state(path)
-    if not {"model", "arch", "classes", "preprocessing", "args"} <= set(state):
-        raise UserError(f"{path}: not written by train.py", 2)
-    levels = bool(state["args"].get("levels"))
-    model = build_model(state["arch"], state["classes"], pretrained=False, levels=levels)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: its weights don't fit {state['arch']} as it is built here ({reason})") from None
-    return model.eval(), state
+def plain_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint of ours, torchvision, timm or Lightning, without the wrappers' prefixes."""
+    state = next((checkpoint[k] for k in ("model", "state_dict") if isinstance(checkpoint.get(k), dict)), checkpoint)
+    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    for prefix in ("module.", "model."):
+        if state and all(k.startswith(prefix) for k in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
 
 
 def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None:
@@ -263,77 +285,62 @@ def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None
     when under half of the backbone matches.
     """
     checkpoint = read_state(path)
-    state = next((checkpoint[k] for k in ("model", "state_dict") if isinstance(checkpoint.get(k), dict)), checkpoint)
-    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    for prefix in ("module.", "model."):
-        if state and all(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    state, target = plain_weights(checkpoint), model.state_dict()
     own = any(k.startswith("backbone.") for k in state)
-    if not own:
-        state = {f"backbone.{k}": v for k, v in state.items()}
-    target = model.state_dict()
+    state = state if own else {f"backbone.{k}": v for k, v in state.items()}
     key = "backbone.pos_embed"
     if key in state and key in target and state[key].shape != target[key].shape:  # other input size
         from timm.layers import resample_abs_pos_embed
 
         side = int(target[key].shape[1] ** 0.5)
-        prefix = target[key].shape[1] - side**2
-        state[key] = resample_abs_pos_embed(state[key], [side, side], num_prefix_tokens=prefix)
+        state[key] = resample_abs_pos_embed(state[key], [side] * 2, num_prefix_tokens=target[key].shape[1] - side**2)
     # a head that has seen val must not be examined on it
-    same_classes = own and checkpoint.get("classes") == classes and "held_out" not in checkpoint
-    matched = {
-        k: v
-        for k, v in state.items()
-        if k in target and target[k].shape == v.shape and (same_classes or k.startswith("backbone."))
-    }
+    same_classes = own and checkpoint.get("classes") == classes and checkpoint.get("held_out") is None
+    matched = {k: v for k, v in state.items() if k in target and target[k].shape == v.shape}
+    matched = {k: v for k, v in matched.items() if same_classes or k.startswith("backbone.")}
     wanted = [k for k in target if k.startswith("backbone.")]
-    got = sum(k in matched for k in wanted)
+    missing = [k.removeprefix("backbone.") for k in wanted if k not in matched]
+    got = len(wanted) - len(missing)
     if got < len(wanted) / 2:
-        raise UserError(
-            f"--init {path}: only {got} of {len(wanted)} tensors fit this --arch; name the one it was made for"
-        )
+        raise UserError(f"--init {path}: only {got} of {len(wanted)} tensors fit; name the --arch it was made for")
     model.load_state_dict(matched, strict=False)
     left = sorted(k.removeprefix("backbone.") for k in state if k not in matched)
-    missing = [k.removeprefix("backbone.") for k in wanted if k not in matched]
-    head = "head taken over" if same_classes else "new head"
-    print(f"init {path}: {got} of {len(wanted)} backbone tensors matched, {head}", end="")
-    print(f"; missing {', '.join(missing[:3])}" if missing else "", end="")
-    print(f"; not used {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}" if left else "")
+    text = (
+        f"init {path}: {got} of {len(wanted)} backbone tensors matched, head {'taken over' if same_classes else 'new'}"
+    )
+    text += f"; missing {', '.join(missing[:3])}" if missing else ""
+    print(text + (f"; not used {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}" if left else ""))
 
 
-def load_original(arch: str, path: str | Path, classes: list[str]) -> nn.Module:
-    """A model with the weights that the original project published: a state dict whose keys begin with "model.".
+def convert_original(arch: str, path: str | Path, classes: list[str]) -> Checkpoint:
+    """A checkpoint from the weights that the original project published: a state dict whose keys begin with "model.".
 
     Backbone and head must fit whole. Raises UserError for another architecture or another number of films.
     """
-    if arch == "clip_vit_base_patch32":
-        raise UserError("--arch clip_vit_base_patch32: the original published no such weights", 2)
+    if arch == CLIP:
+        raise UserError(f"--arch {CLIP}: the original published no such weights", 2)
     if not Path(path).exists():
         raise UserError(f"{path}: no such file", 2)
-    model = build_model(arch, classes, pretrained=False).eval()
-    checkpoint = read_state(path)
-    state = checkpoint["state_dict"] if isinstance(checkpoint.get("state_dict"), dict) else checkpoint
-    state = {k.removeprefix("model."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    heads = {"mobilenetv2": "classifier.1"}
-    head = heads.get(arch) or (
-        TORCHVISION[arch][1] if arch in TORCHVISION else _timm().get_pretrained_cfg(arch).classifier
-    )
-    renamed = {}
-    for key, value in state.items():
+    name = {"mobilenetv2": "classifier.1"} | {
+        key: head for key, (_, head) in TORCHVISION.items() if key != "mobilenetv2"
+    }
+    head = name.get(arch) or _timm().get_pretrained_cfg(arch).classifier
+    state = {}
+    for key, value in plain_weights(read_state(path)).items():
         stem, _, last = key.rpartition(".")
-        renamed[f"head.{last}" if stem == head else f"backbone.{key}"] = value
-    target = model.state_dict()
-    weight = renamed.get("head.weight")
-    if weight is not None and len(weight) != len(classes):
-        raise UserError(f"{path}: has {len(weight)} outputs, but --classes names {len(classes)} films")
-    missing = [k for k in target if k not in renamed or renamed[k].shape != target[k].shape]
+        state[f"head.{last}" if stem == head else f"backbone.{key}"] = value
+    if "head.weight" in state and len(state["head.weight"]) != len(classes):
+        raise UserError(f"{path}: has {len(state['head.weight'])} outputs, but --classes names {len(classes)} films")
+    target = build_model(arch, classes, pretrained=False).state_dict()
+    missing = [k for k in target if k not in state or state[k].shape != target[k].shape]
     if missing:
-        name = missing[0].removeprefix("backbone.")
-        raise UserError(
-            f"{path}: {len(missing)} of {len(target)} tensors don't fit {arch}, the first is {name}; change --arch"
-        )
-    model.load_state_dict({k: renamed[k] for k in target})
-    return model
+        first = f"{len(missing)} of {len(target)} tensors don't fit {arch}, the first is {missing[0]}"
+        raise UserError(f"{path}: {first.replace('backbone.', '')}; change --arch")
+    spec = PREPROCESSING | {"crop_bars": False, "draft": False}  # as its bot prepared a picture
+    return Checkpoint(arch, classes, spec, {"rule": "original"}, {k: state[k] for k in target}, {})
+
+
+# -------------------------------------------------------------------------------------------------- CLIP
 
 
 def _build_clip(classes: list[str], *, pretrained: bool, init: str | Path | None) -> ClipClassifier:
@@ -342,17 +349,14 @@ def _build_clip(classes: list[str], *, pretrained: bool, init: str | Path | None
     except ImportError:
         raise UserError("CLIP needs transformers: pip install transformers", 2) from None
     if init is not None and not Path(init).is_dir():  # our own checkpoint carries the learnt head itself
-        config = CLIPConfig()
-        model = ClipClassifier(
-            CLIPVisionModelWithProjection(config.vision_config), torch.randn(len(classes), 512), 2.66
-        )
+        vision = CLIPVisionModelWithProjection(CLIPConfig().vision_config)
+        model = ClipClassifier(vision, torch.randn(len(classes), 512), 2.66)
         load_weights(model, init, classes)
         return model
     if pretrained or init is not None:
         source = str(init or CLIP_NAME)
         try:
-            clip = CLIPModel.from_pretrained(source)
-            tokenizer = CLIPTokenizer.from_pretrained(source)
+            clip, tokenizer = CLIPModel.from_pretrained(source), CLIPTokenizer.from_pretrained(source)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             mend = OFFLINE.replace("FILE", "DIR")
@@ -375,8 +379,7 @@ def byte_tokenizer():
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [f"{letter}</w>" for letter in letters]
     vocab = {token: index for index, token in enumerate(tokens)}
-    vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-    return CLIPTokenizer(vocab=vocab, merges=[])
+    return CLIPTokenizer(vocab=vocab | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}, merges=[])
 
 
 @torch.no_grad()
@@ -385,10 +388,8 @@ def class_texts(clip, tokenizer, classes: list[str]) -> torch.Tensor:
     clip.eval()
     texts = []
     for title in classes:
-        name = title.rsplit(" (", 1)[0]
-        tokens = tokenizer(
-            [p.format(name) for p in PROMPTS], padding=True, truncation=True, max_length=77, return_tensors="pt"
-        )
+        prompts = [prompt.format(title.rsplit(" (", 1)[0]) for prompt in PROMPTS]
+        tokens = tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
         encoded = clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         texts.append(F.normalize(F.normalize(clip.text_projection(encoded.pooler_output), dim=-1).mean(0), dim=0))
     return torch.stack(texts)
@@ -398,8 +399,7 @@ def multiply_adds(model: nn.Module, size: int) -> int:
     """Multiply-adds of one forward pass on one image (matrix products and convolutions, counted by torch)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    weight = next(model.parameters())
-    training = model.training
+    weight, training = next(model.parameters()), model.training
     model.eval()
     with FlopCounterMode(display=False) as counter:  # not under no_grad, which its hooks do not stand
         model(torch.zeros(1, 3, size, size, device=weight.device))

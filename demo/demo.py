@@ -1,0 +1,138 @@
+"""See the whole pipeline work, offline: render films, filter, train from random weights, export, name frames.
+
+python demo/demo.py                                  # some minutes on two CPU cores
+python demo/demo.py --films 50 --arch resnet50       # better with a GPU
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts of the top level
+
+from demo.films import render_films
+from identify import Answer, Identifier, format_answer
+from image import UserError, atomic_write, one_line_errors, read_image
+
+RECIPE = {"batch_size": 32, "lr": 3e-3, "first_layer": 1.0, "crop": 0.35, "balance": 0.0, "colour": 0.3}
+UNKNOWN_FRAMES = 15  # of each film that is never in the collection
+
+
+def run_demo(*, films: int, unknown: int, frames: int, arch: str, seed: int, out: Path, **recipe: int) -> dict:
+    """Run every phase under out and return the figures. Unknown films are rendered too, and never trained on."""
+    from export import export_model  # torch and the runtimes load when they are needed
+    from filter import filter_films
+    from train import train_model
+
+    start, processed = time.perf_counter(), out / "processed"
+
+    def stage(k: int, text: str) -> None:
+        print(f"\n[{k}/5] {text}  ({time.perf_counter() - start:.0f} s so far)", flush=True)
+
+    stage(1, f"render {films} films of {frames} frames, and {unknown} films that the model will never see")
+    # a folder of its own for every setting, or films of an earlier run would stay among these
+    raw = out / f"films-{seed}-{films}x{frames}-{unknown}"
+    render_films(raw, range(films), frames, seed, per_shot=3)
+    render_films(raw, range(films, films + unknown), UNKNOWN_FRAMES, seed, per_shot=3)
+    stage(2, "filter: drop duplicates and dark frames, keep shots together, split by shot")
+    filter_films([raw], processed, detector="none", min_frames=UNKNOWN_FRAMES + 1)
+    stage(3, f"train {arch} from random weights")
+    settings = {"arch": arch, "pretrained": False, "recipe": RECIPE | recipe, "seed": seed}
+    run = train_model(processed, **settings, out=out / "runs", name="demo", overwrite=True)
+    stage(4, "export to ONNX and OpenVINO, calibrate the refusal")
+    export_model(run / "best.pt", processed, out / "export", max_drop=3)
+    stage(5, "name frames of shots never seen in training")
+    figures = answer_all(Identifier(out / "export"), processed, out / "answers.png")
+    return figures | {"seconds": time.perf_counter() - start}
+
+
+def answer_all(identifier: Identifier, processed: Path, picture: Path) -> dict:
+    """Answer every test and unknown_test frame, print and draw a sample, return the figures."""
+    from data import read_manifest
+
+    pairs = [(row, identifier.identify(row["file"])) for row in read_manifest(processed) if "test" in row["split"]]
+    known = [(row, answer) for row, answer in pairs if row["split"] == "test"]
+    foreign = [(row, answer) for row, answer in pairs if row["split"] == "unknown_test"]
+    if not known or not foreign:
+        raise UserError("too few films or frames to test on; raise --films, --unknown or --frames")
+    films = sorted({row["movie"] for row, _ in known})
+    # for the eye: two frames of each of six films, from different shots, and six foreign ones
+    groups = [[pair for pair in known if pair[0]["movie"] == film] for film in films[:6]]
+    sample = [pair for group in groups for pair in (group[0], group[-1])] + foreign[:: max(1, len(foreign) // 6)][:6]
+    for row, answer in sample:
+        print(f"{row['movie'][:36]:36} {format_answer(answer)}")
+    draw_answers(sample, set(films), picture)
+    named = [row["movie"] == answer.candidates[0].title for row, answer in pairs if answer.kind == "movie"]
+    return {
+        "top1": fmean(row["movie"] == answer.candidates[0].title for row, answer in known),
+        "known_frames": len(known),
+        "known_named": fmean(answer.kind == "movie" for _, answer in known),
+        "named_right": fmean(named) if named else float("nan"),
+        "unknown_refused": fmean(answer.kind == "unknown" for _, answer in foreign),
+        "unknown_frames": len(foreign),
+    }
+
+
+def draw_answers(sample: list[tuple[dict, Answer]], films: set[str], path: Path) -> None:
+    """A sheet of pictures with the answer, its confidence and the truth: green right, amber refused, red wrong.
+
+    sample holds rows with "file" and "movie" (the truth) and their answers; films are the titles that are known.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-len(sample) // 4)
+    figure = Figure(figsize=(15, 2.35 * rows), layout="constrained", facecolor="#14161a")
+    for cell in figure.subplots(rows, 4, squeeze=False).flat:
+        cell.axis("off")
+    for cell, (row, answer) in zip(figure.axes, sample, strict=False):
+        best, truth, known = answer.candidates[0], row["movie"], row["movie"] in films
+        said = {
+            "movie": f"{best.title} ({best.confidence:.0%})",
+            "shortlist": "one of three",
+            "unknown": "I don't know",
+        }
+        titles = [c.title for c in answer.candidates][: 1 if answer.kind == "movie" else 3]
+        good = not known if answer.kind == "unknown" else truth in titles
+        colour = "#5fd38d" if good else "#f0b34a" if answer.kind == "unknown" else "#ff6b6b"
+        cell.imshow(read_image(row["file"]), aspect="auto")
+        cell.set_title(said[answer.kind], color=colour, fontsize=11, pad=3, loc="left")
+        note = truth if known else f"{truth} (not in the collection)"
+        cell.text(0.01, 0.03, note, transform=cell.transAxes, color="white", fontsize=8, backgroundcolor="#000000aa")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=90, facecolor=figure.get_facecolor())
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="The whole pipeline on rendered films, offline.")
+    parser.add_argument("--films", type=int, default=5, help="films to know (default: %(default)s)")
+    parser.add_argument("--unknown", type=int, default=16, help="films to refuse (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=240, help="frames of each known film (default: %(default)s)")
+    parser.add_argument("--arch", default="resnet10t", help="as in train.py (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=36, help="default: %(default)s")
+    parser.add_argument("--train-size", type=int, default=128, help="pixels of training crops (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=13, help="of films and training (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="default: %(default)s")
+    return parser
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.films < 2 or args.unknown < 2 or args.frames < 40 or min(args.epochs, args.train_size) < 1 or args.seed < 0:
+        parser.error("the least are --films 2, --unknown 2, --frames 40, --epochs 1, --train-size 1 and --seed 0")
+    figures = run_demo(**vars(args))
+    print(
+        f"\n{args.arch} from random weights, {figures['seconds']:.0f} s in all, on films rendered in this run:\n"
+        f"top-1 {figures['top1']:.3f} on {figures['known_frames']} frames of shots never seen in training, "
+        f"{figures['known_named']:.1%} of them named\n"
+        f"{figures['unknown_refused']:.1%} of {figures['unknown_frames']} frames of films never seen answered unknown\n"
+        f"the picture: {args.out}/answers.png\nnext: python identify.py FRAME --model {args.out}/export"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The machine that torch runs on: which device, how precise, how fast at most, and which of several processes."""
+
+import contextlib
+import datetime
+import math
+import os
+import secrets
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from image import UserError
+
+
+def keep_memory() -> None:
+    """Let glibc keep the memory it has freed, in this process; elsewhere nothing happens.
+
+    It would give each large block back at once, and the system would clear it page by page when it is asked for again:
+    forward passes on the CPU take 1.3 to 1.5 times as long (RESULTS.md).
+    """
+    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
+        import ctypes
+
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            ctypes.CDLL(None).mallopt(option, value)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device that --device names, else this process's GPU, else the CPU; made ready. Raises UserError."""
+    try:
+        local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if dist.is_initialized() else "cuda"
+        asked = None if device == "cuda" else device  # each process takes its own GPU
+        where = torch.device(asked or (local if torch.cuda.is_available() or device else "cpu"))
+        where = torch.zeros(1, device=where).device  # with its index, as tensors have it
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
+    if where.type == "cpu":
+        keep_memory()
+    else:
+        torch.cuda.set_device(where)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return where
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether this hardware computes in bfloat16 and does not only play it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def peak_flops(device: torch.device, bf16: bool) -> float:
+    """Operations a second of square matrix products here, the best of ten; what MFU is measured against."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
+    best = math.inf
+    for _ in range(11):  # the first one warms up and is never the best
+        start = synchronised_clock(device)
+        a @ b
+        best = min(best, synchronised_clock(device) - start)
+    return 2 * side**3 / best
+
+
+def synchronised_clock(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextlib.contextmanager
+def process_group():
+    """Join the processes that torchrun started, if it did: nccl between GPUs, gloo between CPUs. The first talks."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
+        yield
+        return
+    patience = datetime.timedelta(hours=12)  # the first one decodes all frames while the others wait
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+    with contextlib.redirect_stdout(None) if dist.get_rank() else contextlib.nullcontext():
+        yield
+    dist.destroy_process_group()  # not behind an error: it would wait for the others, and torchrun ends them
+
+
+def process_rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def out_of_memory():
+    """Whatever runs out of GPU memory in here says what helps."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError("out of GPU memory; lower --batch-size") from None
+
+
+def git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:  # no git here
+        return "unknown"
+
+
+def start_wandb(project: str | None, run: Path, args: dict, resume: bool):
+    """A Weights & Biases run, or None. Raises UserError without the package, an account or WANDB_MODE=offline."""
+    if not project or process_rank():
+        return None
+    known = run / "wandb_id"
+    if not (resume and known.exists()):
+        known.write_text(secrets.token_hex(4))
+    try:
+        import wandb
+
+        name = known.read_text().strip()
+        return wandb.init(project=project, name=run.name, id=name, resume="allow", dir=run, config=args)
+    except ImportError:
+        raise UserError("--wandb needs its package: pip install wandb", 2) from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline") from None

@@ -1,0 +1,98 @@
+"""Figures of a classifier that may refuse: accuracy, calibration, known against unknown. numpy, scipy, scikit-learn."""
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, float64."""
+    exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def generalised_entropy(probabilities: np.ndarray) -> np.ndarray:
+    """GEN of probabilities [N, C], negated: higher = more surely known (Liu 2023; gamma 0.1, the 100 largest)."""
+    top = np.sort(probabilities, axis=1)[:, -100:]
+    return -((top * (1 - top)).clip(min=0) ** 0.1).sum(axis=1)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Temperature that minimises the negative log-likelihood (Guo 2017), in 0.001..1000."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t: float) -> float:
+        chosen = softmax(logits / np.exp(log_t))[np.arange(len(labels)), labels]
+        return float(-np.log(chosen.clip(1e-12)).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(1e-3), np.log(1e3)), method="bounded").x))
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """ECE in equal bins of the largest probability (Guo 2017). probabilities [N, C], labels [N]."""
+    top, right = probabilities.max(1), probabilities.argmax(1) == labels
+    index = np.minimum((top * bins).astype(int), bins - 1)
+    return float(sum(abs(top[index == b].mean() - right[index == b].mean()) * (index == b).mean() for b in set(index)))
+
+
+def known_unknown(known: np.ndarray, unknown: np.ndarray) -> dict:
+    """AUROC and FPR at 95% TPR of scores (higher = known), float [N] and [M]; None without unknown frames."""
+    from sklearn.metrics import roc_auc_score
+
+    if not len(known) or not len(unknown):
+        return {"auroc": None, "fpr95": None}
+    truth = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
+    threshold = np.sort(known)[int(0.05 * len(known))]
+    return {"auroc": float(roc_auc_score(truth, np.r_[known, unknown])), "fpr95": float((unknown >= threshold).mean())}
+
+
+def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None = None) -> dict:
+    """Figures of logits [N, C] against labels [N]; unknown: logits [M, C] of films the model has never seen."""
+    from sklearn.metrics import f1_score, recall_score
+
+    probabilities, order = softmax(logits), np.argsort(-logits, axis=1)
+    options = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+    figures = {
+        "top1": float((order[:, 0] == labels).mean()),
+        "top5": float((order[:, :5] == labels[:, None]).any(1).mean()),
+        "balanced": float(recall_score(labels, order[:, 0], **options)),
+        "macro_f1": float(f1_score(labels, order[:, 0], **options)),
+        "loss": float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()),
+        "ece": expected_calibration_error(probabilities, labels),
+    }
+    if unknown is not None:
+        rest = generalised_entropy(softmax(unknown)) if len(unknown) else np.zeros(0)
+        figures |= known_unknown(generalised_entropy(probabilities), rest)
+    return figures
+
+
+def significantly_worse(reference: np.ndarray, other: np.ndarray) -> bool:
+    """McNemar's exact test at 5%, one-sided: are more frames lost than won? reference, other: bool [N], right answers.
+
+    On a hundred frames one or two flips weigh points of balanced accuracy and mean nothing.
+    """
+    from scipy.stats import binomtest
+
+    lost, won = int((reference & ~other).sum()), int((other & ~reference).sum())
+    return lost > won and binomtest(lost, lost + won, alternative="greater").pvalue < 0.05
+
+
+def area_under_risk_coverage(score: np.ndarray, right: np.ndarray) -> float:
+    """AURC: mean error of the frames answered, over all coverages, most certain first (Geifman 2017)."""
+    ordered = ~right[np.argsort(-score, kind="stable")]
+    return float((np.cumsum(ordered) / np.arange(1, len(ordered) + 1)).mean()) if len(ordered) else 0.0
+
+
+def lowest_threshold(score: np.ndarray, right: np.ndarray, weights: np.ndarray, target: float) -> float:
+    """Least threshold at which a share `target` of the frames at or above it is right, weighted; 1.1 if there is none.
+
+    score: float [N] in 0..1; right: bool [N]; weights: float [N].
+    """
+    order = np.argsort(-score, kind="stable")
+    share = np.cumsum((right * weights)[order]) / np.cumsum(weights[order])
+    last = np.r_[score[order][1:] < score[order][:-1], True]  # equal scores stand or fall together
+    good = np.flatnonzero((share >= target) & last)
+    return float(score[order][good[-1]]) if len(good) else 1.1
+
+
+def weighted_share(of: np.ndarray, where: np.ndarray, weights: np.ndarray | None = None) -> float | None:
+    """Share of True in bool [N] among the frames where bool [N], weighted; None if there are none."""
+    return float(np.average(of[where], weights=None if weights is None else weights[where])) if where.any() else None

@@ -1,0 +1,125 @@
+"""The linear probe: a head fitted in closed form on a frozen network's features, and how it answers unseen folds."""
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data import assign_folds, choose_rows
+from frames import Subset, normalise
+from image import UserError
+from metrics import fit_temperature, measure
+
+
+@torch.no_grad()
+def predict(model, frames: Subset, spec: dict, *, device, bf16: bool, batch: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """(logits float32 [N, C], embedding float32 [N, D]) of uint8 frames [N, S, S, 3]."""
+    model.eval()
+    rows = [(torch.zeros(0, 1), torch.zeros(0, 1))] if not len(frames) else []
+    for start in range(0, len(frames), batch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            rows.append([out.float().cpu() for out in model(normalise(frames[start : start + batch].to(device), spec))])
+    logits, embedding = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
+    return logits, embedding
+
+
+def fit_head(embedding: torch.Tensor, labels: torch.Tensor, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight float64 [C, D], bias [C]) of the linear discriminant of embeddings [N, D], labels [N], in closed form.
+
+    Fisher 1936: the covariance within films, here the mean of the films' own so that a long film weighs no more than a
+    short one, shrunk towards its mean variance (Friedman 1989); equal priors. Raises UserError for nan.
+    """
+    if not embedding.isfinite().all():
+        raise UserError("the network's features are not finite; use --precision fp32, or another --init")
+    counts = labels.bincount().to(embedding.dtype)
+    means = torch.zeros(len(counts), embedding.shape[1], device=embedding.device).index_add_(0, labels, embedding)
+    means /= counts[:, None]
+    within = (embedding - means[labels]) / (counts[labels, None] * len(counts)).sqrt()
+    covariance, means = (within.T @ within).double(), means.double()
+    ridge = shrinkage * covariance.trace() / len(covariance)
+    covariance = (1 - shrinkage) * covariance + ridge * torch.eye(len(covariance), device=embedding.device)
+    weight = torch.linalg.solve(covariance, (means - means.mean(0)).T).T
+    return weight, -0.5 * (weight * (means + means.mean(0))).sum(1)
+
+
+@torch.no_grad()
+def start_head(model: nn.Module, embedding: np.ndarray, labels: np.ndarray, shrinkage: float, temperature=1.0) -> None:
+    """fit_head into the model's head, logits over temperature: training from there bends features less (Kumar 2022)."""
+    device = model.head.weight.device
+    weight, bias = fit_head(torch.from_numpy(embedding).to(device), torch.from_numpy(labels).to(device), shrinkage)
+    model.head.weight.copy_(weight / temperature)
+    model.head.bias.copy_(bias / temperature)
+
+
+def cross_fit(embedding: np.ndarray, labels: np.ndarray, folds: np.ndarray, shrinkage: float, device) -> np.ndarray:
+    """Logits float32 [N, C] of each frame by a head fitted without its fold, int [N] (-1: always fitted on, zeros)."""
+    logits = np.zeros((len(labels), labels.max() + 1), np.float32)
+    features, targets = torch.from_numpy(embedding).to(device), torch.from_numpy(labels).to(device)
+    for k in tqdm(np.unique(folds[folds >= 0]), unit="fit", desc="folds", disable=None, leave=False):
+        out = torch.from_numpy(folds == k).to(device)
+        weight, bias = fit_head(features[~out], targets[~out], shrinkage)
+        logits[folds == k] = (features[out].double() @ weight.T + bias).float().cpu().numpy()
+    return logits
+
+
+def start_probe(model: nn.Module, run) -> None:
+    """Give the embedding its statistics and the head its linear probe, with the temperature that val asks for.
+
+    run: train.Run.
+    """
+    if not (run.recipe["intermediate"] or run.recipe["probe"]):
+        return
+    embedding = run.predict(model, "train")[1]
+    if run.recipe["intermediate"]:
+        embedding = model.set_norm(torch.from_numpy(embedding)).numpy()
+    if run.recipe["probe"]:
+        start_head(model, embedding, run.labels["train"], run.recipe["probe"])
+        temperature = fit_temperature(run.predict(model, "val")[0], run.labels["val"])
+        start_head(model, embedding, run.labels["train"], run.recipe["probe"], temperature)
+
+
+def refit_probe(model: nn.Module, run) -> dict | None:
+    """Fit the head on train and val frames together: a few hundred more help. run: train.Run.
+
+    Returns what then takes val's place where the rule is fitted, {"folds": int [N], "labels": int [N], "logits":
+    float32 [N, C]}: of each frame of train + val the answer of a head that has not seen its fold of the film; None
+    where no frame can be left out.
+    """
+    folds = assign_folds(run.chosen["train"] + run.chosen["val"])
+    if not (folds >= 0).any():
+        return None
+    labels = np.r_[run.labels["train"], run.labels["val"]]
+    embedding = np.concatenate([run.predict(model, split)[1] for split in ("train", "val")])
+    logits = cross_fit(embedding, labels, folds, run.recipe["probe"], run.device)
+    temperature = fit_temperature(logits[folds >= 0], labels[folds >= 0])
+    start_head(model, embedding, labels, run.recipe["probe"], temperature)
+    out = {"folds": folds, "labels": labels, "logits": logits / np.float32(temperature)}
+    return {key: torch.from_numpy(value) for key, value in out.items()}
+
+
+def leak_check(rows: list[dict], known: list[dict], classes: list[str], embedding: np.ndarray) -> dict[str, dict]:
+    """How much a random split flatters: the same probe on both splits of the same frames, five folds each.
+
+    rows: of the manifest; known: those that take part, with their embedding [N, D]. Returns {"random": figures,
+    "grouped": figures} with top1, balanced, and spread, the standard deviation of balanced over the folds. Raises
+    UserError.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    labels = np.array([classes.index(row["movie"]) for row in known])
+    if np.bincount(labels).min() < 5:
+        raise UserError("--leak-check needs five frames of each film; raise --limit or add frames")
+    paths = np.array([row["path"] for row in known])
+    grouped = [{row["path"] for row in choose_rows(rows, fold=fold)[0]["test"]} for fold in range(5)]
+    shuffled = StratifiedKFold(5, shuffle=True, random_state=13).split(embedding, labels)
+    splits = {"random": [np.isin(np.arange(len(known)), test) for _, test in shuffled]}
+    splits["grouped"] = [np.isin(paths, sorted(test)) for test in grouped]
+    results = {}
+    for name, folds in splits.items():
+        figures = []
+        for test in folds:
+            weight, bias = fit_head(torch.from_numpy(embedding[~test]), torch.from_numpy(labels[~test]), 0.3)
+            figures.append(measure(embedding[test] @ weight.numpy().T + bias.numpy(), labels[test]))
+        top1, balanced = ([row[key] for row in figures] for key in ("top1", "balanced"))
+        results[name] = {"top1": np.mean(top1), "balanced": np.mean(balanced), "spread": np.std(balanced)}
+    return results

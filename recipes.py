@@ -1,0 +1,121 @@
+"""How to train: the original project's recipe, ours, and what suits pretrained weights; flags of train.py."""
+
+import argparse
+from pathlib import Path
+
+from torch import nn
+
+from image import UserError
+from models import ClipClassifier, build_model, is_transformer, multiply_adds, wrong_size
+
+RECIPES = {
+    "original": {
+        "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
+        "layer_decay": 1.0, "probe": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08,
+        "train_size": 224, "flip": 0.0, "colour": 0.0, "corrupt": 0.0, "keep_bars": True, "select": "top1",
+        "intermediate": False, "refit": False, "aspect": True, "decay_all": True,
+    },
+    "best": {
+        "epochs": 16, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
+        "layer_decay": 1.0, "probe": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 1.0, "crop": 0.2,
+        "train_size": 192, "flip": 0.5, "colour": 0.1, "corrupt": 0.1, "keep_bars": False, "select": "balanced",
+        "intermediate": False, "refit": False, "aspect": False, "decay_all": False,
+    },
+}  # fmt: skip
+# pretrained networks start from a linear probe, which on a few hundred frames is seldom beaten
+LINEAR_PROBE = {"probe": 0.3, "intermediate": True, "refit": True}
+# and transformers bend easily: they are fine-tuned with small steps, smaller ones in the first layers
+VIT_FINE_TUNING = LINEAR_PROBE | {"epochs": 6, "lr": 5e-5, "layer_decay": 0.84, "crop": 0.5, "smoothing": 0.05}
+SHARES = ("warmup", "layer_decay", "ema", "smoothing", "balance", "crop", "flip", "colour", "corrupt", "probe")
+CHOICES = {"schedule": ["cosine", "step"], "select": ["top1", "balanced"]}
+RECIPE_HELP = {
+    "epochs": "passes over the training frames; 0 for the probe alone",
+    "batch_size": "frames a step",
+    "lr": "peak learning rate of AdamW (of the head)",
+    "weight_decay": "of AdamW, on matrices; 0 for none",
+    "schedule": "cosine, or step (halved every 5 epochs)",
+    "warmup": "share of all steps in which the rate rises; 0 for none",
+    "layer_decay": "rate of a layer over that of the next one (timm's); 1 for none",
+    "ema": "decay a step of the averaged weights; 0 for none",
+    "smoothing": "label smoothing; 0 for none",
+    "balance": "0 draws frames evenly, 1 draws films evenly",
+    "train_size": "pixels of training crops; a little under the model's, since crops enlarge (FixRes, Touvron 2019)",
+    "crop": "least share of the picture that a random crop keeps; 1 for none",
+    "flip": "chance of a mirror image",
+    "colour": "strength of brightness, contrast and saturation changes; 0 for none",
+    "corrupt": "chance of blur, noise or a subtitle bar; 0 for none",
+    "probe": "shrinkage of the linear discriminant that starts the head before others learn; 0 for none",
+    "intermediate": "let early blocks, which see palette and grain, speak beside the last; not CLIP's",
+    "refit": "where the probe stays the best, fit it again on train and val frames together",
+    "aspect": "crops of torchvision's aspect ratios, in pixels of the frame; else shares of each side",
+    "decay_all": "weight decay on vectors too",
+    "keep_bars": "leave black bars in",
+    "select": "val figure that picks best.pt; a probe gives way beyond chance only",
+}
+
+
+def choose_recipe(arch: str, classes: list[str], wanted: dict, name: str, init, pretrained: bool):
+    """(model, recipe): RECIPES[name], what suits pretrained weights, and the overrides wanted. Raises UserError."""
+    start = LINEAR_PROBE if name == "best" and (pretrained or init) else {}
+    intermediate = (RECIPES[name] | start | wanted)["intermediate"]
+    model = build_model(arch, classes, pretrained=pretrained, init=init, intermediate=intermediate)
+    recipe = RECIPES[name] | (VIT_FINE_TUNING if start and is_transformer(model) else start) | wanted
+    clip = isinstance(model, ClipClassifier)
+    if clip:
+        if wanted.get("probe"):
+            raise UserError("--probe: CLIP's head starts from texts", 2)
+        recipe |= {"probe": 0.0, "refit": False}
+    if wanted.get("intermediate") and not model.intermediate:
+        raise UserError(f"--intermediate: {arch} has no early blocks that can be read", 2)
+    recipe["intermediate"] = bool(model.intermediate)
+    if wanted.get("refit") and not recipe["probe"]:
+        raise UserError("--refit fits a probe again; it needs --probe and a linear head", 2)
+    recipe["zero_shot"] = bool(clip and (Path(init).is_dir() if init else pretrained))
+    if not (recipe["epochs"] or recipe["probe"] or recipe["zero_shot"]):
+        raise UserError("--epochs 0 leaves the head as it began; it needs --probe and a linear head", 2)
+    return model, recipe
+
+
+def crop_size(model: nn.Module, arch: str, wanted: int, size: int) -> tuple[int, int]:
+    """(pixels of training crops that the model takes, its multiply-adds at them): as wanted if it can be."""
+    for pixels in (wanted, -(-wanted // 14) * 14, size):
+        try:
+            return pixels, multiply_adds(model, pixels)
+        except (RuntimeError, AssertionError, ValueError) as error:  # patches of 14, or a model of one size only
+            reason = error
+    raise UserError(wrong_size(arch, reason), 2)
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for each value, with its help and every recipe's default."""
+    group = parser.add_argument_group("optimisation (defaults: the recipe's)")
+    group.add_argument("--recipe", choices=list(RECIPES), default="best", help="default: %(default)s")
+    for key, text in RECIPE_HELP.items():
+        values = {"original": RECIPES["original"][key], "best": RECIPES["best"][key]}
+        values |= {"pretrained": LINEAR_PROBE[key]} if key in LINEAR_PROBE else {}
+        values |= (
+            {"pretrained transformers": VIT_FINE_TUNING[key]} if key in VIT_FINE_TUNING.keys() - LINEAR_PROBE else {}
+        )
+        help = f"{text} ({', '.join(f'{name} {value}' for name, value in values.items())})"
+        kind, flags = type(RECIPES["best"][key]), [f"--{key.replace('_', '-')}"]
+        if kind is bool:
+            flags += ["--levels"] if key == "intermediate" else []  # its name until November 2026
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=help)
+        else:
+            group.add_argument(*flags, type=kind, choices=CHOICES.get(key), metavar="X", help=help)
+
+
+def chosen_values(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict:
+    """The recipe's values that the command line overrules; a value out of range ends the program through parser."""
+    values = {key: getattr(args, key) for key in RECIPE_HELP if getattr(args, key) is not None}
+    for key, value in values.items():
+        flag = f"--{key.replace('_', '-')}"
+        if key in ("batch_size", "lr", "train_size", "crop") and value <= 0:
+            parser.error(f"{flag} must be more than 0")
+        if key in SHARES and not 0 <= value <= 1:
+            parser.error(f"{flag} must be between 0 and 1")
+        if not isinstance(value, str) and value < 0:
+            parser.error(f"{flag} must not be negative")
+    if "warmup" in values and values.get("schedule", RECIPES[args.recipe]["schedule"]) == "step":
+        parser.error("--warmup goes with --schedule cosine")
+    return values
