@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from identify import UserError, atomic_write, preprocess, read_image
+from image import UserError, atomic_write, preprocess, read_image
 
 MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "phash", "source", "bars"]
 SPLITS = ("train", "val", "test", "unknown_val", "unknown_test")

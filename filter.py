@@ -31,7 +31,7 @@ from PIL import Image
 from PIL.Image import open as open_image
 from tqdm import tqdm
 
-from identify import IMAGE_SUFFIXES, UserError, atomic_write, find_bars, natural_key, one_line_errors, read_image
+from image import IMAGE_SUFFIXES, UserError, atomic_write, find_bars, natural_key, one_line_errors, read_image
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "phash", "source", "bars"]

@@ -122,7 +122,9 @@ def choose_file(path: Path, runtime: str | None, format: str | None, flags: set[
     wanted = [item for item in found if runtime in (None, item[1]) and format in (None, item[2])]
     if not wanted:
         have = ", ".join(f"{by} {kind}" for _, by, kind in found) or "no file for a runtime that is installed"
-        raise UserError(f"--model {path}: has {have}; change --runtime or --format, export again or pip install it", 2)
+        raise UserError(
+            f"--model {path}: has {have}; change --runtime or --format, pip install it, or run export.py", 2
+        )
     return *wanted[0], f"{wanted[0][1]} {wanted[0][2]}: {reason}"
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
-from identify import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors, read_image
+from image import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors, read_image
 
 API = "https://api.flim.ai"
 PER_PAGE = 100

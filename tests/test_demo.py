@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from demo import demo, films
-from identify import Identifier, find_bars
+from identify import Identifier
+from image import find_bars
 
 FOLDER = Path(films.__file__).parent
 

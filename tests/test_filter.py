@@ -19,7 +19,7 @@ from PIL import Image
 
 import filter as frames_filter
 from filter import film_offset, filter_films, find_conflicts, group_frames, split_groups
-from identify import UserError
+from image import UserError
 
 ROOT = Path(frames_filter.__file__).parent
 

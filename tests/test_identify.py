@@ -3,23 +3,23 @@
 import contextlib
 import io
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import draw_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import identify
-from identify import Identifier, UserError, find_bars, preprocess, read_image
+from identify import Identifier, choose_file
+from image import PREPROCESSING, UserError, find_bars, natural_key, preprocess, read_image
 
 ROOT = Path(identify.__file__).parent
 
@@ -42,7 +42,7 @@ def test_preprocess_equals_torchvision(size):
     from torchvision.transforms.v2.functional import resize, to_image
 
     image = draw_frame(0, 0, 0, size)
-    ours = preprocess(np.asarray(image), identify.PREPROCESSING | {"crop_bars": False})
+    ours = preprocess(np.asarray(image), PREPROCESSING | {"crop_bars": False})
     for theirs in (
         np.asarray(resize(image, [224, 224], antialias=True)),
         resize(to_image(image), [224, 224], antialias=True).permute(1, 2, 0).numpy(),
@@ -133,29 +133,8 @@ def test_read_image_survives_hostile_bytes(noise, cut):
             assert read_image(data).dtype == np.uint8
 
 
-def test_original_rule_is_bounded_by_the_number_of_films():
-    """The largest z is (C - 1) / sqrt(C): under 18 films only "unknown", under 33 never a film."""
-    for films in (2, 5, 17, 18, 32, 33, 257):
-        logits = np.zeros((1, films), np.float32)
-        logits[0, 0] = 50
-        (kind,) = identify.decide(logits, np.zeros((1, 4)), identify.ORIGINAL_RULE)
-        assert kind == ("unknown" if films < 18 else "shortlist" if films < 33 else "movie")
-    z = torch.randn(4, 40).numpy()
-    reference = torch.sigmoid(
-        (torch.tensor(z) - torch.tensor(z).mean(1, True)) / torch.tensor(z).std(1, keepdim=True) / 2.5
-    )
-    np.testing.assert_allclose(identify.confidences(z, identify.ORIGINAL_RULE), reference, atol=1e-6)
-
-
-def test_rule_survives_packing():
-    rule = {"rule": "calibrated", "score": "knn", "movie": 0.5, "bank": np.eye(3, 4), "k": 5}
-    back = identify.unpack_rule(identify.pack_rule(rule))
-    np.testing.assert_array_equal(back["bank"], rule["bank"])
-    assert {k: v for k, v in back.items() if k != "bank"} == {k: v for k, v in rule.items() if k != "bank"}
-
-
 def test_natural_order():
-    assert sorted(["10.jpg", "2.jpg", "1.jpg"], key=identify.natural_key) == ["1.jpg", "2.jpg", "10.jpg"]
+    assert sorted(["10.jpg", "2.jpg", "1.jpg"], key=natural_key) == ["1.jpg", "2.jpg", "10.jpg"]
 
 
 @pytest.mark.parametrize("name", ["", "model.onnx", "model.int8.onnx", "openvino/model.xml"])
@@ -179,7 +158,7 @@ def test_command_line(exported, dataset, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     folder = next((dataset / "movies").iterdir())
-    assert identify.main([str(folder), str(broken), "--model", str(exported), "--json", "--batch", "5"]) == 1
+    assert identify.main([str(folder), str(broken), "--model", str(exported), "--json"]) == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == len(list(folder.iterdir())) + 1
     assert set(lines[0]) == {"file", "kind", "candidates", "ms"} and lines[0]["ms"] > 0
@@ -209,71 +188,53 @@ def test_bad_models_get_one_line(exported, tmp_path, capsys):
         error = capsys.readouterr().err.strip()
         assert words in error and "\n" not in error and name in error
     with pytest.raises(SystemExit) as caught:
-        identify.main([str(frame), "--batch", "0"])
+        identify.main([str(frame), "--top", "0"])
     assert caught.value.code == 2
 
 
 def copy_export(exported: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "export"
-    shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("host.json", ".cache"))
+    shutil.copytree(exported, folder)
     return folder
 
 
-def test_host_decides_once_and_says_why(exported, dataset, tmp_path, capsys, monkeypatch):
-    folder = copy_export(exported, tmp_path)
-    identifier = Identifier(folder)
-    assert "first start" in capsys.readouterr().err
-    measured = json.loads((folder / "host.json").read_text())["measured"]
-    assert {row["variant"] for row in measured} >= {
-        "openvino int8", "onnxruntime int8", "onnxruntime fp32", "openvino fp32",
-    }  # fmt: skip
-    best = min((row for row in measured if row["agrees"]), key=lambda row: row["ms"])
-    assert identifier.why.startswith(best["variant"]) and f"{identifier.runtime} {identifier.format}" in best["variant"]
-    monkeypatch.setattr(identify, "measure_variants", None)  # the second start measures nothing
-    assert Identifier(folder).why == identifier.why and not capsys.readouterr().err
-    assert Identifier(folder, runtime="onnxruntime", format="fp32").path == folder / "model.onnx"
-    frame = str(next((dataset / "movies").glob("*/*.jpg")))
-    assert identify.main([frame, "--model", str(folder), "--verbose"]) == 0
-    assert identifier.why in capsys.readouterr().err
+OLD, VNNI, AVX512 = {"avx2"}, {"avx2", "avx_vnni"}, {"avx2", "avx512f"}
 
 
 @pytest.mark.parametrize(
-    ("rows", "picked"),
+    ("flags", "asked", "chosen"),
     [
-        ([("openvino int8", 5, True), ("onnxruntime int8", 9, True)], ("openvino", "int8")),
-        ([("openvino int8", 5, False), ("onnxruntime int8", 9, True)], ("onnxruntime", "int8")),
-        ([("openvino int8", 5, False), ("openvino int8 in f32", 8, True)], ("openvino", "int8")),
-        ([("openvino int8", 5, False), ("onnxruntime int8", 9, False)], None),
+        (VNNI, (None, None), "openvino int8"),
+        (AVX512, (None, None), "openvino int8"),
+        (set(), (None, None), "openvino int8"),
+        (OLD, (None, None), "openvino fp32"),
+        (OLD, ("onnxruntime", None), "onnxruntime fp32"),
+        (OLD, (None, "int8"), "openvino int8"),
+        (AVX512, ("onnxruntime", None), "onnxruntime int8"),
+        (AVX512, (None, "fp32"), "openvino fp32"),
     ],
 )
-def test_a_format_that_fails_its_self_test_is_never_picked(exported, tmp_path, monkeypatch, rows, picked):
-    folder = copy_export(exported, tmp_path)
-    results = [{"variant": v, "ms": ms, "deviation": 0.1, "agrees": ok} for v, ms, ok in rows]
-    results.append({"variant": "onnxruntime fp32", "error": "it crashed"})
-    monkeypatch.setattr(identify, "measure_variants", lambda *_: results)
-    if picked is None:
-        with pytest.raises(UserError, match=r"off by 10%.*it crashed"):
-            Identifier(folder)
-        return
-    identifier = Identifier(folder)
-    assert (identifier.runtime, identifier.format) == picked
-    assert "not usable here" in identifier.why
+def test_the_file_is_chosen_by_the_cpu_and_what_is_asked(exported, flags, asked, chosen):
+    file, runtime, kind, reason = choose_file(exported, *asked, flags)
+    assert f"{runtime} {kind}" == chosen and reason.startswith(chosen)
+    assert file == exported / (
+        "model.onnx" if kind == "fp32" else {"openvino": "openvino/model.xml"}.get(runtime, "model.int8.onnx")
+    )
 
 
-def test_a_precision_that_is_asked_for_is_measured_too(exported, tmp_path, monkeypatch):
-    folder, asked = copy_export(exported, tmp_path), []
+def test_a_runtime_that_is_not_installed_is_not_chosen(exported, monkeypatch):
+    monkeypatch.setattr(identify, "find_spec", lambda name: None if name == "openvino" else object())
+    assert choose_file(exported, None, None, AVX512)[1:3] == ("onnxruntime", "int8")
+    with pytest.raises(UserError, match="--runtime"):
+        choose_file(exported, "openvino", None, AVX512)
+    monkeypatch.setattr(identify, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"):
+        choose_file(exported, None, None, AVX512)
 
-    def measure(variants, threads):
-        asked.extend(map(str, variants))
-        rows = [("openvino int8 in f32", 5, False), ("openvino fp32 in f32", 9, True)]
-        return [{"variant": v, "ms": ms, "deviation": 0.1, "agrees": ok} for v, ms, ok in rows]
 
-    monkeypatch.setattr(identify, "measure_variants", measure)
-    identifier = Identifier(folder, precision="f32")
-    assert (identifier.runtime, identifier.format) == ("openvino", "fp32") and "9.0 ms" in identifier.why
-    assert asked == ["openvino int8 in f32", "openvino fp32 in f32"]
-    with pytest.raises(UserError, match="change --runtime, --format or --precision"):
-        Identifier(folder, runtime="onnxruntime", precision="f32")
+def test_folders_may_have_any_name(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "export.2026")
+    assert Identifier(tmp_path / "export.2026").classes
 
 
 def test_self_test_notices_a_cpu_that_computes_otherwise(exported, tmp_path, capsys):
@@ -284,13 +245,12 @@ def test_self_test_notices_a_cpu_that_computes_otherwise(exported, tmp_path, cap
     text = capsys.readouterr().out
     assert text.count("agrees") == 4 and "DISAGREES" not in text
     model = onnx.load(folder / "model.int8.onnx")
-    scales = [i for i in model.graph.initializer if i.name.endswith("_scale") and i.dims and len(i.raw_data) > 64]
-    for scale in scales[:3]:  # as if sums had saturated
-        values = onnx.numpy_helper.to_array(scale).copy()
-        values[::4] *= 0.3
-        scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.INT8:  # as if sums had saturated
+            values = onnx.numpy_helper.to_array(weight)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values.clip(-20, 20), weight.name))
     onnx.save(model, folder / "model.int8.onnx")
-    assert identify.main(["--self-test", "--model", str(folder / "model.int8.onnx")]) == 1
+    assert identify.main(["--self-test", "--model", str(folder / "model.int8.onnx"), "--runtime", "onnxruntime"]) == 1
     assert "DISAGREES" in capsys.readouterr().out
     assert identify.main(["--self-test", "--model", str(folder)]) == 0  # the others still agree
     assert "DISAGREES" in capsys.readouterr().out
@@ -304,20 +264,23 @@ def test_reference_frames_are_the_same_everywhere():
     assert hashlib.sha256(frames.tobytes()).hexdigest()[:16] == "fdbfb78d3019570d"
 
 
-def test_an_image_that_takes_too_long_is_refused(exported, dataset, tmp_path, monkeypatch):
+def test_an_image_that_takes_too_long_is_refused(exported, dataset, monkeypatch):
     identifier = Identifier(exported / "model.onnx")
     files = [str(f) for f in sorted((dataset / "movies").glob("*/*.jpg"))[:2]]
-    real, calls = identifier.load, []
+    real, go_on = identifier.load, threading.Event()
 
     def slow(data):
-        calls.append(data)
-        while len(calls) == 1:
-            pass
+        if data == files[0]:
+            go_on.wait(30)
         return real(data)
 
     monkeypatch.setattr(identifier, "load", slow)
     monkeypatch.setattr(identify, "MAX_SECONDS", 0.2)
-    (_, first), (_, second) = identify.identify_files(identifier, files)
+    answers = identify.identify_files(identifier, files)
+    _, first = next(answers)
+    monkeypatch.setattr(identify, "MAX_SECONDS", 30)
+    _, second = next(answers)
+    go_on.set()
     assert isinstance(first, UserError) and files[0] in str(first) and "seconds" in str(first)
     assert not isinstance(second, UserError)
 
@@ -331,68 +294,50 @@ def test_pipes_and_folders_are_no_frames(tmp_path):
             read_image(path)
 
 
-def test_worker_answers_another_program(exported, dataset):
-    """Pictures by length on stdin, a line of JSON each request on stdout; what can't be read does not end it."""
-    files = sorted((dataset / "movies").glob("*/*.jpg"))[:2]
-    pictures = [file.read_bytes() for file in files]
-
-    def request(*data: bytes) -> bytes:
-        return bytes([len(data)]) + b"".join(len(d).to_bytes(4, "little") + d for d in data)
-
-    model = exported / "model.onnx"
-    text = request(pictures[0]) + request(b"no picture") + request(b"") + request(*pictures) + request(pictures[1])
-    command = [sys.executable, str(ROOT / "identify.py"), "--worker", "--model", str(model), "--runtime", "onnxruntime"]
-    result = subprocess.run(command, input=text, capture_output=True, timeout=60, check=True)
-    about, first, bad, empty, album, last = (json.loads(line) for line in result.stdout.splitlines())
-    identifier = Identifier(model, runtime="onnxruntime")
-    assert about["classes"] == identifier.classes and about["accuracy"]["split"] == "group"
-    assert "not an image" in bad["error"] and "empty" in empty["error"]
-    for answer, file in ((first, files[0]), (last, files[1])):
-        expected = identifier.identify(file, top=3)
-        assert answer["kind"] == expected.kind and answer["candidates"] == expected.as_dict()["candidates"]
-    logits, embedding = identifier.logits(np.stack([identifier.load(file) for file in files]))
-    mean = identifier.make_answers(logits.mean(0)[None], embedding.mean(0)[None], 3, 0.0)[0]
-    assert album["candidates"] == mean.as_dict()["candidates"]
+def test_several_pictures_of_one_film_get_one_answer(exported, dataset):
+    files = sorted((dataset / "movies").glob("*/*.jpg"))[:3]
+    identifier = Identifier(exported / "model.onnx", runtime="onnxruntime")
+    batch = np.stack([identifier.load(file) for file in files])
+    answer, mean = identifier.answer_together(batch), identifier.run(batch)["probabilities"].mean(0)
+    assert [c.title for c in answer.candidates] == [identifier.classes[c] for c in np.argsort(-mean, kind="stable")]
+    assert [c.confidence for c in answer.candidates] == pytest.approx(sorted(mean, reverse=True), abs=1e-5)
+    assert identifier.answers(batch[:0]) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_weights_are_not_held_twice(exported, monkeypatch):
-    """OpenVINO keeps the file's pages behind its own packed copy; they are given back, and can still be read."""
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("format", "movie-by-frame 1", "export it again"),
+        ("classes", "[1, 2, 3]", "damaged"),
+        ("classes", '["A", "A", "B"]', "damaged"),
+        ("classes", '["A", "B"]', "2 classes"),
+        ("classes", "[" * 100_000, "damaged"),
+        ("preprocessing", "{}", "damaged"),
+        ("decision", '{"movie": "high"}', "damaged"),
+        ("decision", '{"movie": 0.5, "shortlist": 0.9}', "damaged"),
+    ],
+)
+def test_a_damaged_contract_is_one_line_with_the_mend(exported, tmp_path, key, value, words):
+    import onnx
 
-    def held() -> int:
-        """Kilobytes of files in the export's folder that are mapped and resident."""
-        lines, inside, total = Path("/proc/self/smaps").read_text().splitlines(), False, 0
-        for line in lines:
-            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-                inside = str(exported / "openvino") in line
-            elif inside and line.startswith("Rss:"):
-                total += int(line.split()[1])
-        return total
-
-    path, batch = exported / "openvino" / "model.xml", np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3))
-    with monkeypatch.context() as patch:
-        patch.setattr(identify, "release_files", lambda folder: None)
-        keeps = Identifier(path)
-        assert held() > 0
-    before = keeps.logits(batch.astype(np.uint8))[0]
-    identify.release_files(path.parent)
-    assert held() == 0
-    assert (keeps.logits(batch.astype(np.uint8))[0] == before).all()
-    gives = Identifier(path)
-    assert held() == 0 and (gives.logits(batch.astype(np.uint8))[0] == before).all()
+    model = onnx.load(exported / "model.onnx")
+    onnx.helper.set_model_props(model, {item.key: item.value for item in model.metadata_props} | {key: value})
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=words) as caught:
+        Identifier(tmp_path / "m.onnx")
+    assert "export" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_libraries_beside_the_model_stay_mapped(tmp_path):
-    """As in /app with its .venv: their relocated pages would not come back from the file."""
-    import _bisect
-
-    if not getattr(_bisect, "__file__", None):
-        pytest.skip("this Python has _bisect built in")
-    shutil.copy(_bisect.__file__, tmp_path)
-    script = "import _bisect, identify; from pathlib import Path; identify.release_files(Path('.'))"
-    script += "; print(_bisect.__file__, _bisect.bisect_right([1, 2, 4], 3))"
-    settings = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
-    assert done.returncode == 0 and str(tmp_path) in done.stdout and done.stdout.strip().endswith(" 2")
+def test_every_field_of_the_preprocessing_is_heeded(exported, tmp_path):
+    frame = draw_frame(0, 0, 0, (1200, 500))
+    framed = Image.new("RGB", (1200, 700))
+    framed.paste(frame, (0, 100))
+    found = {}
+    for name, changed in (("as", {}), ("cubic", {"interpolation": "bicubic"}), ("bars", {"crop_bars": False})):
+        shutil.copy(exported / "model.onnx", tmp_path / "m.onnx")
+        contract = Identifier(tmp_path / "m.onnx").contract
+        replace(contract, preprocessing=contract.preprocessing | changed).save(tmp_path / "m.onnx")
+        found[name] = Identifier(tmp_path / "m.onnx").load(framed)
+    plain = np.asarray(frame.resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(found["as"] - plain).mean() < 3 < np.abs(found["bars"] - plain).mean()
+    assert not np.array_equal(found["as"], found["cubic"])

@@ -5,7 +5,7 @@ import torch
 from conftest import shared
 
 import models
-from identify import UserError
+from image import UserError
 from models import ARCHITECTURES, build_model, is_transformer, load_weights, read_state
 
 CLASSES = ["Brazil (1985)", "Face/Off (1997)", "WALL·E (2008)"]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import scrape
 from filter import list_frames
-from identify import UserError
+from image import UserError
 from scrape import folder_name, main, match_title, normalise_title, scrape_flim, split_title
 
 SCRIPT = Path(scrape.__file__)

@@ -15,7 +15,8 @@ import torch
 
 import models
 import train
-from identify import UserError, softmax
+from identify import softmax
+from image import UserError
 from models import build_model
 from train import choose_rows, measure, read_manifest, train_model
 
@@ -275,7 +276,7 @@ def test_all_folds_give_a_mean(dataset, tmp_path, capsys):
 
 def test_augment_keeps_shape_and_is_repeatable():
     frames = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8)
-    from identify import PREPROCESSING
+    from image import PREPROCESSING
 
     spec, recipe = PREPROCESSING, train.RECIPES["best"]
     one, two = (train.augment(frames, spec, recipe, 48, torch.Generator().manual_seed(1)) for _ in range(2))
