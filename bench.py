@@ -1,824 +1,456 @@
-"""Measure every speed that the README states, each against the original project's way, in one run on this machine.
+"""Measure the figures of RESULTS.md, each against the original project's way, in one run; prints markdown.
 
-python bench.py render                                           # rendered films, frames a second on one core
-python bench.py scrape                                           # downloads from a slow server: many at once or one
-python bench.py filter RAW --detector yolov8n.pt                 # persons seen: batches against one image a call
-python bench.py train data/demo/processed --arch mobilenetv2     # our loop against ImageFolder, DataLoader, fp32
-python bench.py colour data/demo/processed                       # what colour alone gives away
-python bench.py infer runs/RUN/best.pt --model export --frames FOLDER    # JPEG to answer: torch against the export
-python bench.py bot --model export --frames FOLDER --checkpoint runs/RUN/best.pt    # bot.py under load, on loopback
+python bench.py render                                                  # a quick look: frames a second on one core
+python bench.py infer runs/RUN/best.pt --model export --frames FOLDER   # JPEG to answer: torch against the export
+python bench.py bot --model export --frames FOLDER                      # bot.py under load, on loopback
+python bench.py --help                                                  # and scrape, filter, train, probe, isa
 """
 
 import argparse
+import asyncio
 import contextlib
 import csv
+import inspect
+import io
 import itertools
 import json
-import math
+import multiprocessing
 import os
-import platform
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from datetime import date
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from image import UserError, expand, one_line_errors
+from identify import Identifier, choose_file, cpu_flags, self_test
+from image import PREPROCESSING, UserError, expand, one_line_errors, read_image
 
-HERE = Path(__file__).parent
-ISAS = ("AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_AMX")  # what oneDNN may use
+FLAGS = ["avx", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8"]  # that make a difference
+CPU_KINDS = {  # what oneDNN may use (ONEDNN_MAX_CPU_ISA), and the flags of a CPU that has no more
+    "SSE41": "sse4_1",
+    "AVX": "avx",
+    "AVX2": "avx avx2",
+    "AVX2_VNNI": "avx avx2 avx_vnni",
+    "AVX512_CORE": "avx avx2 avx512f",
+    "AVX512_CORE_VNNI": "avx avx2 avx512f avx512_vnni",
+}
 
 
 def machine() -> str:
-    """One line: CPU, cores, memory, GPU, date."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), name)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, {date.today()}"
+    """One line: CPU, cores, the flags that matter here, versions, date."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    cpu = " ".join([found[1] if found else os.uname().machine, *(flag for flag in FLAGS if flag in cpu_flags())])
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "onnxruntime", "openvino"))
+    return f"{cpu}, {os.cpu_count()} cores; Python {sys.version.split()[0]}, {versions}; {time.strftime('%Y-%m-%d')}"
 
 
-def show(title: str, rows: list[tuple[str, float, str]]) -> list[dict]:
-    """Print rows (name, value, unit; more is better unless the unit is a time or MB), the first as the reference."""
-    print(f"\n{title}\n{machine()}")
-    reference = rows[0][1]
-    for name, value, unit in rows:
-        above, below = (reference, value) if unit in ("ms", "s", "MB") else (value, reference)
-        ratio = above / below if below else float("nan")
-        print(f"  {name:44} {value:10.1f} {unit:9} {ratio:6.2f}x")
-    return [{"bench": title, "name": name, "value": value, "unit": unit} for name, value, unit in rows]
+def show(title: str, rows: dict[str, dict[str, float | str]], *notes: str) -> None:
+    """Print {row: {column: value}} as a markdown table; numbers with their ratio to the first row's, better if over 1.
+
+    Less is better, as of times and sizes, but in columns whose name ends in "/s".
+    """
+    columns, reference = list(dict.fromkeys(itertools.chain(*rows.values()))), next(iter(rows.values()))
+    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
+    for name, row in rows.items():
+        cells = []
+        for key in columns:
+            value, first = row.get(key, ""), reference.get(key)
+            cells.append(value if isinstance(value, str) else f"{value:,.{0 if value >= 100 else 2}f}")
+            if row is not reference and first and not isinstance(value, str):
+                cells[-1] += f" ({value / first if key.endswith('/s') else first / value:.2f}x)"
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(*["", *notes], sep="\n")
 
 
-def bench_render(frames: int = 240) -> list[dict]:
-    """Frames a second of the renderer on one core, JPEG included, at 600x256."""
+def in_process(function, *args):
+    """function(*args) in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def sample(frames: Path, count: int) -> list[str]:
+    """At most count images of a folder, spread over it."""
+    files = expand([str(frames)])
+    return files[:: max(1, len(files) // count)][:count]
+
+
+def bench_render(*, frames: int = 240) -> None:
+    """Frames a second of the renderer on one core, JPEG included."""
     import cv2
 
-    from demo.films import film_design, frame_size, render_film
+    from demo.films import film_design, render_film
 
     cv2.setNumThreads(1)
-    wide = next(film for film in map(film_design, range(300)) if frame_size(film)[0] >= 600)
-    rows = []
+    film, row = film_design(2), {}  # a wide one
     for per_shot in (3, 6):
-        list(render_film(wide, 4, 2))
+        list(render_film(film, 4, 2))  # warms up
         start = time.perf_counter()
-        for frame, _, _ in render_film(wide, frames, frames // per_shot):
+        for frame, _, _ in render_film(film, frames, -(-frames // per_shot)):
             cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        width, height = frame.shape[1::-1]
-        rows.append((f"{width}x{height}, {per_shot} frames a shot", frames / (time.perf_counter() - start), "frames/s"))
-    return show("rendered films, one core", rows)
+        row[f"{per_shot} a shot, frames/s"] = frames / (time.perf_counter() - start)
+    show(f"Rendered film, {frames} frames on one core", {f"{frame.shape[1]}x{frame.shape[0]}": row})
 
 
-def serve_stills(pipe, images: int, latency: float, per_page: int) -> None:
-    """A process that plays FLIM's API, each picture latency seconds late; sends its address, then times of calls."""
-    import io
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
+async def bench_scrape(*, images: int = 300, latency: int = 50) -> None:
+    """Images a second from a server on loopback that gives each latency ms late: one at a time, and scrape.py's way.
 
-    from PIL import Image
-
-    rng, calls, pictures = np.random.default_rng(0), [], []
-    for _ in range(images):
-        rough = Image.fromarray(rng.integers(0, 255, (18, 32, 3), dtype=np.uint8)).resize((960, 540), Image.BICUBIC)
-        file = io.BytesIO()
-        rough.save(file, format="JPEG", quality=90)
-        pictures.append(file.getvalue())
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def log_message(self, *_):
-            pass
-
-        def reply(self, body: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self):
-            time.sleep(latency)
-            self.reply(pictures[int(self.path[1:])])
-
-        def do_POST(self):
-            calls.append(time.perf_counter())
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if "suggest" in body:
-                answer = {"suggestions": [{"id": "1", "name": "Bench (2026)", "entity": "ENTITY_MOVIE"}]}
-            else:
-                numbers = range(images)[body["page"] * per_page : (body["page"] + 1) * per_page]
-                found = [{"id": f"i{n}", "medium_resolution_url": f"{url}/{n}", "shot_time": n} for n in numbers]
-                answer = {"query_response": {"total_number_of_results": images, "images": found}}
-            self.reply(json.dumps(answer).encode())
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    Thread(target=server.serve_forever, daemon=True).start()
-    pipe.send(url)
-    while pipe.recv() == "calls":
-        pipe.send(calls[:])
-        calls.clear()
-
-
-def bench_scrape(images: int = 300, latency: float = 0.05) -> list[dict]:
-    """Images a second from a loopback server that waits before each image: one at a time on new connections, and ours.
-
-    Both ask the API as often as its pages want; scrape.py keeps to its 2 calls a second meanwhile.
+    scrape.py keeps to its 2 API calls a second, the original's way to no limit.
     """
-    import multiprocessing
-
     import requests
+    from aiohttp import test_utils, web
 
     from scrape import PER_PAGE, scrape_flim
 
-    here, there = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=serve_stills, args=(there, images, latency, PER_PAGE), daemon=True)
-    process.start()
-    url = here.recv()
-    with tempfile.TemporaryDirectory() as folder:
+    picture, film = io.BytesIO(), {"suggestions": [{"id": "1", "name": "Bench (2026)", "entity": "ENTITY_MOVIE"}]}
+    Image.effect_noise((960, 540), 20).save(picture, format="JPEG", quality=90)
 
-        def ask(path: str, body: dict) -> dict:
-            return requests.post(f"{url}/2.0.0/{path}", json=body, timeout=10).json()
+    async def handle(request):
+        if request.method == "GET":
+            await asyncio.sleep(latency / 1000)
+            return web.Response(body=picture.getvalue())
+        body = await request.json()
+        numbers = range(images)[body.get("page", 0) * PER_PAGE :][:PER_PAGE]
+        found = [{"id": f"i{n}", "medium_resolution_url": f"{url}/{n}", "shot_time": n} for n in numbers]
+        page = {"query_response": {"total_number_of_results": images, "images": found}}
+        return web.json_response(film if "suggest" in body else page)
 
-        start, page = time.perf_counter(), 0
-        ask("suggest-entities", {"suggest": "Bench (2026)"})
-        while found := ask("search", {"page": page})["query_response"]["images"]:
-            for image in found:
+    def one_by_one() -> None:
+        for page in range(-(-images // PER_PAGE) + 1):  # the last one is empty
+            answer = requests.post(f"{url}/2.0.0/search", json={"page": page}, timeout=10).json()
+            for image in answer["query_response"]["images"]:
                 data = requests.get(image["medium_resolution_url"], timeout=10).content
                 Path(folder, f"{image['id']}.jpg").write_bytes(data)
-            page += 1
-        old = images / (time.perf_counter() - start)
-        here.send("calls")
-        here.recv()
-        start = time.perf_counter()
-        result = scrape_flim(["Bench (2026)"], Path(folder) / "raw", api=url)
-        new = images / (time.perf_counter() - start)
-    here.send("calls")
-    calls = here.recv()
-    here.send("end")
-    if result["films"]["Bench (2026)"]["new"] != images:
-        raise UserError(f"only {result['films']} arrived")
-    rows = show(
-        f"scrape, {images} images, {latency * 1000:.0f} ms each",
-        [("original's way", old, "images/s"), ("scrape.py", new, "images/s")],
-    )
-    print(f"  API calls {len(calls)}, the closest two {min(np.diff(calls)):.2f} s apart (limit 2 a second)")
-    return rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        async with test_utils.RawTestServer(handle) as server:
+            url, start = str(server.make_url("")), time.perf_counter()
+            await asyncio.to_thread(one_by_one)
+            middle = time.perf_counter()
+            result = await asyncio.to_thread(scrape_flim, ["Bench (2026)"], Path(folder, "raw"), api=url)
+            seconds = {"original's way": middle - start, "scrape.py": time.perf_counter() - middle}
+    if result["films"].get("Bench (2026)", {}).get("new") != images:
+        raise UserError(f"not all of the {images} images arrived: {result}")
+    show(f"Scrape, {images} images, {latency} ms each", {k: {"images/s": images / s} for k, s in seconds.items()})
 
 
-def bench_filter(raw: Path, detector: str, limit: int = 200) -> list[dict]:
-    """Frames a second from file to filtered file, with persons: the original's way against ours."""
-    import shutil
-
+def bench_filter(raw: Path, *, detector: str, frames: int = 200) -> None:
+    """File to filtered file, with persons, on the CPU: the original's way, ours, and our detector alone."""
     import cv2
-    from PIL import Image
 
-    from filter import filter_films, import_yolo
+    from filter import filter_films, import_yolo, person_detector
 
-    YOLO = import_yolo()
-    if not Path(detector).exists():
-        raise UserError(f"--detector {detector}: no such file", 2)
-    files = expand([str(raw)])
-    files = files[:: max(1, len(files) // limit)][:limit]
+    files, seconds, seen, YOLO = sample(raw, frames), {}, {}, import_yolo()
+    detect = person_detector(detector, confidence=0.25, device="cpu", batch=32, size="600x256")  # exports it, too
+    model = YOLO(detector, task="detect")
+    model.predict(Image.new("RGB", (600, 256)), device="cpu", verbose=False)
     with tempfile.TemporaryDirectory() as folder:
         copies = Path(folder) / "raw" / "Bench (2026)"
         copies.mkdir(parents=True)
         for i, file in enumerate(files):
-            shutil.copy(file, copies / f"{i:05}{Path(file).suffix}")
-        (Path(folder) / "old").mkdir()
-        model = YOLO(detector, task="detect")
-        model.predict(Image.new("RGB", (600, 256)), device="cpu", verbose=False)
-        start, seen = time.perf_counter(), {}
+            (copies / f"{i:05}{Path(file).suffix}").write_bytes(Path(file).read_bytes())
+        start = time.perf_counter()
         for path in sorted(copies.iterdir()):  # imread, detect, resize, write, one at a time
             image = cv2.resize(cv2.imread(str(path)), (600, 256))
-            result = model.predict(image, classes=[0], device="cpu", verbose=False)[0]
-            seen[path.name] = len(result.boxes) > 0
+            seen[path.name] = len(model.predict(image, classes=[0], device="cpu", verbose=False)[0].boxes) > 0
             if seen[path.name]:
-                cv2.imwrite(f"{folder}/old/{path.stem}.jpg", image)
-        old = len(files) / (time.perf_counter() - start)
-        filter_films([copies.parent], Path(folder) / "warm", detector=detector, min_frames=1, device="cpu")  # exports
+                cv2.imwrite(f"{folder}/{path.stem}.jpg", image)
+        seconds["original's way"] = time.perf_counter() - start
         start = time.perf_counter()
         filter_films([copies.parent], Path(folder) / "new", detector=detector, min_frames=1, device="cpu")
-        new = len(files) / (time.perf_counter() - start)
-        (state,) = Path(folder, "new", ".filter").glob("*.json")
-        rows = [row for row in json.loads(state.read_text())["rows"] if row["persons"] != ""]
-    rows = {row["file"]: row["persons"] > 0 for row in rows}
-    other = [file for file in rows if rows[file] != seen[file]]
-    result = show(f"filter, {len(files)} frames", [("original's way", old, "frames/s"), ("filter.py", new, "frames/s")])
-    share = 1 - len(other) / max(1, len(rows))
-    print(
-        f"  persons: {share:.1%} of {len(rows)} frames agree (the others are dark or doubled); not: {' '.join(other)}"
-    )
-    return result
+        seconds["filter.py"] = time.perf_counter() - start
+        with open(Path(folder, "new", "verdicts.csv"), newline="", encoding="utf-8") as file:
+            verdicts = {row["file"]: row["verdict"] for row in csv.DictReader(file)}
+    pictures, start = [read_image(file, draft=512) for file in files], time.perf_counter()
+    for k in range(0, len(pictures), 64):
+        detect(pictures[k : k + 64])
+    seconds["its detector alone"] = time.perf_counter() - start
+    judged = [seen[name] == (verdicts[name] == "kept") for name in seen if verdicts[name] in ("kept", "no_person")]
+    text = f"Of {len(judged)} frames, neither dark nor doubled, {sum(judged)} are judged alike by both;"
+    text += f" filter.py takes {seconds['filter.py'] / seconds['its detector alone']:.2f} times its detector's time."
+    rows = {name: {"frames/s": len(files) / s, "ms a frame": 1000 * s / len(files)} for name, s in seconds.items()}
+    show(f"Filter, {len(files)} frames", rows, text)
 
 
-def bench_colour(data: Path) -> list[dict]:
-    """Top-1 on test frames of the film with the nearest training frame by RGB histogram (8x8x8, Hellinger distance)."""
-    from models import PREPROCESSING
-    from train import choose_rows, load_frames, read_manifest
-
-    chosen, classes = choose_rows(read_manifest(data))
-
-    def histograms(rows: list[dict]) -> np.ndarray:
-        cells = load_frames(rows, PREPROCESSING, (150, 64)).numpy().astype(int) // 32
-        flat = cells[..., 0] * 64 + cells[..., 1] * 8 + cells[..., 2]
-        return np.sqrt([np.bincount(frame.ravel(), minlength=512) / frame.size for frame in flat])
-
-    films = np.array([row["movie"] for row in chosen["train"]])
-    nearest = films[(histograms(chosen["test"]) @ histograms(chosen["train"]).T).argmax(axis=1)]
-    right = float((nearest == np.array([row["movie"] for row in chosen["test"]])).mean())
-    rows = [("chance", 100 / len(classes), "%"), ("nearest colour histogram", 100 * right, "%")]
-    return show(f"colour alone, {len(classes)} films, {len(nearest)} frames of unseen shots", rows)
-
-
-def bench_train(data: Path, arch: str, steps: int = 12, batch: int = 64, compiled: bool = False) -> list[dict]:
-    """Training images a second at 224 pixels: the original's loop (ImageFolder, DataLoader, fp32, eager), train.py."""
+def original_loop(data: Path, arch: str, classes: list[str], batch: int, steps: int, device) -> float:
+    """Images a second of the original's training: ImageFolder, DataLoader, fp32, eager; two steps warm up."""
     import torch
-    import torch.nn.functional as F
     from torchvision import datasets, transforms
 
-    from models import build_model, preprocessing_for
-    from train import choose_rows, read_manifest, train_model
+    from device import synchronised_clock
+    from models import build_model
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen, classes = choose_rows(read_manifest(data))
-    batch = min(batch, len(chosen["train"]))
-    spec = preprocessing_for(arch)
-    transform = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.RandomResizedCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize(spec["mean"], spec["std"]),
-        ]
-    )
+    crop = [transforms.Resize(256), transforms.RandomResizedCrop(224), transforms.ToTensor()]
+    transform = transforms.Compose([*crop, transforms.Normalize(PREPROCESSING["mean"], PREPROCESSING["std"])])
     folder = datasets.ImageFolder(data / "movies", transform)
     loader = torch.utils.data.DataLoader(folder, batch, shuffle=True, num_workers=2, drop_last=True)
     model = build_model(arch, classes, pretrained=False).to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    batches = itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps)
-    start = end = 0.0
-    for k, (images, labels) in enumerate(batches):
-        loss = F.cross_entropy(model(images.to(device))[0], labels.to(device))
+    for k, (images, labels) in zip(range(steps), loader, strict=False):
+        loss = torch.nn.functional.cross_entropy(model(images.to(device))[0], labels.to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        if k == 1 or k == steps - 1:  # two steps warm up
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start, end = end, time.perf_counter()
-    old = (steps - 2) * batch / (end - start)
-    del model, optimiser, images, loss
+        if k == 1:
+            start = synchronised_clock(device)
+    return (k - 1) * batch / (synchronised_clock(device) - start)
 
-    per_epoch = len(chosen["train"]) // batch
-    recipe = {"epochs": math.ceil(steps / per_epoch), "batch_size": batch, "train_size": spec["size"], "probe": 0.0}
+
+def bench_train(data: Path, *, arch: str = "mobilenetv2", steps: int = 12, batch_size: int = 64) -> None:
+    """Training images a second at 224 pixels, from random weights: the original's loop and train.py."""
+    from data import choose_rows, read_manifest
+    from device import choose_device
+    from train import train_model
+
+    classes, device, steps = choose_rows(read_manifest(data))[1], choose_device(None), max(3, steps)
+    old = original_loop(data, arch, classes, batch_size, steps, device)
+    recipe = {"epochs": 1, "batch_size": batch_size, "train_size": 224, "probe": 0.0}
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(sys.stderr):
-        settings = {"pretrained": False, "out": Path(out), "compiled": compiled, "cache": Path(out)}
-        run = train_model(data, arch=arch, recipe=recipe, limit=max(batch * min(steps, per_epoch), 2), **settings)
-        with open(run / "metrics.csv", newline="") as file:
-            row = list(csv.DictReader(file))[-1]
-    rows = [("original's loop", old, "images/s"), ("train.py", float(row["images_per_s"]), "images/s")]
-    rows = show(f"train {arch}, batch {batch}, {device.type}", rows)
-    print(f"  train.py: MFU {float(row['mfu']):.0%} of what matrix products reach here")
-    return rows
+        how = {"pretrained": False, "out": Path(out), "cache": Path(out), "limit": batch_size * steps}
+        run = train_model(data, arch=arch, recipe=recipe, **how)
+        (last,) = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    rows = {"original's loop": {"images/s": old}, "train.py": {"images/s": float(last["images_per_s"])}}
+    note = f"train.py reaches {float(last['mfu']):.0%} of the rate of matrix products here (MFU)."
+    show(f"Training of {arch}, batches of {batch_size}, {device.type}", rows, note)
 
 
-# the original's way from bytes to an answer: torch fp32, eager, one frame a run
-TORCH_WAY = """
-def torch_way(model, about):
-    import io, torch, torchvision
-    from PIL import Image
-    state, spec = torch.load(model, map_location="cpu", weights_only=True), about["preprocessing"]
-    if "arch" in state:
-        from models import build_model
-        net = build_model(state["arch"], state["classes"], pretrained=False, levels=bool(state["args"].get("levels")))
-        net.load_state_dict(state["model"])
-    else:  # the original's own weights, loaded as it did
-        import timm
-        net = timm.create_model(about["architecture"], num_classes=len(about["classes"]))
-        net.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
-    net.eval()
-    t = torchvision.transforms
-    transform = t.Compose([t.Resize((224, 224)), t.ToTensor(), t.Normalize(spec["mean"], spec["std"])])
-    def answer(raw):
-        with torch.no_grad():
-            z = net(transform(Image.open(io.BytesIO(raw)).convert("RGB"))[None])
-        z = z[0].flatten() if isinstance(z, tuple) else z.flatten()
-        z = (z - z.mean()) / z.std()
-        return about["classes"][int(z.argmax())], torch.sigmoid(z.max() / 2.5).item()
-    return answer
-"""
-
-# what each process of bench_infer runs; argv: clock, what, model, model.json, then files. Prints start (s), ms and MB
-WORKER = f"""{TORCH_WAY}
-import time, sys, json, os
-begin = float(sys.argv[1])
-what, model, about, files = sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]
-data = [open(f, "rb").read() for f in files]
-if what == "torch":
-    answer = torch_way(model, json.load(open(about)))
-else:
-    import identify
-    identifier = identify.Identifier(model, runtime=what)
-    answer = identifier.identify
-answer(data[0])
-start = time.time() - begin
-times = []
-for raw in data:
-    clock = time.perf_counter(); answer(raw); times.append(time.perf_counter() - clock)
-rss = next(int(l.split()[1]) / 1000 for l in open("/proc/self/status") if l.startswith("VmRSS"))
-print(json.dumps({{"start": start, "ms": sorted(times)[len(times) // 2] * 1000, "mb": rss}}))
-"""
-
-# identify.py's own time beside bot.py's; argv: model. A path a line on stdin, ms a line on stdout
-OWN = """
-import sys, time, identify
-identifier = identify.Identifier(sys.argv[1], runtime=sys.argv[2] or None)
-for line in sys.stdin:
-    data = open(line.rstrip("\\n"), "rb").read()
-    clock = time.perf_counter(); identifier.identify(data)
-    print(1000 * (time.perf_counter() - clock), flush=True)
-"""
-
-# the original's bot: the network runs in the handler, so in the event loop; argv: api base, checkpoint, model.json
-ORIGINAL_BOT = f"""{TORCH_WAY}
-import asyncio, collections, json, os, sys, threading, time
-from aiogram import Bot, Dispatcher, F
-from aiogram.client.session.aiohttp import AiohttpSession
-from aiogram.client.telegram import TelegramAPIServer
-base, checkpoint, about = sys.argv[1:]
-answer = torch_way(checkpoint, json.load(open(about)))
-dispatcher, ticks = Dispatcher(), collections.deque([time.perf_counter()], 1)
-
-@dispatcher.message(F.photo)
-async def frame(message, bot):
-    file = await bot.download(message.photo[-1])
-    title, sure = answer(file.getvalue())
-    await message.reply(f"{{title}} ({{sure:.0%}})")
-
-async def tick():
-    while True:
-        ticks.append(time.perf_counter())
-        await asyncio.sleep(0.01)
-
-def watch():  # a thread, since under load the loop may not come back before its end
-    longest = 0.0
-    while True:
-        time.sleep(0.005)
-        late = time.perf_counter() - ticks[-1] - 0.01
-        if late > longest:
-            longest = late
-            print(f"longest block of the event loop: {{longest * 1000:.1f}} ms", file=sys.stderr, flush=True)
-
-async def main():
-    session = AiohttpSession(api=TelegramAPIServer.from_base(base))
-    ticking = asyncio.create_task(tick())
-    threading.Thread(target=watch, daemon=True).start()
-    await dispatcher.start_polling(Bot(os.environ["TELEGRAM_BOT_TOKEN"], session=session))
-
-asyncio.run(main())
-"""
-
-
-def run_worker(what: str, model: Path, about: Path, files: list[str]) -> dict:
-    """WORKER in a process -> {"start", "ms", "mb"}. what: torch or a runtime."""
-    command = [sys.executable, "-c", WORKER, str(time.time()), what, str(model.resolve()), str(about.resolve()), *files]
-    out = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-    if out.returncode:
-        raise UserError(f"{model} with {what} failed: {[*out.stderr.strip().splitlines(), 'it crashed'][-1]}")
-    return json.loads(out.stdout.splitlines()[-1])
-
-
-def bench_infer(checkpoint: Path, model: Path, frames: Path, count: int = 60) -> list[dict]:
-    """JPEG bytes to answer: median latency, resident memory, and time from process start to the first answer."""
-    files = expand([str(frames)])
-    files = [os.path.abspath(file) for file in files[:: max(1, len(files) // count)][:count]]
-    cases = [("original's way: torch fp32, eager", "torch", checkpoint)]
-    cases += [("ONNX Runtime fp32", "onnxruntime", model / "model.onnx")]
-    cases += [("ONNX Runtime int8", "onnxruntime", model / "model.int8.onnx")]
-    cases += [("OpenVINO fp32 (bf16 where the CPU has it)", "openvino", model / "model.onnx")]
-    cases += [("OpenVINO int8", "openvino", model / "openvino" / "model.xml")]
-    found, about = {}, model / "model.json"
-    for path in (about, checkpoint):
-        if not path.exists():
-            raise UserError(f"{path}: no such file; run train.py and export.py first", 2)
-    for name, what, path in cases:
-        if not path.exists():
-            continue
-        runs = [run_worker(what, path, about, files) for _ in range(3)]
-        # the first fills the page cache, the better of the others counts
-        found[name] = {key: min(run[key] for run in runs[1:]) for key in runs[0]}
-    rows = []
-    for key, unit, title in (
-        ("ms", "ms", f"latency a frame, median of {len(files)}"),
-        ("mb", "MB", "resident memory"),
-        ("start", "s", "process start to first answer"),
-    ):
-        rows += show(title, [(name, result[key], unit) for name, result in found.items()])
-        if key == "ms":
-            show_limits(json.loads(about.read_text()))
-    return rows
-
-
-def show_limits(about: dict) -> None:
-    """What the model's operations would take at the matrix rates of these cores, the floor of any latency."""
+def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> None:
+    """Seconds of a probe's fits in closed form on random features; of one, on a fifth of the frames, L-BFGS's too."""
     import torch
+    from sklearn.linear_model import LogisticRegression
 
-    from models import build_model, multiply_adds
-    from train import has_bf16
+    from device import choose_device, synchronised_clock
+    from probe import cross_fit, fit_head
 
-    operations = 2 * multiply_adds(build_model(about["architecture"], about["classes"], pretrained=False), 224)
-    for kind in ("f32", "bf16", "int8") if has_bf16(torch.device("cpu")) else ("f32", "int8"):
-        rate = product_rate(kind)
-        ms = 1000 * operations / rate
-        print(f"  limit: {operations / 1e9:.1f} G operations at {rate / 1e12:.2f} T/s ({kind} products): {ms:.1f} ms")
+    device, rng, few, some = choose_device(None), np.random.default_rng(13), max(2, frames // 5), min(100, films)
+
+    def clock(function, *args) -> float:
+        start = synchronised_clock(device)
+        function(*args)
+        return synchronised_clock(device) - start
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> None:
+        fit_head(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device), 0.3)
+
+    features, labels = rng.standard_normal((few, dims), np.float32), np.arange(few) % some
+    scaled = features.astype(np.float64) / np.linalg.norm(features, axis=1).mean()  # which C is meant for
+    regression = LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced")
+    column = f"one fit, {few:,} frames of {some} films, s"
+    rows = {"scikit-learn's L-BFGS, as before": {column: clock(regression.fit, scaled, labels)}}
+    fit(features, labels)  # warms up
+    rows["probe.py"] = {column: clock(fit, features, labels)}
+    features, labels = rng.standard_normal((frames, dims), np.float32), np.arange(frames) % films
+    seconds = [clock(fit, features, labels) for _ in range(2)]
+    seconds.append(clock(cross_fit, features, labels, np.arange(frames) // films % 5, 0.3, device))
+    rows["probe.py"][f"fit, refit, five cross-fits, {frames:,} frames of {films} films, s"] = sum(seconds)
+    show(f"Probe, {dims:,} random features a frame, {device.type}", rows)
 
 
-def product_rate(kind: str, side: int = 1536, depth: int = 8) -> float:
-    """Operations a second of a chain of matrix products in OpenVINO, the best of ten runs. kind: f32, bf16 or int8."""
-    import openvino
-    from openvino import opset13 as op
+def original_way(checkpoint: Path):
+    """Function from bytes to the likeliest film as in the original's bot: torch fp32, eager, torchvision."""
+    import torch
+    from torchvision import transforms
 
-    random = np.random.default_rng(0)
+    from models import Checkpoint
 
-    def quantised(node, limit: float):
-        if kind != "int8":
-            return node
-        return op.fake_quantize(node, *(np.float32(v) for v in (-limit, limit, -limit, limit)), 255)
+    saved = Checkpoint.load(checkpoint)
+    net, spec = saved.build(), saved.preprocessing
+    steps = [transforms.Resize((spec["size"], spec["size"])), transforms.ToTensor()]
+    prepare = transforms.Compose([*steps, transforms.Normalize(spec["mean"], spec["std"])])
 
-    image = node = op.parameter([side, side], np.float32)
-    for _ in range(depth):
-        weight = op.constant(random.uniform(-1, 1, (side, side)).astype(np.float32))
-        node = op.matmul(quantised(node, 40.0), quantised(weight, 1.0), False, False)
-    precision = {"INFERENCE_PRECISION_HINT": "bf16" if kind == "bf16" else "f32"}
-    request = openvino.Core().compile_model(openvino.Model([node], [image]), "CPU", precision).create_infer_request()
-    data, best = random.uniform(-40, 40, (side, side)).astype(np.float32), np.inf
-    for _ in range(11):
+    @torch.no_grad()
+    def answer(raw: bytes) -> str:
+        return saved.classes[int(net(prepare(Image.open(io.BytesIO(raw)).convert("RGB"))[None])[0].argmax())]
+
+    return answer
+
+
+def time_answers(path: Path, runtime: str, format: str, files: list[str], begin: float) -> dict[str, float]:
+    """Figures of one way to answer, in this process, which was asked for at time.time() begin. runtime: or torch."""
+    pictures, times = [Path(file).read_bytes() for file in files], []
+    answer = original_way(path) if runtime == "torch" else Identifier(path, runtime=runtime, format=format).identify
+    answer(pictures[0])
+    first = time.time() - begin
+    for picture in pictures:
         start = time.perf_counter()
-        request.infer([data])
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 * depth / best
+        answer(picture)
+        times.append(1000 * (time.perf_counter() - start))
+    memory = int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+    return {"latency, ms": np.median(times), "memory, MB": memory, "process start to first answer, s": first}
 
 
-def bench_isa(model: Path) -> list[dict]:
-    """Milliseconds a frame, tensor to logits, in float32: OpenVINO as on lesser CPUs, ONNX Runtime as it is."""
-    places = {"int8": model / "openvino" / "model.xml", "fp32": model / "model.onnx"}
-    cases = [(f"OpenVINO {isa}", "openvino", places, 0, isa) for isa in ISAS]
-    places = places | {"int8": model / "model.int8.onnx"}
-    cases += [(f"ONNX Runtime, {n} thread{'s' * (n > 1)}", "onnxruntime", places, n, None) for n in (1, 2)]
-    cases += [("OpenVINO, 1 thread", "openvino", places | {"int8": model / "openvino" / "model.xml"}, 1, None)]
-    rows = []
-    print(f"\n{machine()}\n{'ms a frame (off by)':30} {'int8':>18} {'fp32':>18}")
-    for name, runtime, files, threads, isa in cases:
-        cells = []
-        for kind, file in files.items():
-            command = [sys.executable, str(HERE / "identify.py"), "--self-test", "--json", "--model", str(file)]
-            command += ["--runtime", runtime, "--threads", str(threads)]
-            command += ["--precision", "f32"] if runtime == "openvino" else []
-            environment = os.environ | ({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})
-            out = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if not out.stdout:
-                raise UserError(f"{name}, {kind}: {[*out.stderr.strip().splitlines(), 'it crashed'][0]}")
-            result = json.loads(out.stdout)
-            cells.append(f"{result['ms']:7.1f} ({result['deviation']:6.2%}){'' if result['agrees'] else '!'}")
-            rows.append({"name": f"{name} {kind}", "value": result["ms"], "unit": "ms"} | result)
-        print(f"{name:30} {cells[0]:>18} {cells[1]:>18}")
-    print("off by: from torch's float32 logits; !: fails the self-test, identify.py does not use it there")
-    return rows
+def bench_infer(checkpoint: Path, *, frames: Path, model: Path = Path("export"), count: int = 60) -> None:
+    """JPEG bytes to answer: median latency, resident memory, and time from process start to the first answer."""
+    files, rows, cases = sample(frames, count), {}, {"original's way": (checkpoint, "torch", "fp32")}
+    for runtime, format in itertools.product(("onnxruntime", "openvino"), ("fp32", "int8")):
+        cases[f"{runtime} {format}"] = (model, runtime, format)
+    for name, case in cases.items():
+        runs = [in_process(time_answers, *case, files, time.time()) for _ in range(3)][1:]  # the first fills caches
+        rows[name] = {key: min(run[key] for run in runs) for key in runs[0]}
+    show(f"Inference, {model}, {len(files)} frames", rows, "OpenVINO computes fp32 in bf16 where the CPU has it.")
 
 
-@contextlib.contextmanager
-def identify_beside(model: Path, runtime: str | None):
-    """A function from a file to the ms that identify.py takes for its bytes, in a process with the model loaded."""
-    command = [sys.executable, "-c", OWN, str(model.resolve()), runtime or ""]
-    process = subprocess.Popen(command, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def measure(file: str) -> float:
-        print(file, file=process.stdin, flush=True)
-        if not (line := process.stdout.readline()):
-            raise UserError(f"identify.py failed with {model} and {file}")
-        return float(line)
-
-    try:
-        yield measure
-    finally:
-        process.kill()
-        process.communicate()
+def time_file(model: Path, runtime: str, format: str, threads: int, isa: str | None) -> dict:
+    """The best of five self-tests in this process, which plays a CPU that has no more than isa, so no bf16."""
+    os.environ |= {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
+    identifier = Identifier(model, runtime=runtime, format=format, threads=threads, precision="f32" if isa else None)
+    return min((self_test(identifier) for _ in range(5)), key=lambda row: row["ms"])
 
 
-def resident(process: int) -> float:
-    """MB of a process and all that it started."""
-    parents, sizes = {}, {}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it ended
-            continue
-        parents[int(place.name)], sizes[int(place.name)] = int(fields[1]), int(fields[21])
-    family, last = {process}, 0
-    while len(family) > last:
-        last = len(family)
-        family |= {child for child, parent in parents.items() if parent in family}
-    return sum(sizes.get(member, 0) for member in family) * os.sysconf("SC_PAGE_SIZE") / 1e6
+def bench_isa(*, model: Path = Path("export")) -> None:
+    """Ms a frame, tensor to answer, as on lesser CPUs, and what identify.py's rule for such a CPU loses.
 
-
-def replies_to(calls: list[dict], asked: dict) -> dict[int, list[dict]]:
-    """Message ids of frames -> the bot's sendMessage calls in reply to them, in order."""
-    found = {number: [] for number in asked}
-    for call in calls:
-        number = (call["params"].get("reply_parameters") or {}).get("message_id")
-        if number in found:
-            found[number].append(call)
-    return found
-
-
-class BotRun:
-    """A bot's process against a server on loopback that gives it frames. command: of its address, to what is run."""
-
-    def __init__(self, command, frames: dict[str, bytes], folder: str):
-        from telegram_server import TelegramServer
-
-        token = "123456:TEST-of-bench-py-no-secret-in-it"
-        self.server, self.frames, self.command = TelegramServer(token, frames), list(frames), command
-        self.log = Path(folder) / "stderr"
-        self.environment = os.environ | {"TELEGRAM_BOT_TOKEN": token, "MOVIE_BOT_LAG": "1"}
-
-    def __enter__(self):
-        self.server.__enter__()
-        with open(self.log, "wb") as log:
-            command = [sys.executable, *self.command(self.server.base)]
-            self.process = subprocess.Popen(command, cwd=HERE, env=self.environment, stderr=log)
-        try:
-            for _ in range(1200):
-                if self.server.wait_for(lambda calls: any(call["method"] == "getUpdates" for call in calls), 0.1):
-                    return self
-                self.check()
-            raise UserError("the bot does not poll after 120 s")
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *_) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.server.__exit__()
-
-    def check(self) -> None:
-        if self.process.poll() is not None:
-            words = self.log.read_text(errors="replace").strip().splitlines()
-            raise UserError(f"the bot ended with code {self.process.returncode}: {[*words, 'no word'][-1]}")
-
-    def send(self, photos: list[tuple[str, int]], patience: float = 300.0, longest: float = 600.0) -> dict[int, float]:
-        """Push photos (file, user) at once; wait for a reply to each: patience seconds without any, longest in all.
-
-        -> {message id: time of the push}.
-        """
-        from telegram_server import photo_update
-
-        asked, count, since = {}, 0, time.perf_counter()
-        for file, user in photos:
-            update = photo_update(file, user=user)
-            asked[update["message"]["message_id"]] = time.perf_counter()
-            self.server.push(update)
-        end = since + longest
-        while count < len(asked) and time.perf_counter() < min(since + patience, end):
-            time.sleep(0.02)
-            self.check()
-            before, count = count, sum(map(bool, self.replies(asked).values()))
-            since = time.perf_counter() if count > before else since
-        return asked
-
-    def replies(self, asked: dict) -> dict[int, list[dict]]:
-        return replies_to(self.server.named("sendMessage"), asked)
-
-    def one_by_one(self, count: int, beside) -> tuple[float, float]:
-        """Median ms from push to answer, each frame from another user, and of beside(frame), in turn with them."""
-        times = []
-        for k in range(count + 1):  # the first warms up
-            name = self.frames[k % len(self.frames)]
-            ((number, pushed),) = (asked := self.send([(name, 1000 + k)])).items()
-            replies = self.replies(asked)[number]
-            if not replies:
-                raise UserError(f"{name} alone got no answer in 300 s")
-            times.append((1000 * (replies[0]["time"] - pushed), beside(name)))
-        return tuple(np.median(times[1:], axis=0).tolist())
-
-    def load(self, users: int, each: int) -> tuple[dict[int, float], list[float]]:
-        """All users' frames at once -> as send, and MB of the bot's processes, five times a second meanwhile."""
-        sizes, over = [], threading.Event()
-
-        def sample() -> None:
-            sizes.append(resident(self.process.pid))
-            while not over.wait(0.2):
-                sizes.append(resident(self.process.pid))
-
-        watching = threading.Thread(target=sample)
-        watching.start()
-        try:
-            photos = [
-                (self.frames[(k * users + user) % len(self.frames)], user + 1)
-                for k in range(each)
-                for user in range(users)
-            ]
-            return self.send(photos), sizes
-        finally:
-            over.set()
-            watching.join()
-
-    def end(self) -> tuple[int, float]:
-        """SIGTERM -> exit code (-9: it had to be killed), ms of the event loop's longest block by its own words."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            code = self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        found = re.findall(r"longest block of the event loop: ([\d.]+) ms", self.log.read_text(errors="replace"))
-        return code, float(found[-1]) if found else float("nan")
-
-
-def measure_bot(command, frames: dict[str, bytes], users: int, each: int, alone: int, *, is_answer, beside) -> dict:
-    """One bot, alone and under load. is_answer: of a sendMessage call, whether it names films or refuses."""
-    with tempfile.TemporaryDirectory() as folder, BotRun(lambda base: command(base, folder), frames, folder) as bot:
-        ms, own = bot.one_by_one(alone, beside)
-        asked, sizes = bot.load(users, each)
-        code, block = bot.end()
-        replies = bot.replies(asked)
-    taken = [(number, call) for number, calls in replies.items() for call in calls]
-    answers = [(call["time"], call["time"] - asked[number]) for number, call in taken if is_answer(call)]
-    words = [re.sub(r"\d+", "N", call["params"]["text"]) for _, call in taken if not is_answer(call)]
-    tenth = max(1, len(sizes) // 10)
-    return {
-        "ms": ms,
-        "own": own,
-        "rate": len(answers) / (max(answers)[0] - min(asked.values())) if answers else 0.0,
-        "answered": len(answers),
-        "refused": len(words),
-        "words": {word: words.count(word) for word in dict.fromkeys(words)},
-        "lost": sum(not calls for calls in replies.values()),
-        "twice": sum(len(calls) > 1 for calls in replies.values()),
-        "wait": float(np.median([wait for _, wait in answers])) if answers else float("nan"),
-        "mb": max(sizes),
-        "growth": float(np.mean(sizes[-tenth:]) / np.mean(sizes[:tenth]) - 1),
-        "samples": len(sizes),
-        "code": code,
-        "block": block,
-    }
-
-
-def bench_bot(
-    model: Path,
-    frames: Path,
-    users: int = 50,
-    each: int = 10,
-    checkpoint: Path | None = None,
-    queue: int | None = None,
-    runtime: str | None = None,
-    alone: int = 30,
-) -> list[dict]:
-    """bot.py as a process against a Bot API server on loopback: one frame at a time, then all users at once.
-
-    Beside it the original's way, where a checkpoint is given: torch in the handler, so in the event loop.
+    OpenVINO alone can be told to be such a CPU; the rule is held against what was measured in its row.
     """
-    sys.path.insert(0, str(HERE / "tests"))
-    try:
-        import telegram_server  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{error}: pip install -r requirements-bot.txt", 2) from None
-    files = expand([str(frames)])
-    files = [os.path.abspath(file) for file in files[:: max(1, len(files) // alone)][:alone]]
-    about = (model if model.is_dir() else model.parent) / "model.json"
-    for path in (model, *((about, checkpoint) if checkpoint else ())):
-        if not path.exists():
-            raise UserError(f"{path}: no such file; run train.py and export.py first", 2)
-    data = {f"frame{k}": Path(file).read_bytes() for k, file in enumerate(files)}
-    how = {"frames": data, "users": users, "each": each, "alone": alone}
-
-    def ours(base: str, folder: str) -> list[str]:
-        command = [HERE / "bot.py", "--model", model.resolve(), "--api-base", base, "--db", f"{folder}/bot.db"]
-        command += ["--queue", queue] if queue else []
-        return [*map(str, command), *(["--runtime", runtime] if runtime else [])]
-
-    def original(base: str, _: str) -> list[str]:
-        return ["-c", ORIGINAL_BOT, base, str(checkpoint.resolve()), str(about.resolve())]
-
-    found, paths = {}, dict(zip(data, files, strict=True))
-    with identify_beside(model, runtime) as identify_ms:
-        how |= {"beside": lambda name: identify_ms(paths[name])}
-        if checkpoint:
-            found["original's way: torch in the loop"] = measure_bot(original, is_answer=lambda _: True, **how)
-        found["bot.py"] = measure_bot(ours, is_answer=lambda call: "reply_markup" in call["params"], **how)
-    return show_bot(found, users * each, alone)
+    here, rows, worst = cpu_flags(), {}, 0.0
+    cases = [("this CPU, all cores", None, here, 0), ("this CPU, one thread", None, here, 1)]
+    cases += [(f"as {isa}", isa, set(flags.split()), 0) for isa, flags in CPU_KINDS.items()]
+    for name, isa, flags, threads in [case for case in cases if case[2] <= here]:
+        found, rows[name] = {}, {}
+        for way in itertools.product(["openvino"] if isa else ["openvino", "onnxruntime"], ("int8", "fp32")):
+            row = in_process(time_file, model, *way, threads, isa)
+            rows[name][" ".join(way)] = f"{row['ms']:.1f}, off by {row['relative_error']:.1%}"
+            if row["agrees"]:
+                found[way] = row["ms"]
+        pick, best = choose_file(model, None, None, flags)[1:3], min(found, key=found.get)
+        loss = found.get(pick, np.inf) / found[best] - 1
+        rows[name]["the rule picks"] = " ".join(pick) + (f", loses {loss:.0%} to {' '.join(best)}" if loss else "")
+        worst = max(worst, loss)
+    title = f"Formats as on lesser CPUs, {model}: ms a frame, and logits against those of torch"
+    show(title, rows, f"The rule loses at most {worst:.0%} to the best file that computes right (limit 15%).")
 
 
-def show_bot(found: dict[str, dict], count: int, alone: int) -> list[dict]:
-    """Tables of measure_bot's results, bot.py last, each with what is asked of it."""
+class BotApi:
+    """A Telegram Bot API for one bot: gives it photos of these pictures, notes when it replies."""
 
-    def table(title: str, key: str, unit: str, *more: tuple) -> list[dict]:
-        return show(title, [(name, result[key], unit) for name, result in found.items()] + list(more))
+    def __init__(self, pictures: list[bytes]):
+        self.pictures, self.updates, self.news, self.polled = pictures, [], asyncio.Event(), False
+        self.sent: dict[int, float] = {}  # message: perf_counter
+        self.replies: dict[int, list] = {}  # message: [(perf_counter, whether it has buttons)]
 
-    def limit(words: str, kept: bool) -> None:
-        print(f"  limit: {words}: {'kept' if kept else 'MISSED'}")
+    def push(self, picture: int, user: int) -> int:
+        """A photo from a user -> the number of its message."""
+        number, file = len(self.sent) + 1, {"file_id": str(picture), "file_unique_id": str(picture)}
+        who = {"id": user, "type": "private", "first_name": "Ann", "is_bot": False}
+        message = {"message_id": number, "date": int(time.time()), "chat": who, "from": who}
+        message["photo"] = [file | {"width": 1280, "height": 546}]
+        self.updates.append({"update_id": number, "message": message})
+        self.sent[number] = time.perf_counter()
+        self.news.set()
+        return number
 
-    bot = found["bot.py"]
-    own, most = bot["own"], 1.3 * bot["own"] + 20
-    rows = table(f"a frame alone, push to answer, median of {alone}", "ms", "ms", ("identify.py, no bot", own, "ms"))
-    limit(f"{most:.1f} ms, 1.3 times identify.py's and 20 ms; bot.py {bot['ms'] / own:.2f} times", bot["ms"] <= most)
-    rows += table(f"{count} frames at once", "rate", "frames/s")
-    for name, result in found.items():
-        numbers = ", ".join(f"{result[key]} {key}" for key in ("answered", "refused", "lost", "twice"))
-        print(f"  {name}: {numbers}; median wait for an answer {result['wait']:.1f} s; exit code {result['code']}")
-    for word, times in bot["words"].items():
-        print(f"  {times} x {word}")
-    whole = not bot["lost"] and not bot["twice"] and not bot["code"]
-    limit("each frame one answer or one refusal, none lost, none twice, exit code 0", whole)
-    rows += table("largest memory, processes together", "mb", "MB")
-    for name, result in found.items():
-        print(f"  {name}: {result['growth']:+.1%} from the first to the last tenth of {result['samples']} samples")
-    limit("450 MB, growth under 5%", bot["mb"] < 450 and bot["growth"] < 0.05)
-    rows += table("longest block of the event loop", "block", "ms")
-    limit("100 ms", bot["block"] < 100)
-    return [*rows, *({"bench": "bot", "name": name, **result} for name, result in found.items())]
+    async def handle(self, request):
+        """Any request; methods that change nothing here are answered with true."""
+        from aiohttp import web
+
+        place, form, result = request.path.split("/"), await request.post(), True
+        if place[1] == "file":
+            return web.Response(body=self.pictures[int(place[-1])])
+        if place[-1] == "getUpdates":
+            self.polled = True
+            if not self.updates:
+                self.news.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.news.wait(), float(form.get("timeout", 0)))
+            result, self.updates = self.updates[:20], self.updates[20:]  # as many as bot.py takes
+        elif place[-1] == "getMe":
+            result = {"id": 1, "is_bot": True, "first_name": "Bench", "username": "bench_bot"}
+        elif place[-1] == "getFile":
+            result = dict.fromkeys(("file_id", "file_unique_id", "file_path"), form["file_id"])
+        elif place[-1] == "sendMessage":
+            number = json.loads(form["reply_parameters"])["message_id"]
+            self.replies.setdefault(number, []).append((time.perf_counter(), "reply_markup" in form))
+            chat = {"id": int(form["chat_id"]), "type": "private"}
+            result = {"message_id": 10**6 + number, "date": int(time.time()), "chat": chat, "text": form["text"]}
+        return web.json_response({"ok": True, "result": result})
+
+
+async def bench_bot(*, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10) -> None:
+    """bot.py as a process against a Bot API on loopback: frames of one user after the other, then of all at once.
+
+    identify.py takes the first ones in turn with it. Of a user bot.py answers 20 in a minute.
+    """
+    import psutil
+    from aiohttp.test_utils import RawTestServer
+
+    pictures = [Path(file).read_bytes() for file in sample(frames, 30)]
+    identifier, api, own, sizes = Identifier(model), BotApi(pictures), [], []
+    command = [
+        sys.executable,
+        Path(__file__).with_name("bot.py"),
+        "--model",
+        model.resolve(),
+        "--queue",
+        f"{users * each}",
+    ]
+    environment, end = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench", "MOVIE_BOT_LAG": "1"}, time.monotonic() + 1200
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w") as log:
+        async with RawTestServer(api.handle) as server:
+            command += ["--api-base", str(server.make_url(""))]
+            bot = subprocess.Popen(command, cwd=folder, env=environment, stderr=log)
+            family = psutil.Process(bot.pid)
+
+            async def wait_for(done) -> None:
+                while not done():
+                    await asyncio.sleep(0.1)
+                    if bot.poll() is not None or time.monotonic() > end:
+                        raise UserError(f"bot.py ended or lost frames: {Path(log.name).read_text()[-300:]}")
+                    with contextlib.suppress(psutil.Error):  # a child ended meanwhile
+                        sizes.append(sum(it.memory_info().rss for it in (family, *family.children(recursive=True))))
+
+            try:
+                await wait_for(lambda: api.polled)
+                for k, picture in enumerate(pictures):
+                    number = api.push(k, 1000 + k)
+                    await wait_for(lambda number=number: number in api.replies)
+                    own.append(identifier.identify(picture).ms)
+                asked = [api.push(n % len(pictures), n % users + 1) for n in range(users * each)]
+                await wait_for(lambda: len(api.replies) == len(api.sent))
+            finally:
+                bot.terminate()
+                code = await asyncio.to_thread(bot.wait, 60)
+        (block,) = re.findall(r"longest block of the event loop: ([\d.]+) ms", Path(log.name).read_text())
+    times = [1000 * (api.replies[number][0][0] - api.sent[number]) for number in range(1, asked[0])]
+    replies = [api.replies[number] for number in asked]
+    speed = len(asked) / (max(reply[0][0] for reply in replies) - api.sent[asked[0]])
+    rows = {"identify.py": {"a frame alone, ms": np.median(own)}, "bot.py": {"a frame alone, ms": np.median(times)}}
+    rows["bot.py"] |= {"frames/s": speed, "memory, MB": max(sizes) / 1e6, "longest block of its loop, ms": float(block)}
+    once, right = sum(len(reply) == 1 for reply in replies), sum(reply[0][1] for reply in replies)
+    note = f"{once} of {len(asked)} frames got one reply, {right} an answer with buttons; exit code {code}."
+    show(f"Bot, {model}, {identifier.runtime} {identifier.format}, {users} users x {each} frames at once", rows, note)
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure the speeds that the README states.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too (default: only print)")
-    commands = parser.add_subparsers(dest="command", required=True)
-    render = commands.add_parser("render", help="rendered films")
-    render.add_argument("--frames", type=int, default=240, help="default: %(default)s")
-    scraping = commands.add_parser("scrape", help="downloads from a slow server")
-    scraping.add_argument("--images", type=int, default=300, help="default: %(default)s")
-    scraping.add_argument("--latency", type=float, default=50.0, help="ms an image (default: %(default)s)")
-    filtering = commands.add_parser("filter", help="filter.py with a person detector")
-    filtering.add_argument("raw", type=Path, help="folder of frames")
-    filtering.add_argument("--detector", required=True, help="local YOLO weights")
-    filtering.add_argument("--frames", type=int, default=200, help="default: %(default)s")
-    colour = commands.add_parser("colour", help="what colour alone gives away")
-    colour.add_argument("data", type=Path, help="folder that filter.py wrote")
-    training = commands.add_parser("train", help="the training loop")
-    training.add_argument("data", type=Path, help="folder that filter.py wrote")
-    training.add_argument("--arch", default="mobilenetv2", help="a name of train.py, or all (default: %(default)s)")
-    training.add_argument("--steps", type=int, default=12, help="of which the first warm up (default: %(default)s)")
-    training.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    training.add_argument("--compile", action="store_true", help="train.py with torch.compile")
-    infer = commands.add_parser("infer", help="from JPEG bytes to an answer")
-    infer.add_argument("checkpoint", type=Path, help="best.pt, for the original's way")
-    infer.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
-    infer.add_argument("--frames", type=Path, required=True, help="folder of frames")
-    isa = commands.add_parser("isa", help="formats as on lesser CPUs, by ONEDNN_MAX_CPU_ISA")
-    isa.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
-    bot = commands.add_parser("bot", help="bot.py against a Bot API server on loopback")
-    bot.add_argument("--model", type=Path, default=Path("export"), help="default: %(default)s")
-    bot.add_argument("--frames", type=Path, required=True, help="folder of frames")
-    bot.add_argument("--users", type=int, default=50, help="who send at once (default: %(default)s)")
-    bot.add_argument("--each", type=int, default=10, help="frames a user (default: %(default)s)")
-    bot.add_argument("--checkpoint", type=Path, help="best.pt, for the original's way (default: without it)")
-    bot.add_argument("--queue", type=int, help="frames that may wait (default: bot.py's own)")
-    bot.add_argument("--runtime", choices=["openvino", "onnxruntime"], help="of the model (default: the fastest)")
+    """A command a function, whose parameters are its arguments; those after * are flags."""
+    parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
+    commands = parser.add_subparsers(required=True)
+    for run in (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot):
+        about = run.__doc__.split("\n")[0]
+        sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
+        sub.set_defaults(run=run)
+        for name, it in inspect.signature(run).parameters.items():
+            flag, required = it.kind is it.KEYWORD_ONLY, it.default is it.empty
+            how = {"required": True} if required else {"default": it.default, "help": "default: %(default)s"}
+            sub.add_argument(f"--{name.replace('_', '-')}" if flag else name, type=it.annotation, **how if flag else {})
     return parser
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
-    args = parser.parse_args(argv)
-    if args.command == "train" and args.steps < 3:
-        parser.error("--steps must be 3 or more, of which 2 warm up")
-    if args.command == "bot" and min(args.users, args.each) < 1:
-        parser.error("--users and --each must be 1 or more")
-    if args.command == "render":
-        rows = bench_render(args.frames)
-    elif args.command == "scrape":
-        rows = bench_scrape(args.images, args.latency / 1000)
-    elif args.command == "filter":
-        rows = bench_filter(args.raw, args.detector, args.frames)
-    elif args.command == "colour":
-        rows = bench_colour(args.data)
-    elif args.command == "train":
-        from models import ARCHITECTURES
-
-        names = ARCHITECTURES if args.arch == "all" else [args.arch]
-        how = (args.steps, args.batch_size, args.compile)
-        rows = [row for arch in names for row in bench_train(args.data, arch, *how)]
-    elif args.command == "isa":
-        rows = bench_isa(args.model)
-    elif args.command == "bot":
-        rows = bench_bot(args.model, args.frames, args.users, args.each, args.checkpoint, args.queue, args.runtime)
-    else:
-        rows = bench_infer(args.checkpoint, args.model, args.frames)
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+    args = vars(parser.parse_args(argv))
+    if any(isinstance(value, int) and value < 1 for value in args.values()):
+        parser.error("every number must be 1 or more")
+    run = args.pop("run")
+    print(machine())
+    done = run(**args)
+    if inspect.iscoroutine(done):
+        asyncio.run(done)
     return 0
 
 
