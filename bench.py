@@ -238,6 +238,9 @@ def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> 
         fit_head(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device), 0.3)
 
     features, labels = rng.standard_normal((few, dims), np.float32), np.arange(few) % some
+    features += (
+        0.2 * rng.standard_normal((some, dims), np.float32)[labels]
+    )  # films that differ, else L-BFGS ends at once
     scaled = features.astype(np.float64) / np.linalg.norm(features, axis=1).mean()  # which C is meant for
     regression = LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced")
     column = f"one fit, {few:,} frames of {some} films, s"
