@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Subset
 from tqdm import tqdm
 
-from data import Subset, assign_folds, choose_rows, normalise
+from data import assign_folds, choose_rows, normalise
 from image import UserError
 from metrics import fit_temperature, measure
 
