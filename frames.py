@@ -45,7 +45,7 @@ class FrameStore:
         listed = [[row["path"], stat.st_size, stat.st_mtime_ns] for row, stat in zip(rows, stats, strict=True)]
         how = [STORE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
         key = hashlib.sha256(json.dumps([listed, how]).encode()).hexdigest()[:16]
-        self.kind = f"{width}x{height}" + ("" if spec["crop_bars"] else "-bars")
+        self.kind = f"{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"  # none begins as another does
         self.path, self.shape = folder / f"{self.kind}-{key}.bin", (len(rows), height, width, 3)
 
     def decode(self, rows: list[dict], chunk: int = 256) -> None:
