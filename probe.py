@@ -119,6 +119,8 @@ def leak_check(rows: list[dict], known: list[dict], classes: list[str], embeddin
     for name, folds in splits.items():
         figures = []
         for test in folds:
+            if set(labels[test]) - set(labels[~test]):
+                raise UserError("--leak-check: all frames of a film lie in one fold; raise --limit or add frames")
             weight, bias = fit_head(torch.from_numpy(embedding[~test]), torch.from_numpy(labels[~test]), 0.3)
             figures.append(measure(embedding[test] @ weight.numpy().T + bias.numpy(), labels[test]))
         top1, balanced = ([row[key] for row in figures] for key in ("top1", "balanced"))
