@@ -83,3 +83,17 @@ def exported(run, dataset, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "export"
     export_model(run / "best.pt", dataset, out, max_drop=20)
     return out
+
+
+def quick(dataset: Path, out: Path, **kwargs) -> Path:
+    """A run of a few seconds; returns its folder. recipe: beside or instead of the values here."""
+    from train import train_model
+
+    recipe = {"epochs": 3, "batch_size": 16, "lr": 2e-3, "train_size": 64} | kwargs.pop("recipe", {})
+    kwargs = {"arch": "test_resnet", "pretrained": False, "precision": "fp32"} | kwargs
+    return train_model(dataset, recipe=recipe, out=out, **kwargs)
+
+
+def figures_of(run: Path) -> dict:
+    """test.json of a run."""
+    return json.loads((run / "test.json").read_text())
