@@ -97,3 +97,19 @@ def quick(dataset: Path, out: Path, **kwargs) -> Path:
 def figures_of(run: Path) -> dict:
     """test.json of a run."""
     return json.loads((run / "test.json").read_text())
+
+
+def save_small_clip(folder: Path, **vision) -> Path:
+    """A CLIP of two small layers with random weights, in the layout of save_pretrained; its tokens are bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"projection_dim": 512}
+    CLIPModel(CLIPConfig(text_config=small, vision_config=small | vision, projection_dim=512)).save_pretrained(folder)
+    letters = sorted(ByteLevel.alphabet())
+    tokens = letters + [f"{letter}</w>" for letter in letters]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    return folder
