@@ -176,8 +176,9 @@ def make_optimiser(model: nn.Module, recipe: dict, steps_an_epoch: int) -> tuple
     if recipe["schedule"] == "step":
         return optimiser, StepLRScheduler(optimiser, 5 * steps_an_epoch, decay_rate=0.5, t_in_epochs=False)
     steps = max(2, steps_an_epoch * recipe["epochs"])
-    warmup = {"warmup_t": max(1, int(recipe["warmup"] * steps)), "warmup_lr_init": recipe["lr"] / steps}
-    return optimiser, CosineLRScheduler(optimiser, steps, t_in_epochs=False, **warmup)
+    warm = max(1, int(recipe["warmup"] * steps))
+    warmup = {"warmup_t": warm, "warmup_lr_init": recipe["lr"] / warm, "warmup_prefix": True}
+    return optimiser, CosineLRScheduler(optimiser, max(1, steps - warm), t_in_epochs=False, **warmup)
 
 
 def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
