@@ -65,14 +65,12 @@ class Options:
 
     def run_folder(self, data: Path) -> Path:
         """Where the run goes. Raises UserError where one is in the way."""
-        parts = [self.arch, data.resolve().name, f"subset{self.subset}" if self.subset else ""]
-        parts += ["" if self.recipe_name == "best" else self.recipe_name, f"limit{self.limit}" if self.limit else ""]
-        parts += ["" if self.split == "group" else f"{self.split}split"]
-        parts += ["" if self.fold is None else f"fold{self.fold}"]
-        folder = self.out / (self.name or "-".join(part for part in parts if part))
+        parts = [self.arch, data.resolve().name, *([self.recipe_name] if self.recipe_name != "best" else [])]
+        parts += [f"{key}{value}" for key in ("subset", "limit", "fold") if (value := getattr(self, key)) is not None]
+        parts += ["randomsplit"] if self.split == "random" else []
+        folder = self.out / (self.name or "-".join(parts))
         if (folder / "last.pt").exists() and not (self.resume or self.overwrite):
-            what = "there is a run in it; continue it with --resume, replace it with --overwrite"
-            raise UserError(f"{folder}: {what}", 2)
+            raise UserError(f"{folder}: has a run in it; continue it with --resume, replace it with --overwrite", 2)
         return folder
 
 
@@ -154,12 +152,11 @@ def check_init(init: str | None, classes: list[str], split: str, fold: int | Non
 def decode_frames(run: Run, data: Path, rows: list[dict], cache: Path | None) -> None:
     """Decode what this run reads, and no more; the first process does it while the others wait."""
     cache = cache or (data if data.is_dir() else data.parent) / ".frames"
-    plain = FrameStore(rows, run.spec, cache)
-    probed = run.recipe["probe"] or run.recipe["intermediate"]
+    plain, probed = FrameStore(rows, run.spec, cache), run.recipe["probe"] or run.recipe["intermediate"]
     parts = [(plain, split, split) for split in run.chosen if split != "train" or probed]
     if run.recipe["epochs"]:
         size = ORIGINAL_STORED if run.recipe["aspect"] else STORED
-        parts.append((FrameStore(rows, run.spec, cache, size), "train", "crops"))
+        parts += [(FrameStore(rows, run.spec, cache, size), "train", "crops")]
     for store, split, _ in parts if process_rank() == 0 else ():
         store.decode(run.chosen[split])
     if world_size() > 1:
@@ -188,9 +185,8 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     torch.manual_seed(opt.seed)
     rows = read_manifest(data)
     chosen, classes = choose_rows(rows, split=opt.split, fold=opt.fold, subset=opt.subset, limit=opt.limit)
-    for part in ("val", "test"):
-        if not chosen[part]:
-            raise UserError(f"{data}: no {part} frames; each film needs shots enough for three splits")
+    if not (chosen["val"] and chosen["test"]):
+        raise UserError(f"{data}: no val or no test frames; each film needs shots enough for three splits")
     check_init(opt.init, classes, opt.split, opt.fold)
     model, recipe = choose_recipe(opt.arch, classes, wanted, opt.recipe_name, opt.init, opt.pretrained)
     spec = preprocessing_for(opt.arch) | {"crop_bars": not recipe["keep_bars"]}
@@ -204,8 +200,8 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     labels = label_rows(chosen, classes)
     run = Run(folder, classes, chosen, labels, spec, recipe, args, device, bf16, batch, size, operations)
     decode_frames(run, data, rows, opt.cache)
-    layout = torch.preserve_format if is_transformer(model) else torch.channels_last  # convolutions run faster so
-    model = model.to(device, memory_format=layout)
+    # convolutions run faster with channels last
+    model = model.to(device, memory_format=torch.preserve_format if is_transformer(model) else torch.channels_last)
     resume = opt.resume and (folder / "last.pt").exists()
     if not resume and process_rank() == 0:
         start_probe(model, run)
@@ -369,11 +365,10 @@ def finish(run: Run, state: State) -> None:
     test = {"test": measure(found["test"], labels["test"], found["unknown_test"])}
     test["val"] = {key: state.best[key] for key in test["test"]}  # before the model saw val, should it have
     if refit and saved.held_out:
-        folds, logits = (saved.held_out[key].numpy() for key in ("folds", "logits"))
-        truth = np.r_[labels["train"], labels["val"]]
+        folds, truth, logits = (saved.held_out[key].numpy() for key in ("folds", "labels", "logits"))
         test["held_out"] = measure(logits[folds >= 0], truth[folds >= 0], found["unknown_val"])
-        figures = "  ".join(f"{key} {test['held_out'][key]:.4f}" for key in ("top1", "balanced"))
-        print(f"the probe it is, refit on train and val. Folds of films that a probe had not seen: {figures}")
+        figures = f"top1 {test['held_out']['top1']:.4f}  balanced {test['held_out']['balanced']:.4f}"
+        print(f"the probe stays the best and is refit on train and val. On folds it had not seen: {figures}")
     test |= {"run": run.folder.name, "args": run.args, "classes": len(run.classes), "commit": saved.commit}
     test |= {"best_epoch": state.best["epoch"], "frames": {split: len(rows) for split, rows in run.chosen.items()}}
     test["images_per_s"] = state.history[-1]["images_per_s"]
@@ -424,8 +419,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
     group = parser.add_argument_group("model")
     group.add_argument("--arch", default=Options.arch, help="one of six, all, or a timm name (default: %(default)s)")
-    text = "local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
-    group.add_argument("--init", help=text)
+    group.add_argument("--init", help="local weights: torchvision, timm, our .pt, CLIP's folder (default: the hub)")
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
     add_recipe_arguments(parser)
     group = parser.add_argument_group("machine")
@@ -438,8 +432,9 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Options.out, help="default: %(default)s")
     group.add_argument("--name", help="name of the run folder (default: from arch, data and split)")
-    group.add_argument("--resume", action="store_true", help="continue the run from last.pt")
-    group.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="continue the run from last.pt")
+    either.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     group.add_argument("--wandb", nargs="?", const="movie-by-frame", metavar="PROJECT", help="log there (default: off)")
     return parser
 
@@ -455,8 +450,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--fold takes another fifth of the groups and does not go with --split random")
     if "all" in (args.arch, args.fold) and args.name:
         parser.error("--name is for one run and does not go with --arch all or --fold all")
-    if args.resume and args.overwrite:
-        parser.error("--resume or --overwrite, not both")
     if args.seed < 0 or (args.limit is not None and args.limit < 2):
         parser.error("--seed must not be negative" if args.seed < 0 else "--limit must be 2 or more")
     subset = None if args.subset == "all" else int(args.subset)
