@@ -24,6 +24,20 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def save_small_clip(folder: Path, dim: int) -> None:
+    """A CLIP of random weights in the layout of save_pretrained, with a token a byte, so that nothing is downloaded."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    parts = {f"{part}_config": small | {"projection_dim": dim} for part in ("text", "vision")}
+    CLIPModel(CLIPConfig(**parts, projection_dim=dim)).save_pretrained(folder)
+    letters = sorted(ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+
+
 def draw_frame(film: int, shot: int, frame: int, size: tuple[int, int] = (240, 136)) -> Image.Image:
     """A frame: the shot gives its large shapes, the film its fine texture, the frame a little noise."""
     rng = np.random.default_rng([film, shot])
