@@ -40,9 +40,8 @@ from image import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_e
 TEXTS = Path(__file__).with_name("bot_texts.toml")
 OLD = 600.0  # seconds; after an outage, older questions are not answered
 ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
-IN_HAND = 3  # frames fetched at a time; the model takes one
 FLOOD, FLOOD_SECONDS = 20, 60.0  # frames of a user in so many seconds
-PAGE = 20  # films a page
+IN_HAND, PAGE = 3, 20  # frames fetched at a time, of which the model takes one; films a page
 COMMANDS = ("start", "help", "about", "lang", "films")
 SAID = "text audio document voice contact location venue poll dice sticker video video_note story"  # not a pin, a join
 STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
@@ -557,4 +556,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.modules["__main__"].__file__ = None  # else the worker's process loads this script and aiogram, 135 MB
     sys.exit(main())

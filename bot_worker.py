@@ -50,8 +50,6 @@ class Worker:
 
     def __init__(self, path: str | Path, *, runtime: str | None = None, threads: int = 0):
         self.arguments, self.pool, self.lock, self.seconds = (str(path), runtime, threads), None, asyncio.Lock(), 0.1
-        # a spawned process loads the main script, and with it aiogram, 135 MB, unless there is no path to it
-        sys.modules["__main__"].__file__ = None
 
     async def start(self) -> tuple:
         """As describe_model."""

@@ -1,27 +1,21 @@
-"""Datasets of frames: manifest, groups and splits, decoded frames on disk, augmentation. A module for the scripts."""
+"""The dataset: which frames belong together, which of them train, validate and test, and the manifest that says so."""
 
 import csv
-import fcntl
 import hashlib
 import json
-import os
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
-from image import UserError, atomic_write, preprocess, read_image
+from image import UserError, atomic_write
 
 MANIFEST = ["path", "movie", "split", "group", "persons", "width", "height", "phash", "source", "bars"]
 SPLITS = ("train", "val", "test", "unknown_val", "unknown_test")
+DUPLICATE_BITS = 2  # of 64: the same picture, compressed again
 NEAR_BITS = 12  # of 64: the same shot; unrelated frames differ by 32 +- 4
 CUT_BITS = 20  # of 64: neighbours that differ more stand in different shots
 WINDOW_MS = 60_000  # without shots, frames of one minute of film belong together
-STORE_FORMAT = 2  # raised when identify.py decodes or crops otherwise
 
 # ----------------------------------------------------------------------------------- groups and splits
 
@@ -29,30 +23,48 @@ STORE_FORMAT = 2  # raised when identify.py decodes or crops otherwise
 def group_frames(rows: list[dict]) -> list[int]:
     """A group number a frame (rows in film order): stretches of film, joined where they hold near-duplicates.
 
-    A stretch is a shot, else a minute of film, else a run of neighbours without a cut. Groups are numbered in film
-    order of their first frame.
+    rows: {"phash", "crops", "shot", "time"}. A stretch is a shot, else a minute of film, else a run of neighbours
+    without a cut. Groups are numbered in film order of their first frame.
     """
     hashes = np.array([int(row["phash"], 16) for row in rows], np.uint64)
-    stretch, current = [], 0
+    stretches, run = [], 0
     for i, row in enumerate(rows):
         if row["shot"] is not None:
-            stretch.append(("shot", row["shot"]))
+            stretches.append(("shot", row["shot"]))
         elif row["time"] is not None:
-            stretch.append(("time", int(row["time"] // WINDOW_MS)))
+            stretches.append(("time", int(row["time"] // WINDOW_MS)))
         else:
-            current += bool(i and int(np.bitwise_count(hashes[i] ^ hashes[i - 1])) > CUT_BITS)
-            stretch.append(("run", current))
+            run += bool(i and int(np.bitwise_count(hashes[i] ^ hashes[i - 1])) > CUT_BITS)
+            stretches.append(("run", run))
     first: dict = {}
-    label = np.array([first.setdefault(key, i) for i, key in enumerate(stretch)])
-    for row, value in zip(rows, hashes, strict=True):
-        near = np.bitwise_count(hashes ^ value) <= NEAR_BITS
+    label = np.array([first.setdefault(stretch, i) for i, stretch in enumerate(stretches)])
+    for i, row in enumerate(rows):  # each with all, which takes 0.02 ms a frame in a film of 10,000 frames
+        near = np.bitwise_count(hashes ^ hashes[i]) <= NEAR_BITS
         for crop in row["crops"]:
             near |= np.bitwise_count(hashes ^ np.uint64(int(crop, 16))) <= NEAR_BITS
-        joined = np.unique(label[near])
-        if len(joined) > 1:
-            label[np.isin(label, joined)] = joined[0]
+        joined = label[near]
+        if (joined != label[i]).any():
+            label[np.isin(label, joined)] = joined.min()
     number: dict = {}
     return [number.setdefault(key, len(number)) for key in label.tolist()]
+
+
+class Lookup(defaultdict):
+    """Lookup(list) finds pictures by hashes (64 bits, hexadecimal) within DUPLICATE_BITS without a look at all of them.
+
+    Two different bits can't lie in all three parts of a hash, so pictures that near have a part in common, the key.
+    """
+
+    def add(self, phash: str, name) -> None:
+        value = int(phash, 16)
+        for part in enumerate((value >> 43, value >> 22 & 0x1FFFFF, value & 0x3FFFFF)):
+            self[part].append((value, name))
+
+    def near(self, phash: str) -> set:
+        value = int(phash, 16)
+        parts = enumerate((value >> 43, value >> 22 & 0x1FFFFF, value & 0x3FFFFF))
+        pictures = (picture for part in parts for picture in self.get(part, ()))
+        return {name for other, name in pictures if (other ^ value).bit_count() <= DUPLICATE_BITS}
 
 
 def film_offset(title: str) -> float:
@@ -63,15 +75,14 @@ def film_offset(title: str) -> float:
 def split_groups(groups: list[int], offset: float, test: tuple[float, float] = (0.0, 0.15), val: float = 0.15) -> list:
     """ "train", "val" or "test" a frame; groups: a group number a frame, in film order.
 
-    Groups stand in order of their middle, as on a ring that starts at offset; test is one arc of it, the interval test
-    of the frames, and val the arc behind. Contiguous arcs are stricter than random groups: neighbouring shots of a
-    scene look alike too. A group with over 40% of the film trains and is
-    not on the ring; test and val get a group each where there are three.
+    Groups stand in order of their middle on a ring that starts at offset; test is an arc of it, the interval test of
+    the frames, and val the arc behind. Arcs are stricter than random groups: neighbouring shots look alike too. A group
+    with over 40% of the film trains and is not on the ring; test and val get a group each where there are three.
     """
-    counts = Counter(groups)
-    places: dict = {}
+    places = defaultdict(list)
     for i, g in enumerate(groups):
-        places.setdefault(g, []).append(i)
+        places[g].append(i)
+    counts = {g: len(at) for g, at in places.items()}
     middle = {g: np.median(at) / len(groups) for g, at in places.items()}
     small = [g for g in counts if counts[g] <= 0.4 * len(groups)]
     ring = sorted(small, key=lambda g: ((middle[g] - offset) % 1, g))
@@ -100,10 +111,17 @@ def draw_subset(titles: list[str], count: int) -> list[str]:
 # -------------------------------------------------------------------------------------------- manifest
 
 
-def write_manifest(path: Path, rows: list[list]) -> None:
-    """Write manifest.csv, whole or not at all; rows hold the cells of MANIFEST."""
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """These columns of the rows; what else the rows hold is left out."""
     with atomic_write(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows([MANIFEST, *rows])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_manifest(path: Path, rows: list[dict]) -> None:
+    """A dataset's manifest.csv; rows: dicts that hold at least the MANIFEST columns."""
+    write_csv(path, MANIFEST, rows)
 
 
 def read_manifest(data: Path) -> list[dict]:
@@ -196,150 +214,3 @@ def split_fingerprint(chosen: dict[str, list[dict]]) -> str:
     """Which frame is in which split, as 16 digits, so that training, resuming and exporting mean the same ones."""
     listed = json.dumps([[split, row["path"]] for split in sorted(chosen) for row in chosen[split]])
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
-
-
-# -------------------------------------------------------------------------------------- decoded frames
-
-
-def load_frames(files: list[Path], spec: dict, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decoded and preprocessed frames uint8 [N, S, S, 3], or [N, height, width, 3] for a size (width, height)."""
-
-    def load(file: Path) -> np.ndarray:
-        return preprocess(read_image(file, draft=2 * (size[1] if size else spec["size"])), spec, size)
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return np.stack(list(pool.map(load, files)))
-
-
-class FrameStore:
-    """The frames of a manifest, decoded once each, when a run first asks for them, into one file of uint8.
-
-    The file is [all rows, height, width, 3], as nanoGPT's train.bin is one of tokens; a second one of a byte a row says
-    which are there. Both are named by the frames' files, the preprocessing and the size, so that folds, runs and
-    exports share them. folder: usually .frames in the dataset. Raises UserError when the disk is full.
-    """
-
-    def __init__(self, rows: list[dict], spec: dict, folder: Path, size: tuple[int, int] | None = None):
-        self.rows, self.spec, self.size, self.folder = rows, spec, size, folder
-        width, height = size or (spec["size"],) * 2
-        stats = [os.stat(row["file"]) for row in rows]
-        listed = [[row["path"], stat.st_size, stat.st_mtime_ns] for row, stat in zip(rows, stats, strict=True)]
-        how = [STORE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
-        key = hashlib.sha256(json.dumps([listed, how]).encode()).hexdigest()[:16]
-        kind = f"{width}x{height}" + ("" if spec["crop_bars"] else "-bars")
-        self.path, self.shape = folder / f"{kind}-{key}.bin", (len(rows), height, width, 3)
-        self.kind = kind
-
-    def decode(self, rows: list[dict], chunk: int = 256) -> None:
-        """Decode those of these rows of the manifest that are not there yet. Raises UserError for a full disk."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / ".lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs on the same frames one decodes
-                self._decode([row["place"] for row in rows], chunk)
-        except OSError as error:
-            text = f"{error.strerror or error}; {np.prod(self.shape) / 1e9:.1f} GB of decoded frames go there"
-            raise UserError(f"--cache {self.folder}: {text}") from None
-
-    def _decode(self, places: list[int], chunk: int) -> None:
-        if not self.path.exists():
-            for old in self.folder.glob(f"{self.kind}-*"):  # of frames that have changed since
-                old.unlink()
-        nbytes = int(np.prod(self.shape[1:]))
-        with open(self.path, "ab") as file, open(self.path.with_suffix(".done"), "ab") as marks:
-            file.truncate(nbytes * self.shape[0])
-            marks.truncate(self.shape[0])
-        done = np.memmap(self.path.with_suffix(".done"), np.uint8, "r+")
-        missing = [place for place in sorted(set(places)) if not done[place]]
-        with open(self.path, "r+b") as file, tqdm(total=len(missing), unit="frame", desc="decode", disable=None) as bar:
-            for start in range(0, len(missing), chunk):
-                part = missing[start : start + chunk]
-                frames = load_frames([self.rows[place]["file"] for place in part], self.spec, self.size)
-                for place, frame in zip(part, frames, strict=True):
-                    os.pwrite(file.fileno(), frame, place * nbytes)
-                os.fsync(file.fileno())
-                done[part] = 1
-                bar.update(len(part))
-
-    def take(self, rows: list[dict]) -> "Subset":
-        """Frames of these rows, which are decoded."""
-        frames = np.memmap(self.path, np.uint8, "r", shape=self.shape)
-        return Subset(frames, np.array([row["place"] for row in rows], int))
-
-
-class Subset:
-    """Some frames of uint8 [N, H, W, 3], as torch tensors when they are indexed."""
-
-    def __init__(self, frames: np.ndarray, places: np.ndarray):
-        self.frames, self.places = frames, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, which) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.frames[self.places[which]]))
-
-    def to(self, device: torch.device) -> "Subset | torch.Tensor":
-        """All of them on a GPU, if they take less than half of what is free there; else as they are."""
-        nbytes = len(self) * int(np.prod(self.frames.shape[1:]))
-        if device.type != "cuda" or nbytes > 0.5 * torch.cuda.mem_get_info(device)[0]:
-            return self
-        return torch.cat([self[start : start + 1024].to(device) for start in range(0, len(self), 1024)])
-
-
-# ---------------------------------------------------------------------------------------- augmentation
-
-
-def normalise(frames: torch.Tensor, spec: dict) -> torch.Tensor:
-    """uint8 or 0..255 float [N, S, S, 3] -> float32 [N, 3, S, S], channels last in memory."""
-    mean, std = (torch.tensor(spec[k], device=frames.device) * 255 for k in ("mean", "std"))
-    return ((frames.float() - mean) / std).permute(0, 3, 1, 2)
-
-
-def augment(frames: torch.Tensor, spec: dict, recipe: dict, size: int) -> torch.Tensor:
-    """Random crops, flips and wear of a batch at once, on its device. uint8 [N, H, W, 3] -> float32 [N, 3, size, size].
-
-    What users send: pieces of a frame, mirrored uploads, other brightness, blurred and small pictures, subtitles. Draws
-    from torch's generators.
-    """
-    from torchvision.transforms import RandomResizedCrop
-
-    n, device = len(frames), frames.device
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(*shape, device=device) * (high - low) + low
-
-    # random-resized-crop as one affine grid. The original's ratios are in pixels, ours in shares of each side
-    sides = frames.shape[1:3] if recipe["aspect"] else (1000, 1000)
-    ratio = (3 / 4, 4 / 3) if recipe["crop"] < 1 else (sides[1] / sides[0],) * 2
-    frame = torch.empty(1, *sides, device="meta")
-    boxes = [RandomResizedCrop.get_params(frame, [recipe["crop"], 1.0], ratio) for _ in range(n)]
-    top, left, height, width = torch.tensor(boxes, dtype=torch.float32, device=device).T
-    (height, top), (width, left) = (
-        (a / sides[i], b / sides[i]) for i, (a, b) in enumerate(((height, top), (width, left)))
-    )
-    theta = torch.zeros(n, 2, 3, device=device)
-    theta[:, 0, 0] = width * torch.where(uniform(0, 1, n) < recipe["flip"], -1.0, 1.0)
-    theta[:, 1, 1] = height
-    theta[:, 0, 2], theta[:, 1, 2] = 2 * left + width - 1, 2 * top + height - 1
-    images = frames.permute(0, 3, 1, 2).float()
-    grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
-    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    if strength := recipe["colour"]:
-        factor = uniform(1 - strength, 1 + strength, 3, n, 1, 1, 1)
-        images = images * factor[0]
-        images = (images - images.mean((1, 2, 3), keepdim=True)) * factor[1] + images.mean((1, 2, 3), keepdim=True)
-        grey = images.mean(1, keepdim=True)
-        images = grey + (images - grey) * factor[2]
-        images = images + uniform(-20, 20, n, 3, 1, 1) * strength  # white balance
-    if chance := recipe["corrupt"]:
-        worn = uniform(0, 1, 3, n, 1, 1, 1) < chance
-        small = F.interpolate(F.avg_pool2d(images, 3, 3, ceil_mode=True), size=(size, size), mode="bilinear")
-        images = torch.where(worn[0], small, images)
-        noise = torch.randn(images.shape, device=device) * uniform(2, 12, n, 1, 1, 1)
-        images = torch.where(worn[1], images + noise, images)
-        line = torch.arange(size, device=device).view(1, 1, size, 1) / size  # a band of letters at the bottom
-        band = (line > uniform(0.8, 0.88, n, 1, 1, 1)) & (line < 0.93)
-        letters = F.interpolate((uniform(0, 1, n, 1, 1, size // 4) > 0.5).float(), size=(1, size))
-        images = torch.where(worn[2] & band & (letters > 0), torch.full_like(images, 235), images)
-    return normalise(images.clamp(0, 255).permute(0, 2, 3, 1), spec)

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import SPLITS, FrameStore, choose_rows, label_rows, load_frames, normalise, read_manifest, split_fingerprint
+from data import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
+from frames import FrameStore, load_frames, normalise
 from identify import Contract, Identifier, reference_frames, relative_error
 from image import UserError, expand, one_line_errors
 from metrics import measure, significantly_worse
@@ -134,7 +135,9 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
     keep = head_nodes(model)
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     depthwise = any(a.name == "group" and a.i > 1 for node in convolutions for a in node.attribute)
-    keep += [node.name for node in convolutions[:1]] if transformer else []  # patches: half of the error in int8
+    if transformer:  # patches and first block, one in fifteen products, make a third of the error of int8
+        products = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+        keep += [node.name for node in convolutions[:1]] + products[:6]
     options = {"transformer": transformer, "depthwise": depthwise, "keep": keep}
     if transformer:  # activations by their own range, frame by frame
         from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -7,6 +7,7 @@ python identify.py --self-test                                # which files this
 """
 
 import argparse
+import base64
 import contextlib
 import json
 import re
@@ -18,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from image import MAX_BYTES, UserError, atomic_write, expand, one_line_errors, preprocess, read_image
 
@@ -181,6 +182,7 @@ def load_openvino(path: Path, threads: int, precision: str | None):
 class Candidate:
     title: str
     confidence: float  # 0..1
+    evidence: dict | None = None  # with an index: the nearest still, see Index.evidence in index.py
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,9 @@ class Answer:
 
     def as_dict(self) -> dict:
         candidates = [{"title": c.title, "confidence": round(c.confidence, 4)} for c in self.candidates]
+        for item, candidate in zip(candidates, self.candidates, strict=True):
+            if proof := candidate.evidence:
+                item["evidence"] = proof | {"thumbnail": base64.b64encode(proof["thumbnail"]).decode()}
         return {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
 
 
@@ -211,7 +216,7 @@ class Identifier:
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
             raise UserError(f"--model {self.path}: {self.runtime} can't load it, export it again ({reason})") from None
-        self.contract = Contract.load(metadata, self.path)
+        self.contract, self.index = Contract.load(metadata, self.path), None
         self.classes, self.preprocessing = self.contract.classes, self.contract.preprocessing
         size, count = self.preprocessing["size"], len(self.classes)
         if image != ["image", "tensor(uint8)", size, size, 3]:
@@ -248,8 +253,12 @@ class Identifier:
 
     def make_answers(self, outputs: dict[str, np.ndarray], top: int, start: float) -> list[Answer]:
         """Answers for outputs of run; ms is the share of the time since start (perf_counter)."""
+        if self.index:
+            return answer_with_index(self, outputs, top, start)
         if not self.classes:
-            raise UserError(f"--model {self.path}: an embedder knows no films; export a trained run instead")
+            raise UserError(
+                f"--model {self.path}: an embedder knows no films; name an --index, or export a trained run"
+            )
         decision, answers = self.contract.decision, []
         for row, known in zip(outputs["probabilities"], outputs["known"], strict=True):
             kind = (
@@ -343,6 +352,53 @@ def print_self_test(args: argparse.Namespace) -> int:
     return 0 if any(row["agrees"] for row in rows.values()) else 1
 
 
+# ------------------------------------------------------------------------- with an index, see index.py
+
+
+def find_index(model: str | Path) -> Path | None:
+    """The folder index beside an exported folder or the one that its file lies in; None where there is none."""
+    model = Path(model).absolute()
+    places = [folder / "index" for folder in (model.parents[:1] if model.is_dir() else model.parents[:3])]
+    return next((place for place in places if (place / "index.json").exists()), None)
+
+
+def answer_with_index(identifier: Identifier, outputs: dict[str, np.ndarray], top: int, start: float) -> list[Answer]:
+    """Answers by the nearest known frames; a classifier still names the films that only it knows."""
+    index, identifier.index = identifier.index, None
+    try:
+        spoken = identifier.make_answers(outputs, top, start) if identifier.classes else []
+    finally:
+        identifier.index = index
+    answers = index.answers(outputs["embedding"], top)
+    for place, answer in enumerate(spoken):
+        if (
+            answers[place].kind == "unknown"
+            and answer.kind == "movie"
+            and answer.candidates[0].title not in index.films
+        ):
+            answers[place] = answer
+    ms = (time.perf_counter() - start) * 1000 / len(answers)
+    return [Answer(answer.kind, answer.candidates, ms) for answer in answers]
+
+
+def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
+    """Write a sheet: the frame that was asked for, then each candidate's nearest still, its title and similarity."""
+    cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
+    for candidate in answer.candidates:
+        if proof := candidate.evidence:
+            at = "" if proof["time_ms"] is None else f", {proof['time_ms'] // 60000}:{proof['time_ms'] // 1000 % 60:02}"
+            cells.append((read_image(proof["thumbnail"]), f"{candidate.title}{at} ({proof['similarity']:.2f})"))
+    sheet = Image.new("RGB", (len(cells) * side, side), "white")
+    for place, (picture, text) in enumerate(cells):
+        picture = ImageOps.contain(picture if place == 0 else Image.fromarray(picture), (side - 8, side - 40))
+        sheet.paste(picture, (place * side + 4, 4))
+        lines = [text[k : k + 38] for k in range(0, min(len(text), 76), 38)]
+        draw = ImageDraw.Draw(sheet)
+        draw.text((place * side + 4, side - 32), "\n".join(lines), fill="black", font=ImageFont.load_default(11))
+    with atomic_write(path) as file:
+        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Name the film that each frame comes from.")
     parser.add_argument("frames", nargs="*", metavar="FRAME", help="image files, folders of images, or - for stdin")
@@ -353,9 +409,11 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--format", choices=["int8", "fp32"], help=picked)
     group.add_argument("--precision", choices=["f32", "bf16"], help="of OpenVINO (default: what the CPU does best)")
     group.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores (default: %(default)s)")
+    group.add_argument("--index", help="folder from index.py (default: index beside the model, if there is one)")
     group.add_argument("--self-test", action="store_true", help="say which files this CPU computes right, and how fast")
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a frame")
+    group.add_argument("--evidence", type=Path, help="draw the frame and its proof from the index into this file")
     group.add_argument("--top", type=int, default=3, help="candidates a frame (default: %(default)s)")
     group.add_argument("--guess", action="store_true", help="show the best guess for an unknown film too")
     group.add_argument("--verbose", action="store_true", help="say which runtime and format were picked, and why")
@@ -376,11 +434,19 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("name image files or folders, or - for stdin")
     how = {"runtime": args.runtime, "format": args.format, "precision": args.precision}
     identifier = Identifier(args.model, **how, threads=args.threads)
+    if place := args.index or find_index(args.model):
+        from index import Index
+
+        identifier.index = Index(place, identifier)
+    if args.evidence and (not identifier.index or args.frames == ["-"] or len(expand(args.frames)) != 1):
+        parser.error("--evidence draws one frame's proof: name one image file, and an --index")
     if args.verbose:
         print(f"identify.py: {identifier.reason}", file=sys.stderr)
     failed, width = 0, min(48, max(len(path) for path in args.frames) + 12)
     for file, answer in identify_files(identifier, args.frames, top=args.top):
         failed += isinstance(answer, UserError)
+        if args.evidence and isinstance(answer, Answer):
+            draw_evidence(file, answer, args.evidence)
         if args.json:
             result = {"error": str(answer)} if isinstance(answer, UserError) else answer.as_dict()
             print(json.dumps({"file": file, **result}, ensure_ascii=False), flush=True)

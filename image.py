@@ -42,6 +42,7 @@ class UserError(Exception):
 
 def one_line_errors(main):
     """Make main(argv) report UserError, OSError and Ctrl-C on one line and return an exit code."""
+    script = Path(main.__globals__["__file__"]).name
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def one_line_errors(main):
             text, code = f"error: {error.filename or ''}: {error.strerror or error}".replace(": : ", ": "), 1
         except KeyboardInterrupt:
             text, code = "stopped", 130
-        print(f"{Path(main.__globals__['__file__']).name}: {text}", file=sys.stderr)
+        print(f"{script}: {text}", file=sys.stderr)
         return code
 
     return wrapper
@@ -173,6 +174,9 @@ def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
     """
     height, width = rgb.shape[:2]
     if not rgb.size:
+        return 0, 0, width, height
+    ends, sides = (rgb[[0, -1]] <= 24).all(axis=2).mean(axis=1), (rgb[:, [0, -1]] <= 24).all(axis=2).mean(axis=0)
+    if max(*ends, *sides) < 0.985:  # most frames: no edge is black, so there are no bars
         return 0, 0, width, height
     red, green, blue = Image.fromarray(rgb).split()  # Pillow and bits: ten times as fast as rgb.max(axis=2) and means
     dark = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)) <= 24

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data import Subset, assign_folds, choose_rows, normalise
+from data import assign_folds, choose_rows
+from frames import Subset, normalise
 from image import UserError
 from metrics import fit_temperature, measure
 

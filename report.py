@@ -1,6 +1,5 @@
 """What a run and an export leave for eyes: curves, confusions, mistakes, calibration, tables. For train and export."""
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from data import write_csv
 from image import atomic_write, read_image
 from metrics import softmax
 
@@ -63,11 +63,6 @@ def draw_mistakes(logits: np.ndarray, labels: np.ndarray, rows: list[dict], clas
     save_figure(figure, path)
 
 
-def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
-    with atomic_write(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-
-
 def markdown_table(header: list[str], rows: list[list]) -> str:
     """A table; floats get four digits, None a dash."""
 
@@ -92,7 +87,7 @@ def write_results(out: Path) -> None:
             rows.append([*row, *(test[name] for name in names), f"{item['images_per_s']:.0f}"])
         except (ValueError, KeyError, TypeError):
             continue  # somebody else's test.json
-    write_csv(out / "results.csv", header, [["" if cell is None else cell for cell in row] for row in rows])
+    write_csv(out / "results.csv", header, [dict(zip(header, row, strict=True)) for row in rows])
     with atomic_write(out / "results.md", "w") as file:
         file.write(markdown_table(header, rows))
 

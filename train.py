@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 
-from data import FrameStore, Subset, augment, choose_rows, label_rows, read_manifest, split_fingerprint
+from data import choose_rows, label_rows, read_manifest, split_fingerprint, write_csv
 from device import (
     choose_device,
     git_commit,
@@ -38,12 +38,13 @@ from device import (
     start_wandb,
     synchronised_clock,
 )  # fmt: skip
+from frames import FrameStore, Subset, augment
 from image import UserError, atomic_write, one_line_errors
 from metrics import measure, significantly_worse
 from models import ARCHITECTURES, Checkpoint, build_model, is_transformer, preprocessing_for, read_state
 from probe import leak_check, predict, refit_probe, start_probe
 from recipes import add_recipe_arguments, choose_recipe, chosen_values, crop_size
-from report import draw_confusion, draw_curves, draw_mistakes, write_csv, write_results
+from report import draw_confusion, draw_curves, draw_mistakes, write_results
 
 STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
 ORIGINAL_STORED = (600, 256)  # where crops must have the aspect ratios of the original's
@@ -300,7 +301,7 @@ def keep_epoch(run: Run, state: State, row: dict) -> dict:
     if better:
         Checkpoint(*about, run.args["commit"]).save(run.folder / "best.pt")
     Checkpoint(*about, run.args["commit"], training=state.pack()).save(run.folder / "last.pt")
-    write_csv(run.folder / "metrics.csv", list(row), [list(item.values()) for item in state.history])
+    write_csv(run.folder / "metrics.csv", list(row), state.history)
     if run.logger:
         run.logger.log(row, step=row["epoch"])
     return row

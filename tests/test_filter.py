@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import filter as frames_filter
-from filter import film_offset, filter_films, find_conflicts, group_frames, split_groups
+from data import MANIFEST, NEAR_BITS, Lookup, film_offset, group_frames, split_groups
+from filter import filter_films, find_conflicts
 from image import UserError
 
 ROOT = Path(frames_filter.__file__).parent
@@ -31,7 +32,7 @@ def manifest(out: Path) -> list[dict]:
 
 def test_dataset_is_what_the_design_says(dataset):
     rows = manifest(dataset)
-    assert list(rows[0]) == frames_filter.MANIFEST
+    assert list(rows[0]) == MANIFEST
     known = [r for r in rows if not r["split"].startswith("unknown")]
     assert {r["movie"] for r in known} == {f"Film {i} ({1990 + i})" for i in range(3)}
     assert {r["split"] for r in known} == {"train", "val", "test"}
@@ -92,6 +93,62 @@ def test_groups_join_near_duplicates_and_shots():
     assert group_frames([row(far[0], 1), row(far[1], 2), row(far[0] ^ 7, 3)]) == [0, 1, 0]
     assert group_frames([row(far[0], None, 0), row(far[1], None, 59_000), row(far[2], None, 61_000)]) == [0, 0, 1]
     assert group_frames([row(far[0]), row(far[0] ^ 0xFFFF), row(far[2])]) == [0, 0, 1]
+
+
+@st.composite
+def near_hashes(draw) -> list[int]:
+    """Hashes of which many differ from an earlier one by a few bits."""
+    hashes = [draw(st.integers(0, 2**64 - 1))]
+    for bits in draw(st.lists(st.lists(st.integers(0, 63), max_size=14), max_size=30)):
+        value = draw(st.sampled_from(hashes))
+        for bit in bits:
+            value ^= 1 << bit
+        hashes.append(value)
+    return hashes
+
+
+@settings(max_examples=100, deadline=None)
+@given(near_hashes(), st.data())
+def test_groups_are_what_every_pair_says(hashes, data):
+    """Frames are in one group if a chain of shots and near-duplicates leads from one to the other."""
+    shots = data.draw(st.lists(st.integers(0, 40), min_size=len(hashes), max_size=len(hashes)))
+    crops = [data.draw(st.sampled_from(hashes)) for _ in hashes]
+    rows = [
+        row(value, shot) | {"crops": [f"{crop:016x}"]} for value, shot, crop in zip(hashes, shots, crops, strict=True)
+    ]
+    group = list(range(len(rows)))
+    for i in range(len(rows)):
+        for j in range(len(rows)):
+            near = min((hashes[j] ^ probe).bit_count() for probe in (hashes[i], crops[i])) <= NEAR_BITS
+            if near or shots[i] == shots[j]:
+                group = [group[i] if g == group[j] else g for g in group]
+    number: dict = {}
+    assert group_frames(rows) == [number.setdefault(g, len(number)) for g in group]
+
+
+@settings(max_examples=100, deadline=None)
+@given(near_hashes())
+def test_lookup_finds_what_a_look_at_all_finds(hashes):
+    pictures = Lookup(list)
+    for i, value in enumerate(hashes):
+        assert pictures.near(f"{value:016x}") == {j for j in range(i) if (hashes[j] ^ value).bit_count() <= 2}
+        pictures.add(f"{value:016x}", i)
+
+
+def test_a_copy_is_a_duplicate_of_the_first_of_its_kind(tmp_path):
+    """Also where copies stand in later chunks than their original."""
+    folder = tmp_path / "raw" / "A (2000)"
+    folder.mkdir(parents=True)
+    for n in range(3 * frames_filter.CHUNK):
+        draw_frame(0, n % 40, 0).save(folder / f"{n:03}.png")
+    filter_films([tmp_path / "raw"], tmp_path / "out", detector="none", min_frames=1)
+    with open(tmp_path / "out" / "verdicts.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [verdict["verdict"] for verdict in rows] == ["kept"] * 40 + ["duplicate"] * (len(rows) - 40)
+    first: dict = {}
+    for n, verdict in enumerate(rows):
+        original = first.setdefault(n % 40, verdict["file"])
+        assert verdict["reason"] == ("" if original == verdict["file"] else f"the same picture as {original}")
 
 
 def test_near_duplicates_land_in_one_group_by_picture(tmp_path):

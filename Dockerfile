@@ -1,0 +1,19 @@
+# the bot; the exported model, the token and the database come from outside: see compose.yaml and docs/bot.md
+FROM python:3.11-slim
+
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2 HOME=/tmp
+WORKDIR /app
+
+COPY requirements-bot.txt ./
+RUN pip install --no-cache-dir --disable-pip-version-check -r requirements-bot.txt
+
+# .dockerignore lets nothing else in
+COPY . ./
+
+# a new named volume takes its owner from this folder
+RUN install --directory --owner=10001 --group=10001 --mode=700 /data
+USER 10001:10001
+VOLUME /data
+
+# no HEALTHCHECK: `bot.py --check` loads the model a second time and asks Telegram; a bot that fails ends and is restarted
+ENTRYPOINT ["python", "bot.py", "--model", "export", "--runtime", "onnxruntime", "--db", "/data/bot.sqlite"]

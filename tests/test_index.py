@@ -1,0 +1,396 @@
+"""python -m pytest tests/test_index.py"""
+
+import base64
+import fcntl
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_frame
+from PIL import Image
+
+import identify
+import index
+import vectors as space
+from identify import Contract, Identifier
+from image import PREPROCESSING, UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_model(folder: Path, cells: int) -> Path:
+    """An embedder of cells x cells mean colours: near pictures have near embeddings, and it needs no training."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind, side = onnx.helper, onnx.TensorProto, PREPROCESSING["size"] // cells
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=kind.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["means"], kernel_shape=[side] * 2, strides=[side] * 2),
+        helper.make_node("Flatten", ["means"], ["embedding"]),
+    ]
+    size = PREPROCESSING["size"]
+    image = helper.make_tensor_value_info("image", kind.UINT8, ["batch", size, size, 3])
+    embedding = helper.make_tensor_value_info("embedding", kind.FLOAT, ["batch", 3 * cells**2])
+    graph = helper.make_graph(nodes, "means", [image], [embedding])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    about = {"output": "embedding", "values": [], "relative_error": 0.0}
+    Contract("means", "test", [], PREPROCESSING, {}, {}, about).save(folder / "model.onnx")
+    return folder
+
+
+def write_film(folder: Path, film: int, shots: range, frames: int = 6) -> Path:
+    """A film as scrape.py leaves it: a frame every second, shots of so many frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for shot in shots:
+        for frame in range(frames):
+            name = f"{shot:02}_{frame}.jpg"
+            draw_frame(film, shot, frame).save(folder / name, quality=92)
+            about = {"file": name, "shot": shot, "shot_time_ms": (shot * frames + frame) * 1000, "imdb": f"tt{film:07}"}
+            lines.append(json.dumps(about))
+    (folder / "frames.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "export", 8)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """Five films of eight shots."""
+    root = tmp_path_factory.mktemp("raw")
+    for film in range(5):
+        write_film(root / f"Film {film} ({1990 + film})", film, range(8))
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(raw, model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "index"
+    assert index.main(["add", str(raw), "--model", str(model), "--index", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "index"))
+
+
+def ask(model: Path, path: Path, *images: Image.Image) -> list:
+    identifier = Identifier(model)
+    identifier.index = index.Index(path, identifier)
+    return [identifier.identify(image) for image in images]
+
+
+def titles(path: Path) -> list[str]:
+    return sorted(index.read_state(path)["films"])
+
+
+def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
+    for film, shot in ((0, 3), (2, 5), (4, 0)):
+        (answer,) = ask(model, made, draw_frame(film, shot, 99))
+        best = answer.candidates[0]
+        assert (answer.kind, best.title) == ("movie", f"Film {film} ({1990 + film})")
+        proof = best.evidence
+        assert proof["file"].startswith(f"{shot:02}_") and proof["similarity"] > 0.9
+        assert shot * 6000 <= proof["from_ms"] <= proof["time_ms"] <= proof["to_ms"] < (shot + 1) * 6000
+        assert max(Image.open(io.BytesIO(proof["thumbnail"])).size) == space.THUMB
+
+
+def test_frames_of_other_films_are_refused(made, model):
+    strangers = ask(model, made, *(draw_frame(film, shot, 0) for film in (20, 21, 22) for shot in range(40, 44)))
+    assert sum(answer.kind == "movie" for answer in strangers) <= 1
+
+
+def test_a_film_added_meanwhile_is_named_by_who_reads_already(copied, model, tmp_path):
+    identifier = Identifier(model)
+    reader = index.Index(copied, identifier)
+    frame = identifier.run(identifier.load(draw_frame(7, 60, 9))[None])["embedding"]
+    assert reader.answers(frame)[0].candidates[0].title != "New (2001)"
+    folder = write_film(tmp_path / "stills", 7, range(60, 64))
+    command = ["add", str(folder), "--title", "New (2001)", "--model", str(model), "--index", str(copied)]
+    assert index.main(command) == 0
+    answer = reader.answers(frame)[0]
+    assert (answer.kind, answer.candidates[0].title) == ("movie", "New (2001)")
+    assert index.main(["remove", "New (2001)", "--index", str(copied)]) == 0
+    assert reader.answers(frame)[0].candidates[0].title != "New (2001)"
+
+
+def test_adding_again_updates_and_the_unchanged_is_not_looked_at(copied, model, tmp_path, capsys):
+    folder = write_film(tmp_path / "Grows (2000)", 8, range(3))
+    command = ["add", str(folder), "--model", str(model), "--index", str(copied)]
+    assert index.main(command) == 0 == index.main(command)
+    assert "unchanged" in capsys.readouterr().out
+    write_film(folder, 8, range(5))
+    assert index.main(command) == 0
+    film = index.read_state(copied)["films"]["Grows (2000)"]
+    assert (film["stills"], film["year"], film["imdb"]) == (30, 2000, "tt0000008")
+    assert len(list((copied / "films").iterdir())) == 2 * len(titles(copied))  # nothing old is left
+
+
+def test_near_duplicates_are_stored_once(copied, model, tmp_path):
+    folder = tmp_path / "Twice (2002)"
+    folder.mkdir()
+    for shot in range(6):
+        draw_frame(9, shot, 0).save(folder / f"{shot}.png")
+        draw_frame(9, shot, 0).save(folder / f"{shot}b.jpg", quality=90)
+    assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
+    film = index.read_state(copied)["films"]["Twice (2002)"]
+    assert (film["stills"], film["stored"]) == (12, 6)
+
+
+def test_every_takes_a_part(model, raw, tmp_path):
+    path = tmp_path / "index"
+    folder = raw / "Film 1 (1991)"
+    assert index.main(["add", str(folder), "--every", "4", "--model", str(model), "--index", str(path)]) == 0
+    assert index.read_state(path)["films"]["Film 1 (1991)"]["stills"] == 12
+
+
+def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, model, tmp_path, monkeypatch):
+    folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
+    replace, stopped = index.os.replace, True
+    for last in range(20):
+        path = Path(shutil.copytree(made, tmp_path / f"index{last}"))
+        left = [last]
+
+        def stop(*args, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            replace(*args)
+
+        monkeypatch.setattr("image.os.replace", stop)
+        stopped = index.main(["add", str(folder), "--model", str(model), "--index", str(path)]) == 130
+        monkeypatch.setattr("image.os.replace", replace)
+        assert set(titles(made)) <= set(titles(path)) <= {*titles(made), "Late (2003)"}
+        assert index.main(["check", "--index", str(path)]) == 0
+        ask(model, path, draw_frame(1, 1, 1))
+        assert index.main(["add", str(folder), "--model", str(model), "--index", str(path)]) == 0
+        assert "Late (2003)" in titles(path)
+        if not stopped:
+            break
+    assert not stopped and last > 1
+
+
+def test_two_writers_are_refused_in_one_line(copied, raw, model, capsys):
+    with open(copied / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert index.main(["remove", "Film 1 (1991)", "--index", str(copied)]) == 1
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and "another index.py" in text
+    assert "Film 1 (1991)" in titles(copied)
+
+
+def test_another_model_or_version_is_refused(copied, model, raw, tmp_path, capsys):
+    other = write_model(tmp_path / "other", 4)
+    turned = write_model(tmp_path / "turned", 8)
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(turned / "model.onnx")
+    graph.graph.node[1].attribute[0].ints[:] = [0, 3, 2, 1]  # the same shape, another meaning
+    onnx.save(graph, turned / "model.onnx")
+    for wrong in (other, turned):
+        assert index.main(["add", str(raw), "--model", str(wrong), "--index", str(copied)]) == 2
+        assert "another model" in capsys.readouterr().err
+        with pytest.raises(UserError, match="another model"):
+            ask(wrong, copied, draw_frame(0, 0, 0))
+    state = json.loads((copied / "index.json").read_text())
+    (copied / "index.json").write_text(json.dumps(state | {"format": "movie-by-frame index 99"}))
+    assert index.main(["list", "--index", str(copied)]) == 1
+    assert "index 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["index.json", "basis-*", "films/*.npy", "films/*.npz"])
+def test_a_truncated_file_is_named_in_one_line(copied, model, kind, capsys):
+    file = next(copied.glob(kind))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    frame = copied.parent / "frame.png"
+    for film in range(5):  # some answer needs the file
+        draw_frame(film, 0, 0).save(copied.parent / f"frame{film}.png")
+    draw_frame(0, 0, 0).save(frame)
+    codes = [index.main(["check", "--index", str(copied)])]
+    codes += [index.main(["search", str(frame), "--model", str(model), "--index", str(copied)])]
+    lines = capsys.readouterr().err.splitlines()
+    assert codes == [1, 1] and all("damaged" in line for line in lines) and len(lines) == 2
+
+
+def test_hostile_titles_and_images(model, tmp_path, capsys):
+    path, root = tmp_path / "index", tmp_path / "raw"
+    names = ["..hidden", "Amélie 🎬 (2001)", "a" * 200, "con:*?\"<>|'", "%s{0}\n(1999)"]
+    for film, name in enumerate(names):
+        write_film(root / name, film, range(2))
+    (root / names[1] / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (root / "Empty (2005)").mkdir()
+    (root / "Bad (2006)").mkdir()
+    (root / "Bad (2006)" / "x.png").write_bytes(b"")
+    assert index.main(["add", str(root), "--model", str(model), "--index", str(path)]) == 1
+    text = capsys.readouterr().err
+    assert "Empty (2005)" in text and "Bad (2006)" in text and "broken.jpg" in text and "Traceback" not in text
+    assert titles(path) == sorted(names)
+    assert all(file.parent in (path, path / "films") for file in path.rglob("*") if file.is_file())
+    assert index.main(["remove", names[0], "--index", str(path)]) == 0 == index.main(["check", "--index", str(path)])
+
+
+@pytest.mark.parametrize(
+    "command, code, text",
+    [
+        (["list"], 2, "no index there"),
+        (["remove", "x"], 2, "no index there"),
+        (["add", "nowhere"], 2, "no such folder"),
+        (["check"], 2, "no index there"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(command, code, text, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert index.main(command) == code
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
+def test_the_command_line_answers_with_evidence(made, model, tmp_path, capsys):
+    frame = tmp_path / "frame.png"
+    draw_frame(3, 2, 50).save(frame)
+    shutil.copytree(model, tmp_path / "export")
+    with pytest.raises(SystemExit):
+        identify.main([str(frame), "--model", str(tmp_path / "export"), "--evidence", str(tmp_path / "s.png")])
+    assert identify.main([str(frame), "--model", str(tmp_path / "export")]) == 1  # an embedder alone knows no films
+    assert "--index" in capsys.readouterr().err
+    shutil.copytree(made, tmp_path / "index")  # beside the model: found without being named
+    sheet = tmp_path / "sheet.png"
+    command = [str(frame), "--model", str(tmp_path / "export"), "--json", "--evidence", str(sheet)]
+    assert identify.main(command) == 0
+    answer = json.loads(capsys.readouterr().out)
+    proof = answer["candidates"][0]["evidence"]
+    assert answer["kind"] == "movie" and proof["title"] == "Film 3 (1993)" and proof["file"].startswith("02_")
+    assert base64.b64decode(proof["thumbnail"]).startswith(b"\xff\xd8")
+    assert Image.open(sheet).width == 4 * 240
+
+
+def test_search_shows_the_nearest(made, model, tmp_path, capsys):
+    draw_frame(1, 6, 3).save(tmp_path / "frame.png")
+    command = ["search", str(tmp_path / "frame.png"), "--model", str(model), "--index", str(made), "--top", "2"]
+    assert index.main([*command, "--sheet", str(tmp_path / "sheet.jpg")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Film 1 (1991)" in lines[0] and "06_" in lines[0] and len(lines) == 3
+    assert Image.open(tmp_path / "sheet.jpg").format == "JPEG"
+
+
+@pytest.mark.parametrize("memory", ["plenty", "small"])
+def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monkeypatch, capsys):
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    frames = [draw_frame(film, shot, 77) for film in range(5) for shot in (0, 3, 7)]
+    plain = ask(model, copied, *frames)
+    monkeypatch.setattr(index, "EXACT", 20)
+    assert index.main(["rebuild", "--memory", memory, "--index", str(copied)]) == 0
+    assert "faiss" in capsys.readouterr().out
+    found = ask(model, copied, *frames)
+    assert [a.candidates[0].title for a in found] == [a.candidates[0].title for a in plain]
+    assert [a.candidates[0].evidence["file"] for a in found] == [a.candidates[0].evidence["file"] for a in plain]
+    folder = write_film(tmp_path / "Behind (2004)", 6, range(80, 82))  # is searched beside what faiss holds
+    assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
+    assert ask(model, copied, draw_frame(6, 81, 5))[0].candidates[0].title == "Behind (2004)"
+    assert index.main(["remove", "Film 0 (1990)", "--index", str(copied)]) == 0
+    assert ask(model, copied, draw_frame(0, 1, 5))[0].candidates[0].title != "Film 0 (1990)"
+
+
+def test_without_faiss_the_error_names_it(copied, monkeypatch, capsys):
+    monkeypatch.setattr(index, "EXACT", 20)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert index.main(["rebuild", "--index", str(copied)]) == 2
+    assert "pip install faiss-cpu" in capsys.readouterr().err
+
+
+def test_it_imports_no_torch():
+    code = "import sys, index; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ------------------------------------------------------------------------------------ numbers, by other means
+
+
+def clouds(films: int, seed: int, frames: int = 40, dims: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [N, D] of films that differ in the first half of the dimensions and vary most in the second."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(films), frames)
+    centre = rng.normal(0, 1, (films, dims)) * (np.arange(dims) < dims // 2)
+    scale = np.where(np.arange(dims) < dims // 2, 0.3, 8)
+    return (centre[owner] + rng.normal(0, 1, (len(owner), dims)) * scale).astype(np.float32), owner
+
+
+def test_the_projection_whitens_what_varies_within_films(monkeypatch):
+    for name, value in (("SHRINK", 0.0), ("EVEN", 0.0), ("WEAR", 0.0)):
+        monkeypatch.setattr(space, name, value)
+    x, owner = clouds(12, 1)
+    project, offset = space.fit_projection(x, owner, np.zeros((0, x.shape[1]), np.float32))
+    vectors = x @ project - offset
+    within = np.mean([np.cov(vectors[owner == f].T, bias=True) for f in range(12)], axis=0)
+    np.testing.assert_allclose(within, np.eye(len(within)), atol=0.02)
+
+
+def test_what_wear_changes_counts_less():
+    x, owner = clouds(12, 2)
+    change = np.zeros((30, x.shape[1]), np.float32)
+    change[:, 3] = np.linspace(-9, 9, 30)
+    lengths = []
+    for some in (change[:0], change):
+        project, _ = space.fit_projection(x, owner, some)
+        moved = space.project_all(x + change[-1], project, 0 * project[0])
+        lengths.append(np.linalg.norm(moved - space.project_all(x, project, 0 * project[0]), axis=1).mean())
+    assert lengths[1] < 0.8 * lengths[0]
+
+
+def test_the_lowest_threshold_is_the_lowest():
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        score, weight = rng.normal(0, 1, 40), rng.uniform(0.1, 1, 40)
+        good = rng.random(40) < 1 / (1 + np.exp(-3 * score))
+        found = space.lowest_threshold(score, good, weight, 0.8)
+        share = [np.average(good[score >= t], weights=weight[score >= t]) for t in np.sort(score)]
+        reached = [t for t, s in zip(np.sort(score), share, strict=True) if s >= 0.8 - 1e-12]
+        assert found == min(reached) if reached else found > score.max()
+
+
+def test_thresholds_hold_on_films_that_were_never_seen():
+    x, owner = clouds(60, 4)
+    known = owner < 30
+    films = [
+        {"embedding": x[owner == f], "time": np.full(40, -1), "change": np.zeros((0, x.shape[1]), np.float32)}
+        for f in range(30)
+    ]
+    rule = space.fit_rule(space.ask_itself(films, 40), np.full(30, 40))
+    project, offset = space.fit_projection(x[known], owner[known], films[0]["change"])
+    vectors = space.project_all(x, project, offset)
+    rng = np.random.default_rng(5)
+    fresh = x + rng.normal(0, 0.1, x.shape).astype(np.float32) * (np.arange(x.shape[1]) < 12)
+    asked = space.project_all(fresh, project, offset)
+    alike = asked @ vectors[known].T
+    alike[known] -= 2 * np.eye(len(x), dtype=np.float32)[known][:, known]  # not by itself
+    scores = space.film_scores(space.nearest_by_film(alike, owner[known], 30))
+    named, right = scores.max(1) >= rule["movie"], scores.argmax(1) == owner
+    taken, lost = (named & right & known).sum() / known.sum(), (named & ~known).sum() / (~known).sum()
+    assert taken > 0.3
+    assert 0.7 * taken / (0.7 * named[known].mean() + 0.3 * lost) > 0.9
+
+
+def test_packed_vectors_keep_their_direction():
+    vectors = np.random.default_rng(6).normal(0, 1, (50, 128))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    packed = space.pack_vectors(vectors).astype(np.float64)
+    cosine = (packed * vectors).sum(1) / np.linalg.norm(packed, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_film_scores_against_a_loop():
+    best = np.random.default_rng(7).normal(0, 1, (20, 6)).astype(np.float32)
+    scores = space.film_scores(best)
+    for row, got in zip(best, scores, strict=True):
+        wanted = [row[f] - space.SECOND * max(row[g] for g in range(6) if g != f) for f in range(6)]
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)

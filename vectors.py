@@ -1,0 +1,357 @@
+"""From stills to the vectors of an index: embeddings, a projection in which films lie apart, thresholds.
+
+Nothing to run here; index.py does. numpy and scipy, with any exported model.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
+
+from identify import Identifier
+from image import IMAGE_SUFFIXES, UserError, natural_key, read_image
+
+# measured on 20 real films, DINOv2-S (RESULTS.md)
+DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn frames of films known from video
+SHRINK = 0.3  # of the covariance within films towards a multiple of the identity
+EVEN = -0.1  # power of each dimension's variance by which it is weighed: a little less for those that part films most
+WEAR = 0.1  # weight of what wear changes beside what changes within a film
+SECOND = 0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
+PARTS = 4  # of the films; each is left out in turn
+DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
+RIGHT, CONTAINS, UNKNOWN_SHARE = 0.95, 0.80, 0.3  # targets of movie and shortlist, share of frames of unknown films
+OWN = 0.03  # a film is named only above this quantile of the scores of its own frames
+WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
+SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
+MANY, FEW = 4, 0.53  # with fewer films none can play a stranger to the others: then this threshold
+
+# ------------------------------------------------------------------------------------------------ stills
+
+
+def find_folders(raw: list[Path], title: str | None) -> dict[str, Path]:
+    """{title: folder}: folders of folders of images, or one that holds images itself. Raises UserError."""
+    films: dict[str, Path] = {}
+    for root in raw:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder", 2)
+        entries = sorted(os.scandir(root), key=lambda e: e.name)
+        own = any(e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES for e in entries)
+        inside = [
+            Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not re.match(r"\.(?!\.)", e.name)
+        ]
+        for folder in [root] if own else inside:
+            name = title or folder.resolve().name
+            if name in films:
+                raise UserError(f"{folder}: the title {name!r} is also in {films[name]}; rename one of them", 2)
+            films[name] = folder
+    if not films:
+        raise UserError(f"{raw[0]}: no folders of images in it", 2)
+    return films
+
+
+def list_stills(folder: Path, every: int) -> list[dict]:
+    """Every so-manieth still of a film, in film order: {"file", "path", "time", "shot", "imdb"}, by frames.jsonl."""
+    known = {}
+    if (folder / "frames.jsonl").exists():
+        for line in (folder / "frames.jsonl").read_text("utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a line cut off by a kill
+                frame = json.loads(line)
+                known[str(frame["file"])] = frame
+    paths = [
+        p for p in sorted(folder.rglob("*"), key=natural_key) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    ]
+    stills = []
+    for path in paths:
+        name = str(path.relative_to(folder)).encode(errors="replace").decode()
+        frame = known.get(name, {})
+        when, shot, imdb = frame.get("shot_time_ms"), frame.get("shot"), frame.get("imdb")
+        number = isinstance(when, (int, float)) and not isinstance(when, bool) and 0 <= when < 1e12
+        stills.append({"file": name, "path": path, "time": int(when) if number else -1})
+        stills[-1] |= {"shot": shot if isinstance(shot, (int, str)) else None, "imdb": imdb}
+    if stills and all(still["time"] >= 0 for still in stills):
+        stills.sort(key=lambda still: still["time"])
+    return stills[::every]
+
+
+def wear(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:
+    """The picture as people send it: 0 a photo of a screen, 1 a crop, 2 small and compressed several times."""
+    if kind == 1:
+        width, height = (int(side * rng.uniform(0.6, 0.9)) for side in image.size)
+        left, top = int(rng.uniform(0, image.width - width)), int(rng.uniform(0, image.height - height))
+        return image.crop((left, top, left + width, top + height))
+    width = int(rng.integers(200, 360)) if kind == 2 else 640
+    small = image.resize((width, max(16, round(width * image.height / image.width))), Image.Resampling.BILINEAR)
+    if kind == 0:
+        across, down = small.size
+        corners = [(0, 0), (0, down), (across, down), (across, 0)]  # as Pillow goes round
+        quad = [
+            c + rng.uniform(-0.08, 0.05) * side
+            for corner in corners
+            for c, side in zip(corner, small.size, strict=True)
+        ]
+        small = small.transform(small.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
+        y, x = np.mgrid[:down, :across].astype(np.float32)
+        angle, spot = rng.uniform(0, math.pi), rng.uniform(0, 1, 3)
+        moire = 1 + 0.06 * np.sin(rng.uniform(0.8, 1.8) * (x * math.cos(angle) + y * math.sin(angle)))
+        glare = 80 * np.exp(-(((x / across - spot[0]) ** 2 + (y / down - spot[1]) ** 2) / (0.05 + 0.2 * spot[2])))
+        lit = np.asarray(small, np.float32) * (moire * rng.uniform(0.7, 1))[..., None] + glare[..., None] + 8
+        small = Image.fromarray(lit.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0.7, 2)))
+        small = ImageEnhance.Color(small).enhance(rng.uniform(0.7, 1.1))
+    packed = io.BytesIO()
+    small.save(packed, "JPEG", quality=int(rng.integers(12, 40)) if kind == 2 else 60)
+    return open_image(packed).convert("RGB")
+
+
+def look_at(still: dict, kind: int | None, identifier: Identifier) -> tuple:
+    """(model input, thumbnail as JPEG bytes, worn model input or None) of a still, or the UserError that it gives."""
+    try:
+        rgb = read_image(still["path"], draft=2 * identifier.preprocessing["size"])
+        image = Image.fromarray(rgb)
+        worn = None
+        if kind is not None:
+            seed = int.from_bytes(hashlib.sha256(still["file"].encode()).digest()[:4], "big")
+            worn = identifier.load(np.asarray(wear(image, kind, np.random.default_rng(seed))))
+        thumb, packed = image.copy(), io.BytesIO()
+        thumb.thumbnail((THUMB, THUMB))
+        thumb.save(packed, "JPEG", quality=80)
+        return identifier.load(rgb), packed.getvalue(), worn
+    except UserError as error:
+        return error, None, None
+
+
+def embed_film(stills: list[dict], identifier: Identifier) -> dict:
+    """A film's rows as arrays: embedding float16 [n, D], worn and worn_of, file, time, until, shot, thumbs, ends.
+
+    Near-duplicates are stored once; until is the time of the last of a run of them. Raises UserError without a still.
+    """
+    kinds = dict.fromkeys(np.linspace(0, len(stills) - 1, min(WORN, len(stills))).astype(int).tolist())
+    kinds = {place: k % 3 for k, place in enumerate(kinds)}
+    vectors, thumbs, kept, worn, worn_of = [], [], [], [], []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, len(stills), CHUNK):
+            part = stills[start : start + CHUNK]
+            looks = list(
+                pool.map(look_at, part, [kinds.get(start + k) for k in range(len(part))], [identifier] * len(part))
+            )
+            for still, (image, thumb, copy) in zip(part, looks, strict=True):
+                if isinstance(image, UserError):
+                    print(f"index.py: skipped: {' '.join(str(image).split())}", file=sys.stderr)
+                    continue
+                vectors.append(identifier.run(image[None])["embedding"][0].astype(np.float16))
+                if copy is not None:
+                    worn.append(identifier.run(copy[None])["embedding"][0].astype(np.float16))
+                    worn_of.append(len(kept))
+                thumbs.append(thumb)
+                kept.append(still)
+    if not kept:
+        raise UserError("no still in it can be read")
+    embedding = np.stack(vectors)
+    if not np.isfinite(embedding).all():
+        raise UserError("the model gives numbers that are not finite; export it again")
+    unit = embedding.astype(np.float32) - embedding.mean(0, dtype=np.float32)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
+    first, until, rows = {}, {}, []  # first: row -> the row that it is stored as
+    for i, still in enumerate(kept):
+        near = np.flatnonzero(unit[rows] @ unit[i] > SAME).tolist() if rows and len(kept) > 2 else []
+        near = [rows[r] for r in near if still["time"] < 0 or still["time"] - until[rows[r]] <= RUN_MS]
+        first[i] = near[-1] if near else i
+        until[first[i]] = still["time"]
+        rows += [] if near else [i]
+    place = {row: k for k, row in enumerate(rows)}
+    return {
+        "embedding": embedding[rows],
+        "worn": np.stack(worn),
+        "of": embedding[worn_of],
+        "name": np.array([kept[r]["file"] for r in rows]),
+        "time": np.array([kept[r]["time"] for r in rows], np.int64),
+        "until": np.array([until[r] for r in place], np.int64),
+        "shot": np.array([str(kept[r]["shot"] or "") for r in rows]),
+        "thumbs": np.frombuffer(b"".join(thumbs[r] for r in rows), np.uint8),
+        "ends": np.cumsum([len(thumbs[r]) for r in rows]),
+    }
+
+
+# ---------------------------------------------------------------------------- projection and thresholds
+
+
+def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(project float32 [D, d], offset [d]): whitened by the covariance within films, the d directions of most variance.
+
+    embedding [N, D], film [N] numbers, change [M, D]: what wear did to some frames. Films weigh alike. Whitening within
+    classes is Hatch 2006 (WCCN); the directions are those of linear discriminant analysis, then of the whole.
+    """
+    try:
+        from scipy.linalg import eigh
+    except ImportError:
+        raise UserError("scipy is needed to fit an index: pip install scipy", 2) from None
+    embedding = embedding.astype(np.float32)
+    mean, scale = embedding.mean(0), np.maximum(embedding.std(0), 1e-6)
+    x = (embedding - mean) / scale
+    film = np.unique(film, return_inverse=True)[1]
+    count = np.bincount(film)
+    centre = np.zeros((len(count), x.shape[1]), np.float32)
+    np.add.at(centre, film, x)
+    centre /= count[:, None]
+    within = (x - centre[film]) / np.sqrt(count[film] * len(count))[:, None]
+    within = within.T @ within
+    whole = within + centre.T @ centre / len(count)
+    change = change.astype(np.float32) / scale
+    within += WEAR * change.T @ change / max(1, len(change))
+    level = np.trace(within) / len(within) or 1.0
+    within = (1 - SHRINK) * within + SHRINK * level * np.eye(len(within), dtype=np.float32)
+    size = len(within)
+    variance, project = eigh(whole, within, subset_by_index=[max(0, size - DIMS), size - 1], check_finite=False)
+    project = project * np.maximum(variance, 1e-3 * variance[-1]) ** EVEN / scale[:, None]
+    return project.astype(np.float32), (mean @ project).astype(np.float32)
+
+
+def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Embeddings [N, D] -> float32 [N, d] of length 1."""
+    vectors = embedding.astype(np.float32) @ project - offset
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def pack_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Float [N, d] -> int8, the largest number of a row at 127; the length is got back when they are read."""
+    return np.round(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-9))).astype(np.int8)
+
+
+def film_scores(best: np.ndarray) -> np.ndarray:
+    """Scores [N, F] from the similarity of each film's nearest frame [N, F]; with under 4 films they are the same."""
+    if best.shape[1] < MANY:
+        return best
+    order = np.sort(best, axis=1)
+    return best - SECOND * np.where(best == order[:, -1:], order[:, -2:-1], order[:, -1:])
+
+
+def nearest_by_film(alike: np.ndarray, film: np.ndarray, films: int) -> np.ndarray:
+    """Greatest similarity [N, F] a film, from those to frames [N, M]; film: numbers [M] in rising order."""
+    return np.maximum.reduceat(alike, np.searchsorted(film, np.arange(films)), axis=1)
+
+
+def held_apart(when: np.ndarray) -> np.ndarray:
+    """Numbers [n] of a film's frames in order; of one number are those that are left out with a frame, to ask for it.
+
+    Of a film known densely, from video, a question lies between known frames: the frame alone. Of one known by
+    scattered stills it is an unseen scene: a tenth of the film. when: milliseconds, -1 where not known.
+    """
+    places = np.arange(len(when))
+    return places if is_dense(when) else places * 10 // len(when)
+
+
+def is_dense(when: np.ndarray) -> bool:
+    """Whether a film with frames at these milliseconds, -1 where not known, is known densely."""
+    return len(when) > 1 and when.min() >= 0 and bool(np.median(np.diff(np.sort(when))) <= DENSE_MS)
+
+
+def ask_itself(films: list[dict], sample: int) -> dict:
+    """Questions that an index asks itself: its frames with their surroundings left out, and with their film left out.
+
+    films: {"embedding", "time", "change"} of each. Left out means of the projection too, else strangers look strange
+    that are not. Gives scores of known [N] and unknown frames [M], which film each belongs to, which films were best
+    and whether the three best hold the right one.
+    """
+    embedding = np.concatenate([film["embedding"] for film in films])
+    owner = np.repeat(np.arange(len(films)), [len(film["embedding"]) for film in films])
+    apart = np.concatenate([held_apart(film["time"]) for film in films])
+    parts = np.random.default_rng(13).permutation(len(films)) % min(PARTS, len(films))
+    asked = [np.flatnonzero(owner == f) for f in range(len(films))]
+    asked = [at[np.linspace(0, len(at) - 1, min(sample, len(at))).astype(int)] for at in asked]
+    found = {name: [] for name in ("known", "film", "best", "held", "second", "unknown", "stranger")}
+    vectors = project_all(embedding, *fit_projection(embedding, owner, np.concatenate([f["change"] for f in films])))
+    for f, at in enumerate(asked):
+        alike = vectors[at] @ vectors.T
+        alike[(owner == f) & (apart[at][:, None] == apart)] = -1
+        best = nearest_by_film(alike, owner, len(films))
+        scores = film_scores(best)
+        found["second"] += np.sort(best, axis=1)[:, -2:][:, 0].tolist()
+        found["known"] += scores.max(1).tolist()
+        found["best"] += scores.argmax(1).tolist()
+        found["held"] += (np.argsort(-scores, axis=1)[:, :3] == f).any(1).tolist()
+        found["film"] += [f] * len(at)
+    for part in range(parts.max() + 1) if len(films) >= MANY else []:
+        stay = parts[owner] != part
+        change = np.concatenate([film["change"] for film, p in zip(films, parts, strict=True) if p != part])
+        vectors = project_all(embedding, *fit_projection(embedding[stay], owner[stay], change))
+        for f in np.flatnonzero(parts == part).tolist():
+            alike = vectors[asked[f]] @ vectors[owner != f].T
+            number = owner[owner != f] - (owner[owner != f] > f)
+            found["unknown"] += film_scores(nearest_by_film(alike, number, len(films) - 1)).max(1).tolist()
+            found["stranger"] += [f] * len(asked[f])
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def lowest_threshold(score: np.ndarray, good: np.ndarray, weight: np.ndarray, target: float) -> float:
+    """Lowest threshold above which the weighted share of good reaches target; above all scores if none does."""
+    order = np.argsort(-score, kind="stable")
+    share = np.cumsum((good * weight)[order]) / np.cumsum(weight[order])
+    reached = np.flatnonzero(share >= target)
+    return float(score[order][reached[-1]]) if len(reached) else float(score.max()) + 1e-3
+
+
+def fit_rule(asked: dict, sizes: np.ndarray) -> dict:
+    """Thresholds and a logistic curve for the scores, from ask_itself; sizes: frames a film.
+
+    Known frames count by the root of their film's size, unknown films alike, and UNKNOWN_SHARE of all are unknown.
+    """
+    known, film, right = asked["known"], asked["film"], asked["best"] == asked["film"]
+    own = [float(np.quantile(np.where(right, known, -1)[film == f], OWN)) for f in range(len(sizes))]
+    rule = {
+        "movie": FEW,
+        "shortlist": FEW / 2,
+        "slope": 12.0,
+        "shift": -12.0 * FEW,
+        "own": own,
+        "second": 0.0,
+        "figures": {},
+    }
+    if not len(asked["unknown"]):
+        return rule
+    weights = np.sqrt(sizes[film]) / np.bincount(film)[film], 1 / np.bincount(asked["stranger"])[asked["stranger"]]
+    weight = np.concatenate(
+        [part / part.sum() * share for part, share in zip(weights, (1 - UNKNOWN_SHARE, UNKNOWN_SHARE), strict=True)]
+    )
+    score, none = np.concatenate([known, asked["unknown"]]), np.zeros(len(asked["unknown"]))
+    good, held = np.concatenate([right, none]), np.concatenate([asked["held"], none])
+    rule["second"] = float(asked["second"].mean())
+    rule["movie"] = lowest_threshold(score, good, weight, RIGHT)
+    rest = score < rule["movie"]
+    rule["shortlist"] = min(rule["movie"], lowest_threshold(score[rest], held[rest], weight[rest], CONTAINS))
+    line = np.zeros(2)  # the curve by Newton's method, its slope held by a weak prior
+    design = np.stack([score - rule["movie"], np.ones(len(score))], 1)
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
+        gain = design.T @ (weight * (good - p)) - [1e-4 * line[0], 0]
+        line += np.linalg.solve((design * (weight * p * (1 - p))[:, None]).T @ design + np.diag([1e-4, 1e-9]), gain)
+    rule |= {"slope": float(line[0]), "shift": float(line[1] - line[0] * rule["movie"])}
+    named, wrong = known >= np.maximum(rule["movie"], np.array(own)[asked["best"]]), asked["unknown"] >= rule["movie"]
+    ranks = np.argsort(np.argsort(score))[: len(known)]
+    auroc = (ranks.sum() - len(known) * (len(known) - 1) / 2) / (len(known) * len(none))
+    taken, lost = (weights[0] * named).sum() / weights[0].sum(), (weights[1] * wrong).sum() / weights[1].sum()
+    exact = (weights[0] * (named & right)).sum() / weights[0].sum()
+    share = (1 - UNKNOWN_SHARE) * taken + UNKNOWN_SHARE * lost
+    rule["figures"] = {
+        "auroc": auroc,
+        "named": taken,
+        "right": (1 - UNKNOWN_SHARE) * exact / max(share, 1e-9),
+        "strangers": lost,
+    }
+    return rule
+
+
+def own_threshold(vectors: np.ndarray, when: np.ndarray, second: float) -> float:
+    """The OWN quantile of a film's scores of its own frames; second: what the second film is like in the mean."""
+    alike = vectors @ vectors.T
+    apart = held_apart(when)
+    alike[apart[:, None] == apart] = -1
+    return float(np.quantile(alike.max(1), OWN) - SECOND * second)
