@@ -144,19 +144,17 @@ def read_manifest(data: Path) -> list[dict]:
 
 
 def choose_rows(
-    rows: list[dict],
-    *,
-    split: str = "group",
-    fold: int | None = None,
-    subset: int | None = None,
-    limit: int | None = None,
+    rows: list[dict], *, split="group", fold: int | None = None, subset: int | None = None, limit: int | None = None
 ) -> tuple[dict[str, list[dict]], list[str]]:
     """({split: rows}, classes). split: "group" (the manifest's) or "random" (80/10/10 a film, frames of a shot apart).
 
     fold: 0..4, another fifth of each film's groups as test. subset: that many films, drawn with seed 13. limit: at most
     this many frames a split, drawn at random. Raises UserError where a film is left without training frames.
     """
-    titles = sorted({row["movie"] for row in rows if not row["split"].startswith("unknown")})
+    films = defaultdict(list)
+    for row in rows:
+        films[row["movie"]].append(row)
+    titles = sorted(title for title, frames in films.items() if not frames[0]["split"].startswith("unknown"))
     if subset:
         if len(titles) < subset:
             raise UserError(f"--subset {subset}: the manifest has only {len(titles)} films", 2)
@@ -164,15 +162,14 @@ def choose_rows(
     chosen = {name: [row for row in rows if row["split"] == name] for name in SPLITS}
     chosen |= {"train": [], "val": [], "test": []}
     for index, title in enumerate(titles):
-        frames = [row for row in rows if row["movie"] == title]
-        parts = [row["split"] for row in frames]
+        parts = [row["split"] for row in films[title]]
         if split == "random":
-            shares = np.random.default_rng([13, index]).permutation(len(frames)).argsort() / len(frames)
+            shares = np.random.default_rng([13, index]).permutation(len(parts)).argsort() / len(parts)
             parts = ["train" if share < 0.8 else "val" if share < 0.9 else "test" for share in shares]
         elif fold is not None:
-            groups = [int(row["group"].rsplit("#", 1)[1]) for row in frames]
+            groups = [int(row["group"].rsplit("#", 1)[1]) for row in films[title]]
             parts = split_groups(groups, film_offset(title), test=(fold / 5, (fold + 1) / 5), val=0.1)
-        for row, part in zip(frames, parts, strict=True):
+        for row, part in zip(films[title], parts, strict=True):
             chosen[part].append(row | {"split": part})
     if limit:
         for name, frames in chosen.items():
@@ -181,8 +178,7 @@ def choose_rows(
         titles = sorted({row["movie"] for row in chosen["train"]})
         for name in ("val", "test"):
             chosen[name] = [row for row in chosen[name] if row["movie"] in titles]
-    counts = Counter(row["movie"] for row in chosen["train"])
-    empty = [title for title in titles if not counts[title]]
+    empty = sorted(set(titles) - {row["movie"] for row in chosen["train"]})
     if empty or len(titles) < 2:
         what = f"{empty[0]} has no training frames" if empty else f"there are {len(titles)} films with training frames"
         raise UserError(f"{what}; at least two films need some: lower filter.py --min-frames or add frames")

@@ -74,32 +74,28 @@ def synchronised_clock(device: torch.device) -> float:
 
 @contextlib.contextmanager
 def process_group():
-    """Join the processes that torchrun started, if it did: nccl between GPUs, gloo between CPUs. The first talks."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
-        yield
-        return
-    patience = datetime.timedelta(hours=12)  # the first one decodes all frames while the others wait
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
-    with contextlib.redirect_stdout(None) if dist.get_rank() else contextlib.nullcontext():
-        yield
-    dist.destroy_process_group()  # not behind an error: it would wait for the others, and torchrun ends them
+    """Join the processes that torchrun started, if it did: nccl between GPUs, gloo between CPUs. The first talks.
+
+    Whoever runs out of GPU memory in here is told what helps.
+    """
+    if several := {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
+        patience = datetime.timedelta(hours=12)  # the first one decodes all frames while the others wait
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+    try:
+        with contextlib.redirect_stdout(None) if process_rank() else contextlib.nullcontext():
+            yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError("out of GPU memory; lower --batch-size") from None
+    if several:  # not behind an error: it would wait for the others, and torchrun ends them
+        dist.destroy_process_group()
 
 
 def process_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def process_count() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-@contextlib.contextmanager
-def out_of_memory():
-    """Whatever runs out of GPU memory in here says what helps."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise UserError("out of GPU memory; lower --batch-size") from None
 
 
 def git_commit() -> str:
@@ -110,10 +106,8 @@ def git_commit() -> str:
         return "unknown"
 
 
-def start_wandb(project: str | None, run: Path, args: dict, resume: bool):
-    """A Weights & Biases run, or None. Raises UserError without the package, an account or WANDB_MODE=offline."""
-    if not project or process_rank():
-        return None
+def start_wandb(project: str, run: Path, args: dict, resume: bool):
+    """A Weights & Biases run. Raises UserError without the package, an account or WANDB_MODE=offline."""
     known = run / "wandb_id"
     if not (resume and known.exists()):
         known.write_text(secrets.token_hex(4))

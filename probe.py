@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import assign_folds, choose_rows
-from frames import Subset, normalise
+from frames import normalise
 from image import UserError
 from metrics import fit_temperature, measure
 

@@ -1,12 +1,13 @@
 """How to train: the original project's recipe, ours, and what suits pretrained weights; flags of train.py."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from torch import nn
 
 from image import UserError
-from models import ClipClassifier, build_model, is_transformer, multiply_adds, wrong_size
+from models import ClipClassifier, build_model, is_transformer, multiply_adds
 
 RECIPES = {
     "original": {
@@ -76,14 +77,12 @@ def choose_recipe(arch: str, classes: list[str], wanted: dict, name: str, init, 
     return model, recipe
 
 
-def crop_size(model: nn.Module, arch: str, wanted: int, size: int) -> tuple[int, int]:
-    """(pixels of training crops that the model takes, its multiply-adds at them): as wanted if it can be."""
-    for pixels in (wanted, -(-wanted // 14) * 14, size):
-        try:
+def crop_size(model: nn.Module, wanted: int, size: int) -> tuple[int, int]:
+    """(pixels of training crops that the model takes, its multiply-adds at them): as wanted if it can be, else size."""
+    for pixels in (wanted, -(-wanted // 14) * 14):  # patches of 14, or a model of one size only
+        with contextlib.suppress(RuntimeError, AssertionError, ValueError):
             return pixels, multiply_adds(model, pixels)
-        except (RuntimeError, AssertionError, ValueError) as error:  # patches of 14, or a model of one size only
-            reason = error
-    raise UserError(wrong_size(arch, reason), 2)
+    return size, multiply_adds(model, size)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

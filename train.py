@@ -12,6 +12,7 @@ import json
 import math
 import signal
 import sys
+import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,19 +27,8 @@ from torch import nn
 from tqdm import tqdm
 
 from data import choose_rows, label_rows, read_manifest, split_fingerprint, write_csv
-from device import (
-    choose_device,
-    git_commit,
-    has_bf16,
-    out_of_memory,
-    peak_flops,
-    process_count,
-    process_group,
-    process_rank,
-    start_wandb,
-    synchronised_clock,
-)  # fmt: skip
-from frames import FrameStore, Subset, augment
+from device import choose_device, git_commit, has_bf16, peak_flops, process_group, process_rank, start_wandb, world_size
+from frames import FrameStore, Subset, augment, to_device
 from image import UserError, atomic_write, one_line_errors
 from metrics import measure, significantly_worse
 from models import ARCHITECTURES, Checkpoint, build_model, is_transformer, preprocessing_for, read_state
@@ -172,7 +162,7 @@ def decode_frames(run: Run, data: Path, rows: list[dict], cache: Path | None) ->
         parts.append((FrameStore(rows, run.spec, cache, size), "train", "crops"))
     for store, split, _ in parts if process_rank() == 0 else ():
         store.decode(run.chosen[split])
-    if process_count() > 1:
+    if world_size() > 1:
         dist.barrier()
     run.frames = {key: store.take(run.chosen[split]) for store, split, key in parts}
 
@@ -192,7 +182,7 @@ def make_optimiser(model: nn.Module, recipe: dict, steps_an_epoch: int) -> tuple
 
 def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     """(run, state before the first step, schedule). wanted: overrides of the recipe. Raises UserError."""
-    folder, device, world = opt.run_folder(data), choose_device(opt.device), process_count()
+    folder, device, world = opt.run_folder(data), choose_device(opt.device), world_size()
     bf16 = opt.precision == "bf16" or (opt.precision == "auto" and opt.recipe_name != "original" and has_bf16(device))
     torch.manual_seed(opt.seed)
     rows = read_manifest(data)
@@ -203,10 +193,8 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     check_init(opt.init, classes, opt.split, opt.fold)
     model, recipe = choose_recipe(opt.arch, classes, wanted, opt.recipe_name, opt.init, opt.pretrained)
     spec = preprocessing_for(opt.arch) | {"crop_bars": not recipe["keep_bars"]}
-    size, operations = crop_size(model, opt.arch, recipe["train_size"], spec["size"])
-    args = {
-        key: getattr(opt, key) for key in ("arch", "init", "pretrained", "split", "fold", "subset", "limit", "seed")
-    }
+    size, operations = crop_size(model, recipe["train_size"], spec["size"])
+    args = {k: getattr(opt, k) for k in ("arch", "init", "pretrained", "split", "fold", "subset", "limit", "seed")}
     args |= {"data": str(data), "recipe": opt.recipe_name, "frames": split_fingerprint(chosen), "commit": git_commit()}
     args |= {"device": str(device), "precision": "bf16" if bf16 else "fp32", **recipe, "train_size": size}
     batch = min(recipe["batch_size"], len(chosen["train"])) // world * world
@@ -228,7 +216,7 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
             (folder / old).unlink(missing_ok=True)  # the old run must not be mixed up with the new one
         with atomic_write(folder / "args.json", "w") as file:
             json.dump(args, file, indent=1)
-        run.logger = start_wandb(opt.wandb, folder, args, resume)
+        run.logger = start_wandb(opt.wandb, folder, args, resume) if opt.wandb else None
     if resume:
         state.restore(run)
     return run, state, schedule
@@ -237,31 +225,29 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
 # ------------------------------------------------------------------------------------------------ the loop
 
 
-def draw_order(labels: np.ndarray, balance: float) -> torch.Tensor:
-    """Indices of one epoch: a permutation (balance 0), or draws weighted by film size ** -balance."""
-    weights = torch.from_numpy(np.bincount(labels).astype(float) ** -balance)[labels]
-    return torch.multinomial(weights, len(labels), replacement=balance > 0)
-
-
 def train_epoch(run: Run, state: State, net: nn.Module, schedule, images) -> tuple[float, float]:
     """One pass over the training frames: (mean loss, images a second).
 
     images: uint8 [N, H, W, 3], larger than the crops. Raises UserError for a loss that is not finite.
     """
-    device, batch, recipe, rank, world = run.device, run.batch, run.recipe, process_rank(), process_count()
+    device, batch, recipe, rank, world = run.device, run.batch, run.recipe, process_rank(), world_size()
     seed = run.args["seed"] + 1000 * state.epoch  # a resumed run draws what an unbroken one draws
     torch.manual_seed(seed)
-    order, steps = draw_order(run.labels["train"], recipe["balance"]), len(images) // batch
+    labels, steps = run.labels["train"], len(images) // batch
+    # a permutation, or draws weighted by film size ** -balance
+    weights = torch.from_numpy(np.bincount(labels).astype(float) ** -recipe["balance"])[labels]
+    order = torch.multinomial(weights, len(labels), replacement=recipe["balance"] > 0)
     torch.manual_seed(seed + 1_000_000 * (rank + 1))  # augmentation and dropout
-    targets = torch.from_numpy(run.labels["train"]).to(device)
+    targets = torch.from_numpy(labels).to(device)
     state.model.train()
     if recipe["intermediate"] and recipe["probe"]:  # the head was fitted to these statistics
         state.model.norm.eval()
-    losses, clock = [], synchronised_clock(device)
+    losses, start = [], time.perf_counter()
     bar = tqdm(range(steps), unit="step", desc=f"epoch {state.epoch + 1}", disable=True if rank else None, leave=False)
     for k in bar:
         if k == 1:  # the first step warms up
-            clock = synchronised_clock(device)
+            losses[0].item()  # waits for the GPU
+            start = time.perf_counter()
         schedule.step_update(state.epoch * steps + k)
         pick = order[k * batch : (k + 1) * batch][rank::world]
         inputs = augment(images[pick].to(device, non_blocking=True), run.spec, recipe, run.size)
@@ -274,18 +260,17 @@ def train_epoch(run: Run, state: State, net: nn.Module, schedule, images) -> tup
         if state.ema:
             state.ema.update(state.model, step=state.epoch * steps + k + 2)
         losses.append(loss.detach())
-    speed = max(1, steps - 1) * batch / max(synchronised_clock(device) - clock, 1e-9)
     losses = torch.stack(losses)
     if world > 1:
         dist.all_reduce(losses)
     if not losses.isfinite().all():
         at = int((~losses.isfinite()).nonzero()[0]) + 1
         raise UserError(f"the loss is not finite from step {at} of {steps}; lower --lr or use --precision fp32")
-    return float(losses.mean()) / world, speed
+    return float(losses.mean()) / world, max(1, steps - 1) * batch / (time.perf_counter() - start)
 
 
-def keep_epoch(run: Run, state: State, row: dict) -> dict:
-    """Validate, then write metrics.csv, last.pt, and best.pt if it is the best; returns row with the figures on val."""
+def keep_epoch(run: Run, state: State, row: dict) -> None:
+    """Validate, adding the figures to row, and write best.pt if they are the best, metrics.csv and last.pt."""
     logits, _ = run.predict(state.answering, "val")
     right, best, key = logits.argmax(1) == run.labels["val"], state.best, run.recipe["select"]
     row |= measure(logits, run.labels["val"], run.predict(state.answering, "unknown_val")[0])
@@ -300,22 +285,19 @@ def keep_epoch(run: Run, state: State, row: dict) -> dict:
     about = (run.args["arch"], run.classes, run.spec, run.args, state.answering.state_dict(), state.best)
     if better:
         Checkpoint(*about, run.args["commit"]).save(run.folder / "best.pt")
-    Checkpoint(*about, run.args["commit"], training=state.pack()).save(run.folder / "last.pt")
     write_csv(run.folder / "metrics.csv", list(row), state.history)
+    Checkpoint(*about, run.args["commit"], training=state.pack()).save(run.folder / "last.pt")  # last: it counts
     if run.logger:
         run.logger.log(row, step=row["epoch"])
-    return row
 
 
 def epochs_to_train(run: Run, state: State) -> int:
     """The recipe's, but none where the probe errs too seldom to be beaten beyond chance: the first process decides."""
     epochs, right = [run.recipe["epochs"]], np.array(state.probe_right or [])
-    if len(right) and not significantly_worse(np.ones(len(right), bool), right):
-        epochs = [0]
-        if run.recipe["epochs"]:
-            wrong = int((~right).sum())
-            print(f"it is wrong on {wrong} val frames: training could not beat that beyond chance (--probe 0 trains)")
-    if process_count() > 1:
+    if len(right) and epochs[0] and not significantly_worse(np.ones(len(right), bool), right):
+        epochs, wrong = [0], int((~right).sum())
+        print(f"it is wrong on {wrong} val frames: training could not beat that beyond chance (--probe 0 trains)")
+    if world_size() > 1:
         dist.broadcast_object_list(epochs, 0)
     return epochs[0]
 
@@ -328,32 +310,33 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
     """
     opt = Options(**options)
     run, state, schedule = set_up(data, recipe or {}, opt)
-    first, world = process_rank() == 0, process_count()
+    first, world = process_rank() == 0, world_size()
     counts = ", ".join(f"{part} {len(rows)}" for part, rows in run.chosen.items())
-    films = f"{len(run.classes)} films, {counts}"
-    print(f"{run.folder}: {films}; {run.args['precision']} on {world} x {run.device.type}, {opt.split} split")
+    where = f"{run.args['precision']} on {world} x {run.device.type}"
+    print(f"{run.folder}: {len(run.classes)} films, {counts}; {where}, {opt.split} split")
     try:
         if first and not state.history and (run.recipe["probe"] or run.recipe["zero_shot"]):
             blank = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, "images_per_s": 0.0, "mfu": 0.0}
-            row = keep_epoch(run, state, blank)
+            keep_epoch(run, state, blank)
             what = "the probe alone" if run.recipe["probe"] else "zero-shot"
-            print(f"{what}: val top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}", flush=True)
+            print(f"{what}: val top-1 {blank['top1']:.4f}  balanced {blank['balanced']:.4f}", flush=True)
         epochs = epochs_to_train(run, state)
-        net, images = state.model, run.frames["crops"].to(run.device) if state.epoch < epochs else None
+        net, images = state.model, to_device(run.frames["crops"], run.device) if state.epoch < epochs else None
         if world > 1:  # it gives all processes the first one's weights, too
             net = nn.parallel.DistributedDataParallel(net, [run.device.index] if run.device.type == "cuda" else None)
         net = torch.compile(net) if opt.compiled else net
-        peak = peak_flops(run.device, run.bf16) * world if state.epoch < epochs else math.inf
+        peak = 0.0  # operations a second; the best of all epochs, since something else may run beside
         while state.epoch < epochs:
-            clock = synchronised_clock(run.device)
+            start = time.perf_counter()
             loss, speed = train_epoch(run, state, net, schedule, images)
             state.epoch += 1
             if not first:
                 continue
-            peak = max(peak, peak_flops(run.device, run.bf16) * world)  # something else may have run before
-            row = {"epoch": state.epoch, "lr": state.optimiser.param_groups[-1]["lr"], "train_loss": loss}
-            row = keep_epoch(run, state, row | {"images_per_s": speed, "mfu": speed * run.operations * 6 / peak})
-            left = (epochs - state.epoch) * (synchronised_clock(run.device) - clock)
+            peak = max(peak, peak_flops(run.device, run.bf16) * world)
+            row = {"epoch": state.epoch, "lr": max(group["lr"] for group in state.optimiser.param_groups)}
+            row |= {"train_loss": loss, "images_per_s": speed, "mfu": speed * run.operations * 6 / peak}
+            keep_epoch(run, state, row)
+            left = (epochs - state.epoch) * (time.perf_counter() - start)
             print(
                 f"epoch {state.epoch:3}/{epochs}  train loss {loss:7.4f}  val loss {row['loss']:7.4f}  "
                 f"top-1 {row['top1']:.4f}  balanced {row['balanced']:.4f}  {speed:7.1f} images/s  "
@@ -363,10 +346,8 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
         if first:
             finish(run, state)
     except KeyboardInterrupt:
-        text = f"the epochs so far are in {run.folder}/last.pt, continue with --resume"
-        raise UserError(
-            f"stopped; {text}" if state.history else "stopped before the first epoch was done", 130
-        ) from None
+        kept = f"the epochs so far are in {run.folder}/last.pt" if state.history else "no epoch was done"
+        raise UserError(f"stopped; {kept}, continue with --resume", 130) from None
     except RuntimeError as error:
         if not opt.compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -438,12 +419,10 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--split", choices=["group", "random"], default="group", help="default: %(default)s")
     text = "which fifth of the groups is test, all: five runs and their mean (default: the manifest's split)"
     group.add_argument("--fold", choices=[*"01234", "all"], help=text)
-    text = "only show what a random split flatters: one probe on both splits"
-    group.add_argument("--leak-check", action="store_true", help=text)
+    group.add_argument("--leak-check", action="store_true", help="only show what a random split flatters, by a probe")
     group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
     group = parser.add_argument_group("model")
-    text = "one of the six, all, or a timm name (default: %(default)s)"
-    group.add_argument("--arch", default=Options.arch, help=text)
+    group.add_argument("--arch", default=Options.arch, help="one of six, all, or a timm name (default: %(default)s)")
     text = "local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
     group.add_argument("--init", help=text)
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
@@ -453,16 +432,14 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     text = "auto: bf16 where the hardware has it, fp32 for the recipe original (default: %(default)s)"
     group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help=text)
-    text = "torch.compile the network; minutes first, then faster"
-    group.add_argument("--compile", dest="compiled", action="store_true", help=text)
+    group.add_argument("--compile", dest="compiled", action="store_true", help="minutes first, then faster epochs")
     group.add_argument("--cache", type=Path, help="folder for decoded frames (default: .frames in the data)")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Options.out, help="default: %(default)s")
     group.add_argument("--name", help="name of the run folder (default: from arch, data and split)")
     group.add_argument("--resume", action="store_true", help="continue the run from last.pt")
     group.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
-    text = "log to Weights & Biases (default: off)"
-    group.add_argument("--wandb", nargs="?", const="movie-by-frame", metavar="PROJECT", help=text)
+    group.add_argument("--wandb", nargs="?", const="movie-by-frame", metavar="PROJECT", help="log there (default: off)")
     return parser
 
 
@@ -488,7 +465,7 @@ def main(argv: list[str] | None = None) -> int:
     options |= {"recipe_name": args.recipe, "pretrained": not args.no_pretrained, "subset": subset}
     folds = [None] if args.fold is None else range(5) if args.fold == "all" else [int(args.fold)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both lose at most the epoch in hand
-    with process_group(), out_of_memory():
+    with process_group():
         for arch in ARCHITECTURES if args.arch == "all" else [args.arch]:
             rows = []
             for fold in folds:
