@@ -3,7 +3,6 @@
 python train.py data/processed --arch deit_base_patch16_224         # the best of the original's six
 python train.py data/processed --arch all                           # all six, compared in runs/results.md
 python train.py data/processed --arch mobilenetv2 --limit 200 --epochs 2     # a quick look, on a laptop
-python train.py data/processed --recipe original --split random     # the original project's training, as it was
 torchrun --nproc-per-node 4 train.py data/processed                 # on four GPUs; --batch-size stays that of all
 """
 
@@ -36,8 +35,7 @@ from probe import leak_check, predict, refit_probe, start_probe
 from recipes import add_recipe_arguments, choose_recipe, chosen_values, crop_size
 from report import draw_confusion, draw_curves, draw_mistakes, write_results
 
-STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
-ORIGINAL_STORED = (600, 256)  # where crops must have the aspect ratios of the original's
+STORED, ORIGINAL_STORED = (384, 256), (600, 256)  # width, height in pixels of training frames, so that crops stay sharp
 
 
 @dataclass
@@ -67,12 +65,10 @@ class Options:
         """Where the run goes. Raises UserError where one is in the way."""
         parts = [self.arch, data.resolve().name, f"subset{self.subset}" if self.subset else ""]
         parts += ["" if self.recipe_name == "best" else self.recipe_name, f"limit{self.limit}" if self.limit else ""]
-        parts += ["" if self.split == "group" else f"{self.split}split"]
-        parts += ["" if self.fold is None else f"fold{self.fold}"]
+        parts += ["" if self.split == "group" else f"{self.split}split", f"fold{self.fold}" * (self.fold is not None)]
         folder = self.out / (self.name or "-".join(part for part in parts if part))
         if (folder / "last.pt").exists() and not (self.resume or self.overwrite):
-            what = "there is a run in it; continue it with --resume, replace it with --overwrite"
-            raise UserError(f"{folder}: {what}", 2)
+            raise UserError(f"{folder}: holds a run; continue it with --resume, replace it with --overwrite", 2)
         return folder
 
 
@@ -195,8 +191,9 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     spec = preprocessing_for(opt.arch) | {"crop_bars": not recipe["keep_bars"]}
     size, operations = crop_size(model, recipe["train_size"], spec["size"])
     args = {k: getattr(opt, k) for k in ("arch", "init", "pretrained", "split", "fold", "subset", "limit", "seed")}
-    args |= {"data": str(data), "recipe": opt.recipe_name, "frames": split_fingerprint(chosen), "commit": git_commit()}
-    args |= {"device": str(device), "precision": "bf16" if bf16 else "fp32", **recipe, "train_size": size}
+    args |= {"init": opt.init and str(opt.init), "data": str(data), "recipe": opt.recipe_name, "commit": git_commit()}
+    args |= {"device": str(device), "precision": "bf16" if bf16 else "fp32", "frames": split_fingerprint(chosen)}
+    args |= recipe | {"train_size": size}
     batch = min(recipe["batch_size"], len(chosen["train"])) // world * world
     if not batch:
         raise UserError(f"--batch-size {recipe['batch_size']}: must be {world} or more, one a process", 2)
@@ -312,14 +309,13 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
     run, state, schedule = set_up(data, recipe or {}, opt)
     first, world = process_rank() == 0, world_size()
     counts = ", ".join(f"{part} {len(rows)}" for part, rows in run.chosen.items())
-    where = f"{run.args['precision']} on {world} x {run.device.type}"
-    print(f"{run.folder}: {len(run.classes)} films, {counts}; {where}, {opt.split} split")
+    print(f"{run.folder}: {len(run.classes)} films, {counts}; {run.args['precision']} on {world} x {run.device.type}")
     try:
         if first and not state.history and (run.recipe["probe"] or run.recipe["zero_shot"]):
             blank = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, "images_per_s": 0.0, "mfu": 0.0}
             keep_epoch(run, state, blank)
-            what = "the probe alone" if run.recipe["probe"] else "zero-shot"
-            print(f"{what}: val top-1 {blank['top1']:.4f}  balanced {blank['balanced']:.4f}", flush=True)
+            print("the probe alone: " if run.recipe["probe"] else "zero-shot: ", end="")
+            print(f"val top-1 {blank['top1']:.4f}  balanced {blank['balanced']:.4f}", flush=True)
         epochs = epochs_to_train(run, state)
         net, images = state.model, to_device(run.frames["crops"], run.device) if state.epoch < epochs else None
         if world > 1:  # it gives all processes the first one's weights, too
@@ -346,8 +342,7 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
         if first:
             finish(run, state)
     except KeyboardInterrupt:
-        kept = f"the epochs so far are in {run.folder}/last.pt" if state.history else "no epoch was done"
-        raise UserError(f"stopped; {kept}, continue with --resume", 130) from None
+        raise UserError(f"stopped; what is done is in {run.folder}, continue with --resume", 130) from None
     except RuntimeError as error:
         if not opt.compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -368,8 +363,7 @@ def finish(run: Run, state: State) -> None:
     test = {"test": measure(found["test"], labels["test"], found["unknown_test"])}
     test["val"] = {key: state.best[key] for key in test["test"]}  # before the model saw val, should it have
     if refit and saved.held_out:
-        folds, logits = (saved.held_out[key].numpy() for key in ("folds", "logits"))
-        truth = np.r_[labels["train"], labels["val"]]
+        folds, logits, truth = (saved.held_out[key].numpy() for key in ("folds", "logits", "labels"))
         test["held_out"] = measure(logits[folds >= 0], truth[folds >= 0], found["unknown_val"])
         figures = "  ".join(f"{key} {test['held_out'][key]:.4f}" for key in ("top1", "balanced"))
         print(f"the probe it is, refit on train and val. Folds of films that a probe had not seen: {figures}")
