@@ -98,10 +98,7 @@ def bench_render(*, frames: int = 240) -> None:
 
 
 async def bench_scrape(*, images: int = 300, latency: int = 50) -> None:
-    """Images a second from a server on loopback that gives each latency ms late: one at a time, and scrape.py's way.
-
-    scrape.py keeps to its 2 API calls a second, the original's way to no limit.
-    """
+    """Images a second from a server that gives each latency ms late: one by one, and scrape.py at 2 API calls/s."""
     import requests
     from aiohttp import test_utils, web
 
@@ -220,7 +217,7 @@ def bench_train(data: Path, *, arch: str = "mobilenetv2", steps: int = 12, batch
 
 
 def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> None:
-    """Seconds of a probe's fits in closed form on random features; of one, on a fifth of the frames, L-BFGS's too."""
+    """Seconds of a probe's fits in closed form on drawn features; of one, on a fifth of the frames, L-BFGS's too."""
     import torch
     from sklearn.linear_model import LogisticRegression
 
@@ -228,6 +225,11 @@ def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> 
     from probe import cross_fit, fit_head
 
     device, rng, few, some = choose_device(None), np.random.default_rng(13), max(2, frames // 5), min(100, films)
+
+    def draw(count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        labels, scale = np.arange(count) % classes, np.arange(1, dims + 1, dtype=np.float32) ** -0.5  # as a network's
+        centres = 0.3 * rng.standard_normal((classes, dims), np.float32)
+        return (rng.standard_normal((count, dims), np.float32) + centres[labels]) * scale, labels
 
     def clock(function, *args) -> float:
         start = synchronised_clock(device)
@@ -237,21 +239,17 @@ def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> 
     def fit(features: np.ndarray, labels: np.ndarray) -> None:
         fit_head(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device), 0.3)
 
-    features, labels = rng.standard_normal((few, dims), np.float32), np.arange(few) % some
-    features += (
-        0.2 * rng.standard_normal((some, dims), np.float32)[labels]
-    )  # films that differ, else L-BFGS ends at once
+    features, labels = draw(few, some)
     scaled = features.astype(np.float64) / np.linalg.norm(features, axis=1).mean()  # which C is meant for
-    regression = LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced")
-    column = f"one fit, {few:,} frames of {some} films, s"
-    rows = {"scikit-learn's L-BFGS, as before": {column: clock(regression.fit, scaled, labels)}}
+    regression, name = LogisticRegression(C=30.0, max_iter=1000), f"one fit, {few:,} frames of {some} films, s"
+    rows = {"scikit-learn's L-BFGS": {name: clock(regression.fit, scaled, labels)}}
     fit(features, labels)  # warms up
-    rows["probe.py"] = {column: clock(fit, features, labels)}
-    features, labels = rng.standard_normal((frames, dims), np.float32), np.arange(frames) % films
-    seconds = [clock(fit, features, labels) for _ in range(2)]
+    rows["probe.py"] = {name: clock(fit, features, labels)}
+    features, labels = draw(frames, films)
+    seconds = [clock(fit, features, labels), clock(fit, features, labels)]
     seconds.append(clock(cross_fit, features, labels, np.arange(frames) // films % 5, 0.3, device))
     rows["probe.py"][f"fit, refit, five cross-fits, {frames:,} frames of {films} films, s"] = sum(seconds)
-    show(f"Probe, {dims:,} random features a frame, {device.type}", rows)
+    show(f"Probe, {dims:,} features a frame, {device.type}", rows)
 
 
 def original_way(checkpoint: Path):
@@ -374,27 +372,17 @@ class BotApi:
 
 
 async def bench_bot(*, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10) -> None:
-    """bot.py as a process against a Bot API on loopback: frames of one user after the other, then of all at once.
-
-    identify.py takes the first ones in turn with it. Of a user bot.py answers 20 in a minute.
-    """
+    """bot.py as a process against a Bot API on loopback: 30 frames alone, then all users' at once (each 20 at most)."""
     import psutil
     from aiohttp.test_utils import RawTestServer
 
     pictures = [Path(file).read_bytes() for file in sample(frames, 30)]
     identifier, api, own, sizes = Identifier(model), BotApi(pictures), [], []
-    command = [
-        sys.executable,
-        Path(__file__).with_name("bot.py"),
-        "--model",
-        model.resolve(),
-        "--queue",
-        f"{users * each}",
-    ]
+    command = [sys.executable, Path(__file__).with_name("bot.py"), f"--model={model.resolve()}"]
     environment, end = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench", "MOVIE_BOT_LAG": "1"}, time.monotonic() + 1200
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w") as log:
         async with RawTestServer(api.handle) as server:
-            command += ["--api-base", str(server.make_url(""))]
+            command += [f"--queue={users * each}", f"--api-base={server.make_url('')}"]
             bot = subprocess.Popen(command, cwd=folder, env=environment, stderr=log)
             family = psutil.Process(bot.pid)
 

@@ -33,7 +33,7 @@ def fit_head(embedding: torch.Tensor, labels: torch.Tensor, shrinkage: float) ->
     if not embedding.isfinite().all():
         raise UserError("the network's features are not finite; use --precision fp32, or another --init")
     counts = labels.bincount().to(embedding.dtype)
-    means = torch.zeros(len(counts), embedding.shape[1], device=embedding.device).index_add_(0, labels, embedding)
+    means = embedding.new_zeros(len(counts), embedding.shape[1]).index_add_(0, labels, embedding)
     means /= counts[:, None]
     within = (embedding - means[labels]) / (counts[labels, None] * len(counts)).sqrt()
     covariance, means = (within.T @ within).double(), means.double()

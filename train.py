@@ -3,7 +3,6 @@
 python train.py data/processed --arch deit_base_patch16_224         # the best of the original's six
 python train.py data/processed --arch all                           # all six, compared in runs/results.md
 python train.py data/processed --arch mobilenetv2 --limit 200 --epochs 2     # a quick look, on a laptop
-python train.py data/processed --recipe original --split random     # the original project's training, as it was
 torchrun --nproc-per-node 4 train.py data/processed                 # on four GPUs; --batch-size stays that of all
 """
 
@@ -36,8 +35,7 @@ from probe import leak_check, predict, refit_probe, start_probe
 from recipes import add_recipe_arguments, choose_recipe, chosen_values, crop_size
 from report import draw_confusion, draw_curves, draw_mistakes, write_results
 
-STORED = (384, 256)  # width, height in pixels at which training frames wait, so that crops of them stay sharp
-ORIGINAL_STORED = (600, 256)  # where crops must have the aspect ratios of the original's
+STORED, ORIGINAL_STORED = (384, 256), (600, 256)  # width, height in pixels of training frames, so that crops stay sharp
 
 
 @dataclass
@@ -65,12 +63,12 @@ class Options:
 
     def run_folder(self, data: Path) -> Path:
         """Where the run goes. Raises UserError where one is in the way."""
-        parts = [self.arch, data.resolve().name, *([self.recipe_name] if self.recipe_name != "best" else [])]
-        parts += [f"{key}{value}" for key in ("subset", "limit", "fold") if (value := getattr(self, key)) is not None]
-        parts += ["randomsplit"] if self.split == "random" else []
-        folder = self.out / (self.name or "-".join(parts))
+        parts = [self.arch, data.resolve().name, f"subset{self.subset}" if self.subset else ""]
+        parts += ["" if self.recipe_name == "best" else self.recipe_name, f"limit{self.limit}" if self.limit else ""]
+        parts += ["" if self.split == "group" else f"{self.split}split", f"fold{self.fold}" * (self.fold is not None)]
+        folder = self.out / (self.name or "-".join(part for part in parts if part))
         if (folder / "last.pt").exists() and not (self.resume or self.overwrite):
-            raise UserError(f"{folder}: has a run in it; continue it with --resume, replace it with --overwrite", 2)
+            raise UserError(f"{folder}: holds a run; continue it with --resume, replace it with --overwrite", 2)
         return folder
 
 
@@ -152,11 +150,12 @@ def check_init(init: str | None, classes: list[str], split: str, fold: int | Non
 def decode_frames(run: Run, data: Path, rows: list[dict], cache: Path | None) -> None:
     """Decode what this run reads, and no more; the first process does it while the others wait."""
     cache = cache or (data if data.is_dir() else data.parent) / ".frames"
-    plain, probed = FrameStore(rows, run.spec, cache), run.recipe["probe"] or run.recipe["intermediate"]
+    plain = FrameStore(rows, run.spec, cache)
+    probed = run.recipe["probe"] or run.recipe["intermediate"]
     parts = [(plain, split, split) for split in run.chosen if split != "train" or probed]
     if run.recipe["epochs"]:
         size = ORIGINAL_STORED if run.recipe["aspect"] else STORED
-        parts += [(FrameStore(rows, run.spec, cache, size), "train", "crops")]
+        parts.append((FrameStore(rows, run.spec, cache, size), "train", "crops"))
     for store, split, _ in parts if process_rank() == 0 else ():
         store.decode(run.chosen[split])
     if world_size() > 1:
@@ -185,23 +184,25 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     torch.manual_seed(opt.seed)
     rows = read_manifest(data)
     chosen, classes = choose_rows(rows, split=opt.split, fold=opt.fold, subset=opt.subset, limit=opt.limit)
-    if not (chosen["val"] and chosen["test"]):
-        raise UserError(f"{data}: no val or no test frames; each film needs shots enough for three splits")
+    for part in ("val", "test"):
+        if not chosen[part]:
+            raise UserError(f"{data}: no {part} frames; each film needs shots enough for three splits")
     check_init(opt.init, classes, opt.split, opt.fold)
     model, recipe = choose_recipe(opt.arch, classes, wanted, opt.recipe_name, opt.init, opt.pretrained)
     spec = preprocessing_for(opt.arch) | {"crop_bars": not recipe["keep_bars"]}
     size, operations = crop_size(model, recipe["train_size"], spec["size"])
     args = {k: getattr(opt, k) for k in ("arch", "init", "pretrained", "split", "fold", "subset", "limit", "seed")}
-    args |= {"data": str(data), "recipe": opt.recipe_name, "frames": split_fingerprint(chosen), "commit": git_commit()}
-    args |= {"device": str(device), "precision": "bf16" if bf16 else "fp32", **recipe, "train_size": size}
+    args |= {"init": opt.init and str(opt.init), "data": str(data), "recipe": opt.recipe_name, "commit": git_commit()}
+    args |= {"device": str(device), "precision": "bf16" if bf16 else "fp32", "frames": split_fingerprint(chosen)}
+    args |= recipe | {"train_size": size}
     batch = min(recipe["batch_size"], len(chosen["train"])) // world * world
     if not batch:
         raise UserError(f"--batch-size {recipe['batch_size']}: must be {world} or more, one a process", 2)
     labels = label_rows(chosen, classes)
     run = Run(folder, classes, chosen, labels, spec, recipe, args, device, bf16, batch, size, operations)
     decode_frames(run, data, rows, opt.cache)
-    # convolutions run faster with channels last
-    model = model.to(device, memory_format=torch.preserve_format if is_transformer(model) else torch.channels_last)
+    layout = torch.preserve_format if is_transformer(model) else torch.channels_last  # convolutions run faster so
+    model = model.to(device, memory_format=layout)
     resume = opt.resume and (folder / "last.pt").exists()
     if not resume and process_rank() == 0:
         start_probe(model, run)
@@ -309,14 +310,13 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
     run, state, schedule = set_up(data, recipe or {}, opt)
     first, world = process_rank() == 0, world_size()
     counts = ", ".join(f"{part} {len(rows)}" for part, rows in run.chosen.items())
-    where = f"{run.args['precision']} on {world} x {run.device.type}"
-    print(f"{run.folder}: {len(run.classes)} films, {counts}; {where}, {opt.split} split")
+    print(f"{run.folder}: {len(run.classes)} films, {counts}; {run.args['precision']} on {world} x {run.device.type}")
     try:
         if first and not state.history and (run.recipe["probe"] or run.recipe["zero_shot"]):
             blank = {"epoch": 0, "lr": 0.0, "train_loss": math.nan, "images_per_s": 0.0, "mfu": 0.0}
             keep_epoch(run, state, blank)
-            what = "the probe alone" if run.recipe["probe"] else "zero-shot"
-            print(f"{what}: val top-1 {blank['top1']:.4f}  balanced {blank['balanced']:.4f}", flush=True)
+            print("the probe alone: " if run.recipe["probe"] else "zero-shot: ", end="")
+            print(f"val top-1 {blank['top1']:.4f}  balanced {blank['balanced']:.4f}", flush=True)
         epochs = epochs_to_train(run, state)
         net, images = state.model, to_device(run.frames["crops"], run.device) if state.epoch < epochs else None
         if world > 1:  # it gives all processes the first one's weights, too
@@ -343,8 +343,7 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
         if first:
             finish(run, state)
     except KeyboardInterrupt:
-        kept = f"the epochs so far are in {run.folder}/last.pt" if state.history else "no epoch was done"
-        raise UserError(f"stopped; {kept}, continue with --resume", 130) from None
+        raise UserError(f"stopped; what is done is in {run.folder}, continue with --resume", 130) from None
     except RuntimeError as error:
         if not opt.compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -365,10 +364,10 @@ def finish(run: Run, state: State) -> None:
     test = {"test": measure(found["test"], labels["test"], found["unknown_test"])}
     test["val"] = {key: state.best[key] for key in test["test"]}  # before the model saw val, should it have
     if refit and saved.held_out:
-        folds, truth, logits = (saved.held_out[key].numpy() for key in ("folds", "labels", "logits"))
+        folds, logits, truth = (saved.held_out[key].numpy() for key in ("folds", "logits", "labels"))
         test["held_out"] = measure(logits[folds >= 0], truth[folds >= 0], found["unknown_val"])
-        figures = f"top1 {test['held_out']['top1']:.4f}  balanced {test['held_out']['balanced']:.4f}"
-        print(f"the probe stays the best and is refit on train and val. On folds it had not seen: {figures}")
+        figures = "  ".join(f"{key} {test['held_out'][key]:.4f}" for key in ("top1", "balanced"))
+        print(f"the probe it is, refit on train and val. Folds of films that a probe had not seen: {figures}")
     test |= {"run": run.folder.name, "args": run.args, "classes": len(run.classes), "commit": saved.commit}
     test |= {"best_epoch": state.best["epoch"], "frames": {split: len(rows) for split, rows in run.chosen.items()}}
     test["images_per_s"] = state.history[-1]["images_per_s"]
@@ -419,7 +418,8 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
     group = parser.add_argument_group("model")
     group.add_argument("--arch", default=Options.arch, help="one of six, all, or a timm name (default: %(default)s)")
-    group.add_argument("--init", help="local weights: torchvision, timm, our .pt, CLIP's folder (default: the hub)")
+    text = "local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
+    group.add_argument("--init", help=text)
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
     add_recipe_arguments(parser)
     group = parser.add_argument_group("machine")

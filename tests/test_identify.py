@@ -199,6 +199,7 @@ def copy_export(exported: Path, tmp_path: Path) -> Path:
 
 
 OLD, VNNI, AVX512 = {"avx2"}, {"avx2", "avx_vnni"}, {"avx2", "avx512f"}
+SERVER = AVX512 | {"avx512_vnni"}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,8 @@ OLD, VNNI, AVX512 = {"avx2"}, {"avx2", "avx_vnni"}, {"avx2", "avx512f"}
         (OLD, (None, None), "openvino fp32"),
         (OLD, ("onnxruntime", None), "onnxruntime fp32"),
         (OLD, (None, "int8"), "openvino int8"),
-        (AVX512, ("onnxruntime", None), "onnxruntime int8"),
+        (AVX512, ("onnxruntime", None), "onnxruntime fp32"),
+        (SERVER, ("onnxruntime", None), "onnxruntime int8"),
         (AVX512, (None, "fp32"), "openvino fp32"),
     ],
 )
@@ -224,7 +226,7 @@ def test_the_file_is_chosen_by_the_cpu_and_what_is_asked(exported, flags, asked,
 
 def test_a_runtime_that_is_not_installed_is_not_chosen(exported, monkeypatch):
     monkeypatch.setattr(identify, "find_spec", lambda name: None if name == "openvino" else object())
-    assert choose_file(exported, None, None, AVX512)[1:3] == ("onnxruntime", "int8")
+    assert choose_file(exported, None, None, SERVER)[1:3] == ("onnxruntime", "int8")
     with pytest.raises(UserError, match="--runtime"):
         choose_file(exported, "openvino", None, AVX512)
     monkeypatch.setattr(identify, "find_spec", lambda name: None)

@@ -12,6 +12,7 @@ from metrics import (
     measure,
     significantly_worse,
     softmax,
+    weighted_share,
 )
 
 
@@ -73,3 +74,10 @@ def test_lowest_threshold_is_the_lowest_that_holds():
 def test_area_under_risk_coverage_by_hand():
     score, right = np.array([0.9, 0.5, 0.7]), np.array([True, True, False])
     assert area_under_risk_coverage(score, right) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_shares_are_weighted():
+    right, where = np.array([1, 0, 1, 0], bool), np.array([1, 1, 1, 0], bool)
+    assert weighted_share(right, where) == pytest.approx(2 / 3)
+    assert weighted_share(right, where, np.array([1, 2, 1, 9])) == pytest.approx(0.5)
+    assert weighted_share(right, ~where & right) is None
