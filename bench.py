@@ -314,10 +314,16 @@ def bench_isa(*, model: Path = Path("export")) -> None:
     for name, isa, flags, threads in [case for case in cases if case[2] <= here]:
         found, rows[name] = {}, {}
         for way in itertools.product(["openvino"] if isa else ["openvino", "onnxruntime"], ("int8", "fp32")):
-            row = in_process(time_file, model, *way, threads, isa)
+            try:
+                row = in_process(time_file, model, *way, threads, isa)
+            except UserError:  # some kernels look at the real CPU, and stop where oneDNN plays a lesser one
+                rows[name][" ".join(way)] = "fails"
+                continue
             rows[name][" ".join(way)] = f"{row['ms']:.1f}, off by {row['relative_error']:.1%}"
             if row["agrees"]:
                 found[way] = row["ms"]
+        if not found:
+            continue
         pick, best = choose_file(model, None, None, flags)[1:3], min(found, key=found.get)
         loss = found.get(pick, np.inf) / found[best] - 1
         rows[name]["the rule picks"] = " ".join(pick) + (f", loses {loss:.0%} to {' '.join(best)}" if loss else "")

@@ -155,7 +155,7 @@ def load_openvino(path: Path, threads: int, precision: str | None):
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(path, config={"ENABLE_MMAP": False})  # else the weights stay in memory twice
+    model = core.read_model(path)
     key = "framework" if path.suffix == ".onnx" else "movie_by_frame"  # so it calls the metadata_props of an .onnx
     metadata = (
         {k: v.astype(str) for k, v in model.get_rt_info(key).astype(dict).items()} if model.has_rt_info(key) else {}
@@ -177,6 +177,19 @@ def load_openvino(path: Path, threads: int, precision: str | None):
         return {name: np.concatenate(parts) for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
 
     return metadata, [image.get_any_name(), kind, *shape], run
+
+
+def release_weights(path: Path) -> None:
+    """Give back the mapped pages of an OpenVINO .bin, which it holds packed too: a third of DeiT-B's memory; Linux."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        import ctypes
+
+        advise, inside = ctypes.CDLL(None).madvise, str(path.with_suffix(".bin").resolve())
+        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+            if line.endswith(inside) and " r--" in line:  # plain data that nobody wrote to
+                start, end = (int(number, 16) for number in line.split()[0].split("-"))
+                advise(start, end - start, 4)  # MADV_DONTNEED: if they are read again, they come from the file
 
 
 # ------------------------------------------------------------------------------------------------ answers
@@ -226,6 +239,7 @@ class Identifier:
         if image != ["image", "tensor(uint8)", size, size, 3]:
             raise UserError(f"--model {self.path}: its input is {image}, not image uint8 [N, S, S, 3]; export it again")
         shapes = {k: list(v.shape[1:]) for k, v in self.run(np.zeros((1, size, size, 3), np.uint8)).items()}  # warms up
+        release_weights(self.path)
         wanted = {"logits": [count], "probabilities": [count], "known": []} if count else {}
         if shapes != wanted | {"embedding": shapes.get("embedding")}:
             raise UserError(f"--model {self.path}: its outputs {shapes} don't fit its {count} classes; export it again")
