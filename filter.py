@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -29,8 +28,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import Lookup, draw_subset, film_offset, group_frames, split_groups, write_csv, write_manifest
-from image import IMAGE_SUFFIXES, UserError, atomic_write, find_bars, natural_key, one_line_errors, read_image
+from data import (
+    Lookup,
+    draw_subset,
+    film_offset,
+    find_films,
+    group_frames,
+    list_frames,
+    split_groups,
+    write_csv,
+    write_manifest,
+)
+from image import UserError, atomic_write, find_bars, natural_key, one_line_errors, read_image
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
@@ -38,58 +47,6 @@ CROPS = (0.92, 0.85)  # sides of the central pieces that are hashed too, so that
 DOUBT = 0.05  # about --conf, where a detector in bf16 is asked again in float32
 FORMAT = 4  # of the states in .filter; raised when the rules for keeping a frame change
 CHUNK = 32  # frames that are decoded while the detector looks at as many
-
-
-def find_films(raw: list[Path]) -> dict[str, Path]:
-    """{title: folder} for folders of folders of images; a folder that holds images itself is one film.
-
-    Raises UserError where nothing is found, two folders claim one title, or a title can't be one.
-    """
-    films: dict[str, Path] = {}
-    for root in raw:
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder", 2)
-        entries = sorted(os.scandir(root), key=lambda e: e.name)
-        stills = [e.name for e in entries if e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
-        # hidden folders are skipped, "...And Justice for All (1979)" is not; links to folders are not followed
-        found = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not re.match(r"\.(?!\.)", e.name)]
-        if stills and found:
-            raise UserError(f"{root}: holds {stills[0]} beside folders; move it away, or name the film folders", 2)
-        for folder in [root] if stills else found:
-            title = folder.resolve().name
-            if title in films:
-                raise UserError(f"{folder}: the title {title!r} is also in {films[title]}; rename one of them", 2)
-            if not title.isprintable() or len(title.encode(errors="surrogateescape")) > 200:
-                raise UserError(f"{folder!r}: a title must be printable and at most 200 bytes; rename the folder", 2)
-            films[title] = folder
-    if not films:
-        raise UserError(f"{raw[0]}: no folders of images in it", 2)
-    return dict(sorted(films.items()))
-
-
-def list_frames(folder: Path) -> list[dict]:
-    """A film's frames in film order: {"file", "shot", "time", "source"}, from frames.jsonl and the file names."""
-    sidecar, path = {}, folder / "frames.jsonl"
-    for line in path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []:
-        # a line may be cut off by a kill; the image itself still counts
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            frame = json.loads(line)
-            sidecar[str(frame["file"])] = frame
-    files = [os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names]
-    files = [file.replace(os.sep, "/") for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
-    frames = []
-    for file in sorted(files, key=natural_key):
-        known = sidecar.get(file, {})
-        shot, time = known.get("shot"), known.get("shot_time_ms")
-        if shot is None and (match := re.search(r"shot_(\d+)_img_\d+", file)):  # MovieNet's names
-            shot = int(match[1])
-        shot = shot if isinstance(shot, (int, str)) else None
-        number = isinstance(time, (int, float)) and not isinstance(time, bool) and math.isfinite(time)
-        source = str(known.get("source") or "folder").encode(errors="replace").decode()
-        frames.append({"file": file, "shot": shot, "time": time if number else None, "source": source})
-    if all(frame["time"] is not None for frame in frames):
-        frames.sort(key=lambda f: f["time"])
-    return frames
 
 
 def is_flat(rgb: np.ndarray) -> bool:
@@ -328,6 +285,9 @@ def filter_films(
     processes share the films; the first writes the manifest and returns the counts, the others return {}.
     """
     films, own = find_films(raw), out.resolve()
+    for title, folder in films.items():
+        if not title.isprintable() or len(title.encode(errors="surrogateescape")) > 200:
+            raise UserError(f"{folder!r}: a title must be printable and at most 200 bytes; rename the folder", 2)
     if any(own.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(own) for folder in films.values()):
         raise UserError(f"--out {out}: it and the raw frames lie in each other; name another folder", 2)
     work = out / ".filter"

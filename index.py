@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import find_films
 from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
 from image import UserError, atomic_write, one_line_errors
 from vectors import (
@@ -29,7 +30,6 @@ from vectors import (
     ask_itself,
     embed_film,
     film_scores,
-    find_folders,
     fit_projection,
     fit_rule,
     is_dense,
@@ -333,7 +333,7 @@ class Index:
 
 def run_add(args: argparse.Namespace) -> int:
     """Add films; a folder that can't be read is one line, and the others go on."""
-    films = find_folders(args.raw, args.title)
+    films = find_films(args.raw, args.title)
     identifier = Identifier(args.model)
     failed, seen, clock = 0, fingerprint(identifier), time.perf_counter()
     with writing(args.index):

@@ -3,13 +3,10 @@
 Nothing to run here; index.py does. numpy and scipy, with any exported model.
 """
 
-import contextlib
 import hashlib
 import io
-import json
 import math
 import os
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
 
+from data import list_frames
 from identify import Identifier
-from image import IMAGE_SUFFIXES, UserError, natural_key, read_image
+from image import UserError, read_image
 
 # measured on 20 real films, DINOv2-S (RESULTS.md)
 DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn frames of films known from video
@@ -38,49 +36,14 @@ MANY, FEW = 4, 0.53  # with fewer films none can play a stranger to the others: 
 # ------------------------------------------------------------------------------------------------ stills
 
 
-def find_folders(raw: list[Path], title: str | None) -> dict[str, Path]:
-    """{title: folder}: folders of folders of images, or one that holds images itself. Raises UserError."""
-    films: dict[str, Path] = {}
-    for root in raw:
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder", 2)
-        entries = sorted(os.scandir(root), key=lambda e: e.name)
-        own = any(e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES for e in entries)
-        inside = [
-            Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not re.match(r"\.(?!\.)", e.name)
-        ]
-        for folder in [root] if own else inside:
-            name = title or folder.resolve().name
-            if name in films:
-                raise UserError(f"{folder}: the title {name!r} is also in {films[name]}; rename one of them", 2)
-            films[name] = folder
-    if not films:
-        raise UserError(f"{raw[0]}: no folders of images in it", 2)
-    return films
-
-
 def list_stills(folder: Path, every: int) -> list[dict]:
-    """Every so-manieth still of a film, in film order: {"file", "path", "time", "shot", "imdb"}, by frames.jsonl."""
-    known = {}
-    if (folder / "frames.jsonl").exists():
-        for line in (folder / "frames.jsonl").read_text("utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a line cut off by a kill
-                frame = json.loads(line)
-                known[str(frame["file"])] = frame
-    paths = [
-        p for p in sorted(folder.rglob("*"), key=natural_key) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    ]
+    """Every so-manieth still of a film, in film order: data.list_frames' rows with "path", and -1 for no time."""
     stills = []
-    for path in paths:
-        name = str(path.relative_to(folder)).encode(errors="replace").decode()
-        frame = known.get(name, {})
-        when, shot, imdb = frame.get("shot_time_ms"), frame.get("shot"), frame.get("imdb")
-        number = isinstance(when, (int, float)) and not isinstance(when, bool) and 0 <= when < 1e12
-        stills.append({"file": name, "path": path, "time": int(when) if number else -1})
-        stills[-1] |= {"shot": shot if isinstance(shot, (int, str)) else None, "imdb": imdb}
-    if stills and all(still["time"] >= 0 for still in stills):
-        stills.sort(key=lambda still: still["time"])
-    return stills[::every]
+    for frame in list_frames(folder)[::every]:
+        name, when = frame["file"].encode(errors="replace").decode(), frame["time"]
+        known = when is not None and 0 <= when < 1e12
+        stills.append(frame | {"file": name, "path": folder / frame["file"], "time": int(when) if known else -1})
+    return stills
 
 
 def wear(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:

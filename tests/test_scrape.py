@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scrape
-from filter import list_frames
+from data import list_frames
 from image import UserError
 from scrape import folder_name, main, match_title, normalise_title, scrape_flim, split_title
 
