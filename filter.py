@@ -448,7 +448,9 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--conf", dest="confidence", type=float, default=0.25, help=f"least for a person {default}")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="for the detector: cpu, 0, 1 ... (default: a GPU where there is one)")
-    group.add_argument("--batch", type=int, default=32, help=f"frames a call of a detector on a GPU {default}")
+    group.add_argument(
+        "--batch", type=int, default=32, help=f"frames a call of a detector on a GPU, {CHUNK} at most {default}"
+    )
     group.add_argument("--threads", type=int, default=0, help=f"for decoding, 0 for all cores up to 8 {default}")
     return parser
 
@@ -462,6 +464,8 @@ def main(argv: list[str] | None = None) -> int:
     least = min(args.min_frames, args.batch, *(args.subsets or [1]))
     if least < 1 or args.threads < 0 or not 0 < args.confidence < 1:
         parser.error("--min-frames, --batch, --subsets take 1 or more, --threads 0 or more, --conf between 0 and 1")
+    if args.batch > CHUNK:
+        parser.error(f"--batch must be {CHUNK} or less")
     report = filter_films(**vars(args))
     if not report:  # another process of the same run writes the manifest
         return 0
