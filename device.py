@@ -19,7 +19,7 @@ def keep_memory() -> None:
     """Let glibc keep the memory it has freed, in this process; elsewhere nothing happens.
 
     It would give each large block back at once, and the system would clear it page by page when it is asked for again:
-    forward passes on the CPU take 1.3 to 1.5 times as long (RESULTS.md).
+    forward passes on the CPU take more than twice as long (RESULTS.md).
     """
     with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
         import ctypes
