@@ -4,6 +4,7 @@ import base64
 import fcntl
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from conftest import draw_frame
 from PIL import Image
 
+import engines
 import identify
 import index
 import vectors as space
@@ -92,7 +94,7 @@ def ask(model: Path, path: Path, *images: Image.Image) -> list:
 
 
 def titles(path: Path) -> list[str]:
-    return sorted(index.read_state(path)["films"])
+    return sorted(index.read_state(engines.open_engine(path))["films"])
 
 
 def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
@@ -132,7 +134,7 @@ def test_adding_again_updates_and_the_unchanged_is_not_looked_at(copied, model, 
     assert "unchanged" in capsys.readouterr().out
     write_film(folder, 8, range(5))
     assert index.main(command) == 0
-    film = index.read_state(copied)["films"]["Grows (2000)"]
+    film = index.read_state(engines.open_engine(copied))["films"]["Grows (2000)"]
     assert (film["stills"], film["year"], film["imdb"]) == (30, 2000, "tt0000008")
     assert len(list((copied / "films").iterdir())) == 2 * len(titles(copied))  # nothing old is left
 
@@ -144,7 +146,7 @@ def test_near_duplicates_are_stored_once(copied, model, tmp_path):
         draw_frame(9, shot, 0).save(folder / f"{shot}.png")
         draw_frame(9, shot, 0).save(folder / f"{shot}b.jpg", quality=90)
     assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
-    film = index.read_state(copied)["films"]["Twice (2002)"]
+    film = index.read_state(engines.open_engine(copied))["films"]["Twice (2002)"]
     assert (film["stills"], film["stored"]) == (12, 6)
 
 
@@ -152,12 +154,12 @@ def test_every_takes_a_part(model, raw, tmp_path):
     path = tmp_path / "index"
     folder = raw / "Film 1 (1991)"
     assert index.main(["add", str(folder), "--every", "4", "--model", str(model), "--index", str(path)]) == 0
-    assert index.read_state(path)["films"]["Film 1 (1991)"]["stills"] == 12
+    assert index.read_state(engines.open_engine(path))["films"]["Film 1 (1991)"]["stills"] == 12
 
 
 def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, model, tmp_path, monkeypatch):
     folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
-    replace, stopped = index.os.replace, True
+    replace, stopped = os.replace, True
     for last in range(20):
         path = Path(shutil.copytree(made, tmp_path / f"index{last}"))
         left = [last]
@@ -288,7 +290,7 @@ def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monk
     pytest.importorskip("faiss", reason="needs faiss-cpu")
     frames = [draw_frame(film, shot, 77) for film in range(5) for shot in (0, 3, 7)]
     plain = ask(model, copied, *frames)
-    monkeypatch.setattr(index, "EXACT", 20)
+    monkeypatch.setattr(engines, "EXACT", 20)
     assert index.main(["rebuild", "--memory", memory, "--index", str(copied)]) == 0
     assert "faiss" in capsys.readouterr().out
     found = ask(model, copied, *frames)
@@ -302,7 +304,7 @@ def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monk
 
 
 def test_without_faiss_the_error_names_it(copied, monkeypatch, capsys):
-    monkeypatch.setattr(index, "EXACT", 20)
+    monkeypatch.setattr(engines, "EXACT", 20)
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert index.main(["rebuild", "--index", str(copied)]) == 2
     assert "pip install faiss-cpu" in capsys.readouterr().err
