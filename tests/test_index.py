@@ -315,6 +315,117 @@ def test_it_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+# ------------------------------------------------------------------------------------ in Milvus, by Milvus Lite
+
+
+@pytest.fixture
+def milvus(raw, model, tmp_path) -> Path:
+    """The five films in a file of Milvus Lite."""
+    pytest.importorskip("pymilvus", reason="needs pymilvus")
+    pytest.importorskip("milvus_lite", reason="needs milvus-lite")
+    path = tmp_path / "index.db"
+    assert index.main(["add", str(raw), "--model", str(model), "--index", str(path)]) == 0
+    return path
+
+
+def test_milvus_answers_as_a_folder_does(milvus, made, model, tmp_path, capsys):
+    frames = [draw_frame(film, shot, 99) for film in (0, 2, 4, 20) for shot in (0, 3)]
+    for own, other in zip(ask(model, milvus, *frames), ask(model, made, *frames), strict=True):
+        assert own.kind == other.kind and own.candidates[0].title == other.candidates[0].title
+        mine, theirs = own.candidates[0].evidence, other.candidates[0].evidence
+        assert mine.pop("similarity") == pytest.approx(theirs.pop("similarity"), abs=1e-3) and mine == theirs
+    capsys.readouterr()
+    for command in (["check"], ["list"]):
+        lines = []
+        for place in (milvus, made):
+            assert index.main([*command, "--index", str(place)]) == 0
+            lines.append(capsys.readouterr().out)
+        assert lines[0] == lines[1]
+    draw_frame(1, 6, 3).save(tmp_path / "frame.png")
+    assert identify.main([str(tmp_path / "frame.png"), "--model", str(model), "--index", str(milvus)]) == 0
+    assert "Film 1 (1991)" in capsys.readouterr().out
+    assert index.main(["list", "--index", str(tmp_path / "other.db")]) == 2
+    assert "no index there" in capsys.readouterr().err
+    with pytest.raises(UserError, match="another model"):
+        ask(write_model(tmp_path / "small", 4), milvus, frames[0])
+
+
+def test_in_milvus_films_come_and_go_and_nothing_is_left(milvus, model, tmp_path):
+    identifier, engine = Identifier(model), engines.open_engine(milvus)
+    reader = index.Index(milvus, identifier)
+    frame = identifier.run(identifier.load(draw_frame(7, 60, 9))[None])["embedding"]
+    add = ["add", str(write_film(tmp_path / "New (2001)", 7, range(60, 64))), "--model", str(model)]
+    counts = [count_rows(engine)]
+    for command in (add, ["remove", "New (2001)"], add, add, ["rebuild"], ["remove", "New (2001)"]):
+        assert index.main([*command, "--index", str(milvus)]) == 0
+        known = command[0] != "remove"
+        assert (reader.answers(frame)[0].candidates[0].title == "New (2001)") == known
+        counts.append(count_rows(engine))
+    assert counts[0] == counts[2] == counts[6] and counts[1] == counts[3] == counts[4] == counts[5] > counts[0]
+
+
+def count_rows(engine) -> dict[str, int]:
+    names = engine.client.list_collections()
+    return sum(engine.client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"] for name in names)
+
+
+def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tmp_path, monkeypatch):
+    engine, late = engines.open_engine(milvus), draw_frame(6, 71, 99)
+    folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
+    add = ["add", str(folder), "--model", str(model), "--index", str(milvus)]
+    clean, stopped, last = count_rows(engine), True, 0
+    while stopped:
+        left = [last]
+
+        def stop_before(method, left=left):
+            def run(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+                return method(*args, **kwargs)
+
+            return run
+
+        for name in ("insert", "upsert", "delete"):
+            monkeypatch.setattr(type(engine.client), name, stop_before(getattr(type(engine.client), name)))
+        stopped = index.main(add) == 130
+        monkeypatch.undo()
+        titles = {*index.read_state(engine)["films"]} - {f"Film {film} ({1990 + film})" for film in range(5)}
+        assert titles <= {"Late (2003)"} and index.main(["check", "--index", str(milvus)]) == 0
+        best = ask(model, milvus, late)[0].candidates[0]
+        assert (best.title == "Late (2003)") == bool(titles)
+        if titles:
+            assert index.main(["remove", "Late (2003)", "--index", str(milvus)]) == 0
+        last += 1
+    assert last > 3
+    assert index.main(["rebuild", "--index", str(milvus)]) == 0
+    assert count_rows(engine) == clean
+
+
+def test_of_two_writers_in_milvus_the_later_one_fails(milvus, model, tmp_path, capsys):
+    engine = engines.open_engine(milvus)
+    with engine.writing():
+        state = index.read_state(engine)
+        del state["films"]["Film 0 (1990)"]
+        assert index.main(["remove", "Film 1 (1991)", "--index", str(milvus)]) == 0
+        with pytest.raises(UserError, match="wrote to it meanwhile"):
+            engine.commit(state)
+    assert [title[:6] for title in index.read_state(engine)["films"]] == ["Film 0", "Film 2", "Film 3", "Film 4"]
+
+
+def test_where_no_milvus_is_the_error_is_one_line(capsys):
+    pytest.importorskip("pymilvus", reason="needs pymilvus")
+    assert index.main(["list", "--index", "http://me:secret@localhost:1"]) == 1
+    error = capsys.readouterr().err
+    assert "--index localhost:1: Milvus says" in error and error.count("\n") == 1 and "secret" not in error
+
+
+def test_without_pymilvus_the_error_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    assert index.main(["list", "--index", "http://localhost:19530"]) == 2
+    assert "pip install pymilvus" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------ numbers, by other means
 
 
