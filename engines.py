@@ -127,8 +127,8 @@ class Folder:
         except FileNotFoundError:
             raise
         except Exception as error:  # numpy and zipfile raise many kinds on damaged files
-            what = f"{name} is damaged ({str(error)[:60]})"
-            raise UserError(f"--index {self}: {what}; python index.py check --index {self}") from None
+            mend = f"python index.py {'check' if name.startswith('films/') else 'rebuild'} --index {self}"
+            raise UserError(f"--index {self}: {name} is damaged ({str(error)[:60]}); {mend}") from None
 
     def pack(self, state: dict) -> None:
         """Put all vectors into one faiss index where they are too many for plain numpy; says so.

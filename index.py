@@ -75,20 +75,26 @@ def check_model(engine, state: dict, seen: np.ndarray) -> None:
         raise UserError(f"--index {engine}: was made with another model ({name}); use that one, or another --index", 2)
 
 
+def sample_films(engine, films: dict) -> tuple[list[str], list[dict]]:
+    """(titles, what ask_itself takes of them) of the films that projection and thresholds are fitted on."""
+    chosen, parts, count = [], [], 0
+    for title in sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]:
+        if chosen and count + films[title]["stored"] > FIT_FRAMES:
+            continue
+        embedding, when, worn, of = engine.get(films[title]["frames"], "embedding", "time", "worn", "of")
+        change = worn.astype(np.float32) - of.astype(np.float32)
+        chosen.append(title)
+        parts.append({"embedding": embedding, "time": when, "change": change})
+        count += films[title]["stored"]
+    return chosen, parts
+
+
 def settle(engine, state: dict, force: bool = False) -> None:
     """Fit projection and thresholds if there are none or many more films now, and write all vectors anew."""
     films = state["films"]
     if not films or not (force or state["basis"] is None or len(films) >= GROWTH * state["settled"]):
         return
-    chosen, count = {}, 0
-    for title in sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]:
-        if not chosen or count + films[title]["stored"] <= FIT_FRAMES:
-            chosen[title], count = len(chosen), count + films[title]["stored"]
-    parts = []
-    for title in chosen:
-        embedding, when, worn, of = engine.get(films[title]["frames"], "embedding", "time", "worn", "of")
-        change = worn.astype(np.float32) - of.astype(np.float32)
-        parts.append({"embedding": embedding, "time": when, "change": change})
+    chosen, parts = sample_films(engine, films)
     owner = np.repeat(np.arange(len(parts)), [len(part["time"]) for part in parts])
     embedding, change = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "change"))
     project, offset = fit_projection(embedding, owner, change)
@@ -99,7 +105,7 @@ def settle(engine, state: dict, force: bool = False) -> None:
         embedding, when = engine.get(film["frames"], "embedding", "time")
         vectors = project_all(embedding, project, offset)
         film["vectors"] = engine.put_vectors(title, pack_vectors(vectors))
-        film["own"] = own[chosen[title]] if title in chosen else own_threshold(vectors, when, rule["second"])
+        film["own"] = own[chosen.index(title)] if title in chosen else own_threshold(vectors, when, rule["second"])
 
 
 def add_film(engine, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
@@ -273,11 +279,16 @@ def run_check(args: argparse.Namespace) -> int:
         raise UserError(f"--index {engine}: adding was stopped before its end; run the same add again")
     engine.get(state["basis"], "project", "offset")
     for title, film in sorted(state["films"].items()):
-        when, ends, *_ = engine.get(film["frames"], "time", "ends", "thumbs", "embedding", "worn", "name")
-        if not len(when) == len(ends) == len(engine.get_vectors(film["vectors"])):
+        try:
+            when, ends, *_ = engine.get(film["frames"], "time", "ends", "thumbs", "embedding", "worn", "name")
+            sound = len(when) == len(ends) == len(engine.get_vectors(film["vectors"]))
+        except (UserError, FileNotFoundError):
+            sound = False
+        if not sound:
             raise UserError(f"--index {engine}: {title} is damaged; remove it and add it again")
         asked = "from video, asked between its stills" if is_dense(when) else "scattered, asked by unseen scenes"
         print(f"{len(when):6} stills, {asked:36} own threshold {film['own']:5.2f}  {title}")
+    engine.searcher(state, [film["vectors"] for film in state["films"].values()])
     rule, figures = state["rule"], state["rule"]["figures"]
     print(f"{len(state['films'])} films; named from {rule['movie']:.3f}, shortlist from {rule['shortlist']:.3f}")
     if figures:
@@ -286,7 +297,21 @@ def run_check(args: argparse.Namespace) -> int:
             f"{figures['right']:.1%} of the named right, {figures['strangers']:.1%} of the frames of films left out "
             f"named, AUROC {figures['auroc']:.3f}"
         )
+    if getattr(args, "drift", False):
+        show_drift(engine, state)
     return 0
+
+
+def show_drift(engine, state: dict) -> None:
+    """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
+    _, parts = sample_films(engine, state["films"])
+    print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'strangers named':>16}{'AUROC':>9}")
+    for count in sorted({min(10 * 2**k, len(parts)) for k in range(9)}):
+        some = parts[:count]
+        rule = fit_rule(ask_itself(some, 100), np.array([len(part["time"]) for part in some]))
+        if now := rule["figures"]:
+            row = "".join(f"{value:16.3f}" for value in (rule["movie"], now["named"], now["right"], now["strangers"]))
+            print(f"{count:9}{row}{now['auroc']:9.3f}", flush=True)
 
 
 def run_search(args: argparse.Namespace) -> int:
@@ -331,6 +356,8 @@ def get_parser() -> argparse.ArgumentParser:
     add.add_argument("--title", help="of the one film in RAW (default: the folder's name)")
     add.add_argument("--every", type=int, default=1, help="take every so-manieth still (default: %(default)s, all)")
     commands.choices["remove"].add_argument("title", metavar="TITLE", help="as list shows it")
+    text = "fit the thresholds on few films and on more, too (seconds to a minute; default: off)"
+    commands.choices["check"].add_argument("--drift", action="store_true", help=text)
     search.add_argument("frame", metavar="FRAME", help="an image file")
     search.add_argument("--top", type=int, default=5, help="films (default: %(default)s)")
     search.add_argument("--sheet", type=Path, help="draw frame and stills side by side into this file (default: none)")

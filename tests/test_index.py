@@ -5,9 +5,12 @@ import fcntl
 import io
 import json
 import os
+import random
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +184,73 @@ def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, mode
         if not stopped:
             break
     assert not stopped and last > 1
+
+
+def test_killed_at_random_moments_nothing_is_lost(copied, model, tmp_path):
+    folder, late, rng = write_film(tmp_path / "Late (2003)", 6, range(70, 76)), "Late (2003)", random.Random(13)
+    code = "import sys, index\nprint('ready', flush=True)\nsys.stdin.readline()\nsys.exit(index.main(sys.argv[1:]))"
+    commands = {False: ["add", str(folder), "--model", str(model)], True: ["remove", late]}
+    there, seconds = False, dict.fromkeys(commands, 0.0)
+    for kill in range(12):
+        command = [sys.executable, "-c", code, *commands[there], "--index", str(copied)]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            start = time.monotonic()
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            if kill >= len(commands):  # the first of each ends, which tells how long it takes
+                time.sleep(rng.uniform(0, seconds[there]))  # whatever it has done by now, the index must be sound
+                process.kill()
+            process.stdout.read()
+        if kill < len(commands):
+            assert process.returncode == 0
+            seconds[there] = time.monotonic() - start
+        assert index.main(["check", "--index", str(copied)]) == 0
+        there = late in titles(copied)
+        assert {*titles(copied)} - {late} == {f"Film {film} ({1990 + film})" for film in range(5)}
+        best = ask(model, copied, draw_frame(6, 71, 99))[0].candidates[0].title
+        assert (best == late) == there
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    assert len(list((copied / "films").iterdir())) == 2 * len(titles(copied))  # nothing half-written is left
+
+
+@pytest.mark.parametrize("size", [100, 1000, 10_000, 30_000])
+def test_on_a_full_disk_the_index_stays_as_it_was(copied, model, tmp_path, size, capsys):
+    folder = write_film(tmp_path / "Late (2003)", 6, range(70, 76))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # no file may grow beyond, as if the disk were full
+    try:
+        assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 1
+        assert index.main(["rebuild", "--index", str(copied)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("File too large" in line for line in lines)
+    assert "Late (2003)" not in titles(copied) and index.main(["check", "--index", str(copied)]) == 0
+    assert not list(copied.rglob("*.part"))
+    assert ask(model, copied, draw_frame(2, 5, 99))[0].candidates[0].title == "Film 2 (1992)"
+
+
+def test_a_truncated_faiss_file_is_named_in_one_line(copied, model, monkeypatch, capsys):
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    monkeypatch.setattr(engines, "EXACT", 20)
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    (file,) = copied.glob("pack-*")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="damaged"):
+        ask(model, copied, draw_frame(0, 0, 0))
+    assert index.main(["check", "--index", str(copied)]) == 1
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    assert ask(model, copied, draw_frame(0, 0, 0))[0].candidates[0].title == "Film 0 (1990)"
+
+
+def test_check_shows_how_thresholds_drift(copied, capsys):
+    assert index.main(["check", "--drift", "--index", str(copied)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head, row = lines[-2].split("  "), lines[-1].split()
+    assert "AUROC" in head[-1] and row[0] == "5" and all(0 <= float(value) <= 1.001 for value in row[1:])
+    state = index.read_state(engines.open_engine(copied))
+    assert float(row[1]) == pytest.approx(state["rule"]["movie"], abs=2e-3)  # all its films, so its own threshold
 
 
 def test_two_writers_are_refused_in_one_line(copied, raw, model, capsys):
