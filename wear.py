@@ -123,7 +123,7 @@ def screenshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     draw.text((16, y + 12), "What is this film called?", fill=ink, font=font)
     for x in range(16, 500, 125):
         draw.rounded_rectangle((x, y + 44, x + 110, y + 78), 16, fill=grey)
-    for y in range(y + 104, 1090, 84):
+    for y in range(top + image.height + 104, 1090, 84):
         draw.ellipse((16, y, 50, y + 34), fill=tuple(rng.integers(40, 220, 3).tolist()))
         for line in range(int(rng.integers(1, 4))):
             words = ["no idea", "great scene", "seen it twice", "who plays her?", "thanks", "the ending!"]
