@@ -28,7 +28,11 @@ from engines import EXACT, open_engine
 from identify import Identifier
 from image import UserError, read_image
 from metrics import known_unknown
-from vectors import embed_film, list_stills, pack_vectors, wear
+from vectors import embed_film, list_stills, pack_vectors
+from wear import WAYS as ALL_WAYS
+
+
+WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}
 
 
 def draw_film(number: int, each: int) -> np.ndarray:
@@ -148,17 +152,6 @@ def color_layout(image: Image.Image) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def wear_frame(image: Image.Image, way: str, rng: np.random.Generator) -> Image.Image:
-    """The picture "as it is", "60% crop" (of the area), "photo of a screen" or "mirrored"."""
-    if way == "60% crop":
-        width, height = (round(side * 0.6**0.5) for side in image.size)
-        left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
-        return image.crop((left, top, left + width, top + height))
-    if way == "mirrored":
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return wear(image, 0, rng) if way == "photo of a screen" else image
-
-
 def choose_moments(stills: list[dict], apart: int) -> tuple[list[dict], list[dict]]:
     """(stills for the index, so many ms apart, and questions: the stills between, nearest to the middle)."""
     kept, asked = [], []
@@ -207,23 +200,22 @@ def bench_collection(
     is left out, one stretch, and at most count of its stills are asked, in each of so many folds. Right: share of the
     named that are, where 30% of the questions are about unknown films; films weigh alike.
     """
-    identifier, ways = Identifier(model), ("as it is", "60% crop", "mirrored", "photo of a screen")
+    identifier = Identifier(model)
     films = {title: list_stills(place, 1) for title, place in find_films(raw).items()}
     known = {title: (stills, embed_film(stills, identifier)) for title, stills in films.items() if len(stills) >= least}
-    asked, found = {}, {way: [] for way in ways}
+    asked, found = {}, {way: [] for way in WAYS}
 
     def ask(collection, still: dict, way: str):
         if (key := (still["path"], way)) not in asked:
-            picture = Image.fromarray(read_image(still["path"]))
             seed = list(hashlib.sha256(still["file"].encode(errors="replace")).digest()[4:8])
-            picture = wear_frame(picture, way, np.random.default_rng(seed))
+            picture = WAYS[way](Image.fromarray(read_image(still["path"])), np.random.default_rng(seed))
             asked[key] = identifier.run(identifier.load(np.asarray(picture))[None])["embedding"]
         return collection.answers(asked[key])[0]
 
     for fold in range(folds):
         with tempfile.TemporaryDirectory() as folder:
             collection = build_fold(Path(folder), known, fold, identifier)
-            for (title, stills), way in itertools.product(films.items(), ways):
+            for (title, stills), way in itertools.product(films.items(), WAYS):
                 some = fifth(stills, fold) if title in known else stills
                 for still in some[:: max(1, len(some) // count)][:count]:
                     answer = ask(collection, still, way)
@@ -271,12 +263,11 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
     from imagehash import phash
 
     def look(still: dict, way: str = "as it is", number: int = 0) -> tuple:
-        picture = Image.fromarray(read_image(still["path"]))
-        picture = wear_frame(picture, way, np.random.default_rng([17, number]))
+        picture = WAYS[way](Image.fromarray(read_image(still["path"])), np.random.default_rng([17, number]))
         return picture, color_layout(picture), phash(picture).hash.ravel()
 
     identifier, names = Identifier(model), ("ColorLayout, 33 numbers", "pHash, 64 bits", "index.py")
-    rows, ways = {name: {} for name in names}, ("as it is", "60% crop", "photo of a screen", "mirrored")
+    rows = {name: {} for name in names}
     with tempfile.TemporaryDirectory() as folder:
         kept, asked = split_moments(episodes, Path(folder, "raw"), seconds, count)
         place = Path(folder, "index")
@@ -284,7 +275,7 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
             index.main(["add", str(Path(folder, "raw")), f"--model={model}", f"--index={place}"])
         ours, seen = index.Index(place, identifier), [look(still)[1:] for _, still in kept]
         layouts, hashes = (np.stack(part) for part in zip(*seen, strict=True))
-        for way in ways:
+        for way in WAYS:
             found, clock = [], np.array([still["time"] for _, still in kept])
             for number, (title, still) in enumerate(asked):
                 picture, layout, bits = look(still, way, number)
