@@ -31,7 +31,6 @@ from metrics import known_unknown
 from vectors import embed_film, list_stills, pack_vectors
 from wear import WAYS as ALL_WAYS
 
-
 WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}
 
 
