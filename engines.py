@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +196,10 @@ class Folder:
         return best_by_film
 
 
+def batched(items: list, size: int) -> Iterator[list]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
 def import_faiss():
     """The module, or a UserError that names the package."""
     try:
@@ -212,13 +216,13 @@ class Milvus:
     """Two collections of a Milvus: arrays in base64, and a row a frame with its vector. One row names the state.
 
     place: http://user:password@host:19530/database, as much of it as is needed, or a file.db of Milvus Lite, which one
-    process at a time can open. Milvus has no locks: of two writers the one that is done last fails, and nothing of its
-    films is in the index; but for the moment between its look and its last write. Other hosts see a new film within
-    seconds. What stopped writers left is removed by rebuild.
+    process at a time can open. Milvus has no locks: of two writers one fails with its next film, which is not in the
+    index then (but for the moment between a look at the state and the write of the next). Other hosts see a new film
+    within seconds. What stopped writers left is removed by rebuild.
     """
 
     def __init__(self, place: str):
-        self.place, self.seen = place, None
+        self.place, self.seen, self.made = place, None, False
         try:
             from pymilvus import MilvusClient
         except ImportError:
@@ -261,8 +265,8 @@ class Milvus:
         """Rows of FILES by their keys, those that are there; level: of consistency."""
         found, fields = {}, ["key", "about", "data"]
         with self.asking():
-            for start in range(0, len(keys) if self.client.has_collection(FILES) else 0, ROWS):
-                part = keys[start : start + ROWS]
+            self.made = self.made or self.client.has_collection(FILES)
+            for part in batched(keys, ROWS) if self.made else []:
                 got = self.client.get(FILES, part, output_fields=fields, consistency_level=level)
                 found |= {row["key"]: row for row in got}
         return found
@@ -299,8 +303,8 @@ class Milvus:
         with self.asking():
             for collection in self.client.list_collections():
                 field = {FILES: "file"}.get(collection, "film")
-                for name in sorted(names) if collection.startswith("movie_by_frame_") else []:
-                    self.client.delete(collection, filter=f'{field} == "{name}"')
+                for some in batched(sorted(names), ROWS) if collection.startswith("movie_by_frame_") else []:
+                    self.client.delete(collection, filter=f"{field} in {json.dumps(some)}")
 
     def sweep(self, state: dict) -> None:
         """Remove what stopped writers left."""
@@ -319,8 +323,8 @@ class Milvus:
                 rows.append(row | {"vector": [0, 1]})  # Milvus will have a vector in each row
         with self.asking():
             self.make(FILES, {"key": 200, "file": 200, "about": 1000, "data": 65_535}, 2)
-            for start in range(0, len(rows), ROWS):
-                self.client.insert(FILES, rows[start : start + ROWS])
+            for some in batched(rows, ROWS):
+                self.client.insert(FILES, some)
         return name
 
     def get(self, name: str, *arrays: str) -> list[np.ndarray]:
@@ -350,8 +354,8 @@ class Milvus:
         rows = [{"key": f"{name}#{k}", "film": name, "vector": v} for k, v in enumerate(unit_length(vectors))]
         with self.asking():
             self.make(collection, {"key": 200, "film": 200}, vectors.shape[1])
-            for start in range(0, len(rows), 1000):
-                self.client.insert(collection, rows[start : start + 1000])
+            for some in batched(rows, 1000):
+                self.client.insert(collection, some)
         return name
 
     def get_vectors(self, name: str) -> np.ndarray:

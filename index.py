@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data import find_films
-from engines import open_engine
+from engines import Folder, Milvus, open_engine
 from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
 from image import UserError, one_line_errors
 from vectors import (
@@ -50,7 +50,7 @@ def fingerprint(identifier: Identifier) -> np.ndarray:
     return identifier.run(reference_frames(identifier.preprocessing["size"], 2))["embedding"].astype(np.float32)
 
 
-def read_state(engine) -> dict:
+def read_state(engine: Folder | Milvus) -> dict:
     """What the index says of itself. Raises UserError for a damaged one, for another version, and where none is."""
     try:
         state = engine.load()
@@ -67,7 +67,7 @@ def read_state(engine) -> dict:
         raise UserError(f"--index {engine}: index.json is damaged ({str(error)[:60]}); make it anew") from None
 
 
-def check_model(engine, state: dict, seen: np.ndarray) -> None:
+def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
     """Raise UserError unless the index was made with the model whose fingerprint is seen."""
     made = np.frombuffer(base64.b64decode(state["model"]["fingerprint"]), np.float32).reshape(2, -1)
     if made.shape != seen.shape or relative_error(seen, made) > 0.4:
@@ -75,7 +75,7 @@ def check_model(engine, state: dict, seen: np.ndarray) -> None:
         raise UserError(f"--index {engine}: was made with another model ({name}); use that one, or another --index", 2)
 
 
-def sample_films(engine, films: dict) -> tuple[list[str], list[dict]]:
+def sample_films(engine: Folder | Milvus, films: dict) -> tuple[list[str], list[dict]]:
     """(titles, what ask_itself takes of them) of the films that projection and thresholds are fitted on."""
     chosen, parts, count = [], [], 0
     for title in sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]:
@@ -89,7 +89,7 @@ def sample_films(engine, films: dict) -> tuple[list[str], list[dict]]:
     return chosen, parts
 
 
-def settle(engine, state: dict, force: bool = False) -> None:
+def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     """Fit projection and thresholds if there are none or many more films now, and write all vectors anew."""
     films = state["films"]
     if not films or not (force or state["basis"] is None or len(films) >= GROWTH * state["settled"]):
@@ -108,17 +108,21 @@ def settle(engine, state: dict, force: bool = False) -> None:
         film["own"] = own[chosen.index(title)] if title in chosen else own_threshold(vectors, when, rule["second"])
 
 
-def add_film(engine, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
-    """Put a film into the index, in place of what it had of that title; returns what was done, in words."""
+def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
+    """Put a film into the index, in place of what it had of that title; returns what was done, or an error, in words.
+
+    Raises UserError where the engine can't go on.
+    """
     stills = list_stills(folder, every)
-    if not stills:
-        raise UserError("no images in it")
-    stats = [(still["file"], still["time"], still["path"].stat()) for still in stills]
+    stats = [(still["file"], still["time"], still["path"].stat()) for still in stills if still["path"].exists()]
     mark = hashlib.sha256(repr([(f, t, s.st_size, s.st_mtime_ns) for f, t, s in stats]).encode()).hexdigest()[:16]
     before = state["films"].get(title)
     if before and before["mark"] == mark:
         return "unchanged"
-    rows = embed_film(stills, identifier)
+    try:
+        rows = embed_film(stills, identifier)
+    except UserError as error:
+        return f"error: {error}"
     year = re.search(r"\((\d{4})\)$", title)
     film = {"frames": engine.put(title, rows), "vectors": None, "own": -1.0, "mark": mark}
     film |= {"stills": len(stills), "stored": len(rows["time"]), "year": int(year[1]) if year else None}
@@ -220,15 +224,10 @@ def run_add(args: argparse.Namespace) -> int:
             model = {"architecture": identifier.contract.architecture, "fingerprint": base64.b64encode(seen).decode()}
             state = {"format": FORMAT, "model": model, "basis": None, "rule": None, "settled": 0, "films": {}}
         for place, (title, folder) in enumerate(films.items(), 1):
-            try:
-                done = add_film(engine, state, title, folder, identifier, args.every)
-            except UserError as error:
-                failed, done = failed + 1, f"error: {error}"
-            print(
-                f"[{place}/{len(films)}] {title}: {done}",
-                file=sys.stderr if "error" in done else sys.stdout,
-                flush=True,
-            )
+            done = add_film(engine, state, title, folder, identifier, args.every)
+            wrong = done.startswith("error")
+            failed += wrong
+            print(f"[{place}/{len(films)}] {title}: {done}", file=sys.stderr if wrong else sys.stdout, flush=True)
         state["memory"] = args.memory or state.get("memory", "plenty")
         settle(engine, state)
         engine.pack(state)
@@ -302,7 +301,7 @@ def run_check(args: argparse.Namespace) -> int:
     return 0
 
 
-def show_drift(engine, state: dict) -> None:
+def show_drift(engine: Folder | Milvus, state: dict) -> None:
     """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
     _, parts = sample_films(engine, state["films"])
     print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'strangers named':>16}{'AUROC':>9}")

@@ -135,8 +135,8 @@ def embed_film(stills: list[dict], identifier: Identifier) -> dict:
     place = {row: k for k, row in enumerate(rows)}
     return {
         "embedding": embedding[rows],
-        "worn": np.stack(worn),
-        "of": embedding[worn_of],
+        "worn": np.array(worn, np.float16).reshape(len(worn), embedding.shape[1]),
+        "of": embedding[np.array(worn_of, int)],
         "name": np.array([kept[r]["file"] for r in rows]),
         "time": np.array([kept[r]["time"] for r in rows], np.int64),
         "until": np.array([until[r] for r in place], np.int64),

@@ -300,15 +300,33 @@ def test_hostile_titles_and_images(model, tmp_path, capsys):
     for film, name in enumerate(names):
         write_film(root / name, film, range(2))
     (root / names[1] / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (root / names[1] / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (root / "Empty (2005)").mkdir()
     (root / "Bad (2006)").mkdir()
     (root / "Bad (2006)" / "x.png").write_bytes(b"")
     assert index.main(["add", str(root), "--model", str(model), "--index", str(path)]) == 1
     text = capsys.readouterr().err
-    assert "Empty (2005)" in text and "Bad (2006)" in text and "broken.jpg" in text and "Traceback" not in text
+    assert (
+        "Empty (2005)" in text
+        and "Bad (2006)" in text
+        and "broken.jpg" in text
+        and "gone.jpg" in text
+        and "Traceback" not in text
+    )
     assert titles(path) == sorted(names)
     assert all(file.parent in (path, path / "films") for file in path.rglob("*") if file.is_file())
     assert index.main(["remove", names[0], "--index", str(path)]) == 0 == index.main(["check", "--index", str(path)])
+
+
+def test_a_film_is_added_although_no_worn_copy_of_it_can_be_made(copied, model, tmp_path, capsys):
+    folder = write_film(tmp_path / "Holes (2007)", 9, range(10))
+    names = [f"{shot:02}_{frame}.jpg" for shot in range(10) for frame in range(6)]
+    for place in np.linspace(0, len(names) - 1, space.WORN).astype(int):  # those that copies are made of
+        (folder / names[place]).write_bytes(b"")
+    assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
+    assert capsys.readouterr().err.count("skipped") == space.WORN
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    assert ask(model, copied, draw_frame(9, 4, 77))[0].candidates[0].title == "Holes (2007)"
 
 
 @pytest.mark.parametrize(
