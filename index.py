@@ -5,7 +5,8 @@ python index.py add ~/shots/Alien --title "Alien (1979)" --every 2
 python index.py search frame.jpg --sheet nearest.png # the nearest stills beside the frame
 python index.py list; python index.py check; python index.py remove "Alien (1979)"; python index.py rebuild
 
-identify.py and bot.py load this file only when there is an index. No torch.
+Each takes --index: a folder, or http://host:19530 of a Milvus where one machine ends (engines.py). identify.py and
+bot.py load this file only when there is an index. No torch.
 """
 
 import argparse
@@ -281,8 +282,8 @@ def run_check(args: argparse.Namespace) -> int:
         try:
             when, ends, *_ = engine.get(film["frames"], "time", "ends", "thumbs", "embedding", "worn", "name")
             sound = len(when) == len(ends) == len(engine.get_vectors(film["vectors"]))
-        except (UserError, FileNotFoundError):
-            sound = False
+        except (UserError, FileNotFoundError) as error:
+            raise UserError(f"{error}; {title}: remove it and add it again") from None
         if not sound:
             raise UserError(f"--index {engine}: {title} is damaged; remove it and add it again")
         asked = "from video, asked between its stills" if is_dense(when) else "scattered, asked by unseen scenes"
