@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 from pebble import ProcessPool
 
 from identify import Identifier
@@ -42,7 +41,7 @@ def describe_model() -> tuple:
 
 def name_film(pictures: list[bytes]) -> dict:
     """One answer to pictures of one film, as Answer.as_dict() gives it. Raises UserError if one can't be read."""
-    return model.answer_together(np.stack([model.load(data) for data in pictures])).as_dict()
+    return model.identify(pictures).as_dict()
 
 
 class Worker:
