@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import collections
 import contextlib
-import contextvars
 import csv
 import gc
 import hashlib
@@ -22,51 +21,25 @@ import sqlite3
 import sys
 import time
 import tomllib
-import traceback
 import weakref
 from pathlib import Path
 
-from aiogram import BaseMiddleware, Bot, Dispatcher, exceptions, methods
+from aiogram import Bot, Dispatcher, exceptions
 from aiogram.client.session.aiohttp import AiohttpSession
-from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.client.telegram import PRODUCTION, TelegramAPIServer
 from aiogram.filters import Command
-from aiogram.types import BotCommand, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message, Update, User
-from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
+from aiogram.types import BotCommand, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message, User
+from aiohttp import ClientError
 
+from bot_updates import COMMANDS, IN_VAIN, OLD, Albums, Journal, Requests, open_base, reply, report, tidy
 from bot_worker import SECONDS, Worker, name_film
 from image import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors
 
 TEXTS = Path(__file__).with_name("bot_texts.toml")
-OLD = 600.0  # seconds; after an outage, older questions are not answered
-ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
 FLOOD, FLOOD_SECONDS = 20, 60.0  # frames of a user in so many seconds
 IN_HAND, PAGE = 3, 20  # frames fetched at a time, of which the model takes one; films a page
-COMMANDS = ("start", "help", "about", "lang", "films")
 SAID = "text audio document voice contact location venue poll dice sticker video video_note story"  # not a pin, a join
-STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
-EDITS = (methods.AnswerCallbackQuery, methods.EditMessageText, methods.EditMessageReplyMarkup)
-TWICE = (*STARTING, *EDITS, methods.GetUpdates, methods.GetFile, methods.SendChatAction)  # does no harm
-IN_VAIN = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)  # message gone or unchanged, bot blocked
-SCHEMA = """
-PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
-CREATE TABLE IF NOT EXISTS answers
-    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT);
-CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT, sending INTEGER DEFAULT 0);
-CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
-"""
-answering: contextvars.ContextVar[list[int]] = contextvars.ContextVar("answering")  # ids of a task's updates
 log = logging.getLogger("bot")
-
-
-def open_base(path: Path | str) -> sqlite3.Connection:
-    """Answers with their verdicts, updates until they are answered, chosen languages. Raises UserError."""
-    try:
-        base = sqlite3.connect(path, isolation_level=None)
-        base.executescript(SCHEMA)
-    except sqlite3.Error as error:
-        raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
-    return base
 
 
 def load_texts(titles: Path) -> dict[str, dict]:
@@ -97,12 +70,6 @@ class App:
         return next((words for words in self.texts.values() if code in words["codes"]), self.texts["en"])
 
 
-def report(error: BaseException) -> None:
-    """Log where an error came from, but none of its words: they may hold names, texts or the token."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    log.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
-
-
 def find_picture(message):
     """The best picture of a Message or ExternalReplyInfo that Telegram gives, with file_id and file_size, or None."""
     if message is None:
@@ -118,17 +85,6 @@ def find_picture(message):
             return document
     media = message.animation or message.video or message.video_note or sticker or document
     return media.thumbnail if media else find_picture(getattr(message, "external_reply", None))
-
-
-def is_addressed(message: Message, me: User) -> bool:
-    """Whether the bot should speak: always in private, in groups when it is mentioned, replied to or commanded."""
-    asked, text = message.reply_to_message, message.text or message.caption or ""
-    if message.chat.type == "private" or (asked and asked.from_user and asked.from_user.id == me.id):
-        return True
-    if command := re.match(r"/(\w+)(?:@(\w+))?", text):
-        name, at = command.groups()
-        return at.casefold() == me.username.casefold() if at else name in (*COMMANDS, "film")  # not /ban
-    return bool(re.search(rf"(?<![\w/@])@{me.username}\b", text, re.IGNORECASE))
 
 
 def local_title(title: str, texts: dict) -> str:  # "Чужой / Alien (1979)"
@@ -156,12 +112,6 @@ def compose(texts: dict, kind: str, candidates: list[dict], answer: str) -> tupl
     return texts[kind].format(**words), keyboard(*rows)
 
 
-async def reply(message: Message, text: str, markup: InlineKeyboardMarkup | None = None) -> None:
-    """Answer as plain text: nothing of what users write or films are called is ever read as HTML."""
-    to = message.as_reply_parameters(allow_sending_without_reply=True)
-    await message.answer(text, reply_parameters=to, reply_markup=markup)
-
-
 async def download(bot: Bot, pictures: list) -> list[bytes]:
     """Pictures, together at most MAX_BYTES, without those that can't be had; if none can, the last one's error."""
     found, trouble, room = [], None, MAX_BYTES
@@ -187,123 +137,6 @@ async def fetch(bot: Bot, path: str) -> bytes:
         with contextlib.suppress(ClientError, TimeoutError):
             return (await bot.download_file(path, timeout=int(SECONDS))).getvalue()
     raise RuntimeError("download")  # without the words of the others, which have the token in them
-
-
-class Journal(BaseMiddleware):
-    """Every update stands in SQLite until it is answered, once. data["kept"]: it comes from there, after a kill."""
-
-    async def __call__(self, handler, update: Update, data: dict):
-        app, task, message = data["app"], asyncio.current_task(), update.message
-        if not data.get("kept"):
-            row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
-            insert = "INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)"
-            if not (await is_for_us(update) and app.base.execute(insert, row).rowcount):
-                return
-        app.tasks.add(task)
-        answering.set(updates := [update.update_id])
-        data["texts"] = texts = app.words(data.get("event_from_user"))
-        try:
-            with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
-                await handler(update, data)
-        except Exception as error:
-            report(error)
-            if message and not isinstance(error, exceptions.AiogramError):  # else an answer was on its way
-                with contextlib.suppress(exceptions.AiogramError):
-                    await reply(message, texts["error"])
-        finally:
-            app.tasks.discard(task)
-        # the number stays, since the update may come again
-        app.base.executemany("UPDATE updates SET body = NULL WHERE id = ?", [(number,) for number in updates])
-
-
-async def is_for_us(update: Update) -> bool:
-    """Whether somebody expects a word of ours, and still waits for it."""
-    if not (message := update.message):
-        return update.callback_query is not None
-    two_bots = message.from_user and message.from_user.is_bot and not message.sender_chat  # they would talk for ever
-    old = time.time() - message.date.timestamp() > OLD
-    addressed = message.media_group_id or is_addressed(message, await update.bot.me())
-    return bool(addressed and not two_bots and not old)
-
-
-class Albums(BaseMiddleware):
-    """The first message of an album goes on with all of them, in data["album"], and with their updates."""
-
-    def __init__(self):
-        self.albums = {}
-
-    async def __call__(self, handler, message: Message, data: dict):
-        album, updates, key = [message], answering.get(), (message.chat.id, message.media_group_id)
-        if message.media_group_id:
-            if key in self.albums:
-                if gathered := self.albums[key]:  # None: this part comes too late
-                    gathered[0].append(message)
-                    gathered[1].extend(updates)
-                    updates.clear()
-                return
-            self.albums[key] = album, updates
-            await asyncio.sleep(ALBUM_WAIT)
-            self.albums[key] = None
-            asyncio.get_running_loop().call_later(60, self.albums.pop, key)
-            album.sort(key=lambda part: part.message_id)
-            me = await message.bot.me()
-            if not any(is_addressed(part, me) for part in album):
-                return
-        data["album"] = album
-        await handler(album[0], data)
-
-
-class Requests(BaseRequestMiddleware):
-    """Tries again, when Telegram asks (429) or ever later, what surely did not arrive or may arrive twice."""
-
-    def __init__(self, base: sqlite3.Connection):
-        self.base, self.away = base, False
-
-    async def __call__(self, make_request, bot: Bot, method):
-        polling = isinstance(method, methods.GetUpdates)
-        for_ever, pause = polling or isinstance(method, STARTING), 0.5
-        end = time.monotonic() + (1e9 if for_ever else OLD)
-        updates = [] if isinstance(method, TWICE) else [(number,) for number in answering.get([])]
-        if polling:
-            method.limit = 20  # more at once would hold up the loop
-            await asyncio.sleep(0)  # the last ones come into SQLite before Telegram may forget them
-        while True:
-            self.base.executemany("UPDATE updates SET sending = 1 WHERE id = ?", updates)  # its answer may have arrived
-            try:
-                result = await make_request(bot, method, timeout=ClientTimeout(total=60, sock_connect=10))
-                if for_ever and self.away:
-                    log.warning("Telegram is back")
-                    self.away = False
-                return result
-            except exceptions.AiogramError as error:
-                answer = getattr(error, "data", None)
-                if polling and isinstance(answer, dict) and answer.get("result"):
-                    if method.limit == 1:  # it would come again for ever, and all behind it wait
-                        log.error("passed over an update of a kind that aiogram does not know; is there a newer one?")
-                        return [Update(update_id=answer["result"][0]["update_id"])]
-                    method.limit = 1
-                    continue
-                if not (polling or can_be_repeated(error, isinstance(method, TWICE))):
-                    raise
-                failure = error
-            if for_ever and not self.away:
-                log.warning("Telegram can't be reached (%s), trying again until it works", type(failure).__name__)
-                self.away = True
-            self.base.executemany("UPDATE updates SET sending = 0 WHERE id = ?", updates)
-            wait = failure.retry_after + 0.1 if isinstance(failure, exceptions.TelegramRetryAfter) else pause
-            if time.monotonic() + wait > end:
-                raise failure
-            await asyncio.sleep(wait)
-            pause = min(30.0, 2 * pause)
-
-
-def can_be_repeated(error: Exception, twice: bool) -> bool:
-    """Whether to try again. twice: it does no harm if the first one has arrived, although its answer did not."""
-    if isinstance(error, exceptions.ClientDecodeError):  # a proxy's page; a message of a new kind has arrived
-        return twice or not isinstance(error.data, dict)
-    if isinstance(error, exceptions.TelegramNetworkError):
-        return twice or isinstance(error.__cause__, (ClientConnectorError, ConnectionTimeoutError))
-    return isinstance(error, (exceptions.TelegramRetryAfter, exceptions.TelegramServerError))
 
 
 async def on_command(message: Message, app: App, texts: dict, command) -> None:
@@ -418,15 +251,6 @@ def make_dispatcher(app: App) -> Dispatcher:
     dispatcher.callback_query.register(on_button)
     dispatcher.errors.register(lambda event: report(event.exception) or True)  # of SQLite's: a full disk
     return dispatcher
-
-
-async def tidy(base: sqlite3.Connection) -> None:
-    """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
-    while True:
-        base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
-        base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (time.time() - 90 * 86400,))
-        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        await asyncio.sleep(3600)
 
 
 async def watch_lag() -> None:

@@ -44,6 +44,7 @@ from telegram_server import (
 )
 
 import bot
+import bot_updates
 from bot_worker import Worker
 from image import UserError
 
@@ -146,8 +147,8 @@ class Desk:
         self.session, self.worker, self.numbers, self.errors = Recorder(), Model(), itertools.count(1), []
         self.bot, self.tasks = Bot(TOKEN, session=self.session), []
         self.texts = {code: words | {"titles": RUSSIAN if code == "ru" else {}} for code, words in TEXTS.items()}
-        self.app = bot.App(bot.open_base(path), TOKEN, self.worker, self.worker.about, self.texts, queue)
-        self.session.middleware(bot.Requests(self.app.base))
+        self.app = bot.App(bot_updates.open_base(path), TOKEN, self.worker, self.worker.about, self.texts, queue)
+        self.session.middleware(bot_updates.Requests(self.app.base))
         self.dispatcher, self.runner = bot.make_dispatcher(self.app), asyncio.Runner()
         self.handler = logging.Handler(logging.ERROR)
         self.handler.emit = lambda record: self.errors.append(record.getMessage())
@@ -205,7 +206,7 @@ class Desk:
 
 @pytest.fixture(autouse=True)
 def albums_come_quickly(monkeypatch):
-    monkeypatch.setattr(bot, "ALBUM_WAIT", 0.02)
+    monkeypatch.setattr(bot_updates, "ALBUM_WAIT", 0.02)
 
 
 @pytest.fixture
@@ -455,7 +456,7 @@ def test_feedback_becomes_labels(tmp_path, capsys):
         with contextlib.suppress(OSError):
             wrong.write_bytes(b"no database at all" * 100)
         with pytest.raises(UserError, match="--db"):
-            bot.open_base(wrong)
+            bot_updates.open_base(wrong)
     base.unlink()
     with Desk(base) as desk:
         for verdict in (0, 1):
@@ -478,7 +479,7 @@ def test_of_people_nothing_is_kept(tmp_path):
         desk.feed(photo_update("a", caption="very private words, @film_bot", **group))
         desk.feed(text_update("between ourselves", **group), text_update("/help private words", user=987654321))
         desk.press("l:ru", user=987654321)
-        desk.spawn(bot.tidy(desk.app.base))
+        desk.spawn(bot_updates.tidy(desk.app.base))
         desk.run(lambda: not (tmp_path / "bot.sqlite-wal").read_bytes())
         everything = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         assert b"languages" in everything
@@ -492,7 +493,7 @@ def test_what_is_old_is_forgotten(desk):
     desk.press(right)
     for table, days in (("updates", 3), ("answers", 91)):
         desk.app.base.execute(f"UPDATE {table} SET time = time - {days * 86400}")
-    tidying = desk.spawn(bot.tidy(desk.app.base))
+    tidying = desk.spawn(bot_updates.tidy(desk.app.base))
     desk.run(lambda: not desk.app.base.execute("SELECT * FROM updates").fetchall())
     assert not tidying.done()
     assert desk.press(right)[0] == EN["thanks"] and desk.press(other)[0] == EN["gone"]
@@ -647,7 +648,7 @@ def test_errors_bring_an_apology_and_say_nothing_in_the_log(monkeypatch):
 def test_a_full_disk_is_told(desk):
     desk.app.base.execute(f"PRAGMA max_page_count = {desk.app.base.execute('PRAGMA page_count').fetchone()[0]}")
     desk.feed(*(photo_update("a", user=user) for user in range(50)))
-    assert desk.errors and set(desk.errors) == {desk.errors[0]} and "OperationalError at bot.py:" in desk.errors.pop()
+    assert len(set(desk.errors)) == 1 and "OperationalError at bot_updates.py:" in desk.errors[0]
     desk.errors.clear()
 
 
@@ -699,8 +700,8 @@ def insist(method, *outcomes, updates=(), base=None):
         return outcome
 
     async def call():
-        bot.answering.set(list(updates))
-        return await bot.Requests(base or bot.open_base(":memory:"))(make_request, None, method)
+        bot_updates.answering.set(list(updates))
+        return await bot_updates.Requests(base or bot_updates.open_base(":memory:"))(make_request, None, method)
 
     return asyncio.run(call())
 
@@ -737,7 +738,7 @@ def test_requests_are_made_again(pauses, monkeypatch, method, error, waited):
         return
     assert insist(method, error, "done") == "done" and pauses == [pytest.approx(waited)]
     if method in (SEND, FILE):
-        monkeypatch.setattr(bot, "OLD", 0.0)
+        monkeypatch.setattr(bot_updates, "OLD", 0.0)
         with pytest.raises(type(error)):  # not for ever
             insist(method, error, "done")
 
@@ -753,9 +754,9 @@ def test_pauses_grow_and_trouble_is_logged_once(pauses, caplog):
 
 
 def test_an_answer_that_may_have_arrived_is_not_sent_after_a_restart(pauses, monkeypatch):
-    monkeypatch.setattr(bot, "OLD", 0.0)
+    monkeypatch.setattr(bot_updates, "OLD", 0.0)
     for error, sent in ((RESET, True), (UNREACHED, False), (HTML, False)):
-        base = bot.open_base(":memory:")
+        base = bot_updates.open_base(":memory:")
         base.execute("INSERT INTO updates (id, body) VALUES (5, 'body'), (6, 'of the same album'), (7, 'another')")
         with pytest.raises(type(error)):
             insist(SEND, error, updates=(5, 6), base=base)

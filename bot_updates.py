@@ -1,0 +1,194 @@
+"""How bot.py's updates come and go: each is kept until it is answered, once; albums as one; requests tried again."""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import re
+import sqlite3
+import time
+import traceback
+from pathlib import Path
+
+from aiogram import BaseMiddleware, Bot, exceptions, methods
+from aiogram.client.session.middlewares.base import BaseRequestMiddleware
+from aiogram.types import InlineKeyboardMarkup, Message, Update, User
+from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError
+
+from image import UserError
+
+OLD = 600.0  # seconds; after an outage, older questions are not answered
+ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
+COMMANDS = ("start", "help", "about", "lang", "films")
+STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
+EDITS = (methods.AnswerCallbackQuery, methods.EditMessageText, methods.EditMessageReplyMarkup)
+TWICE = (*STARTING, *EDITS, methods.GetUpdates, methods.GetFile, methods.SendChatAction)  # does no harm
+IN_VAIN = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)  # message gone or unchanged, bot blocked
+SCHEMA = """
+PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
+CREATE TABLE IF NOT EXISTS answers
+    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT);
+CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT, sending INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
+"""
+answering: contextvars.ContextVar[list[int]] = contextvars.ContextVar("answering")  # ids of a task's updates
+log = logging.getLogger("bot")
+
+
+def open_base(path: Path | str) -> sqlite3.Connection:
+    """Answers with their verdicts, updates until they are answered, chosen languages. Raises UserError."""
+    try:
+        base = sqlite3.connect(path, isolation_level=None)
+        base.executescript(SCHEMA)
+    except sqlite3.Error as error:
+        raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
+    return base
+
+
+def report(error: BaseException) -> None:
+    """Log where an error came from, but none of its words: they may hold names, texts or the token."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
+
+
+def is_addressed(message: Message, me: User) -> bool:
+    """Whether the bot should speak: always in private, in groups when it is mentioned, replied to or commanded."""
+    asked, text = message.reply_to_message, message.text or message.caption or ""
+    if message.chat.type == "private" or (asked and asked.from_user and asked.from_user.id == me.id):
+        return True
+    if command := re.match(r"/(\w+)(?:@(\w+))?", text):
+        name, at = command.groups()
+        return at.casefold() == me.username.casefold() if at else name in (*COMMANDS, "film")  # not /ban
+    return bool(re.search(rf"(?<![\w/@])@{me.username}\b", text, re.IGNORECASE))
+
+
+async def reply(message: Message, text: str, markup: InlineKeyboardMarkup | None = None) -> None:
+    """Answer as plain text: nothing of what users write or films are called is ever read as HTML."""
+    to = message.as_reply_parameters(allow_sending_without_reply=True)
+    await message.answer(text, reply_parameters=to, reply_markup=markup)
+
+
+class Journal(BaseMiddleware):
+    """Every update stands in SQLite until it is answered, once. data["kept"]: it comes from there, after a kill."""
+
+    async def __call__(self, handler, update: Update, data: dict):
+        app, task, message = data["app"], asyncio.current_task(), update.message
+        if not data.get("kept"):
+            row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
+            insert = "INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)"
+            if not (await is_for_us(update) and app.base.execute(insert, row).rowcount):
+                return
+        app.tasks.add(task)
+        answering.set(updates := [update.update_id])
+        data["texts"] = texts = app.words(data.get("event_from_user"))
+        try:
+            with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
+                await handler(update, data)
+        except Exception as error:
+            report(error)
+            if message and not isinstance(error, exceptions.AiogramError):  # else an answer was on its way
+                with contextlib.suppress(exceptions.AiogramError):
+                    await reply(message, texts["error"])
+        finally:
+            app.tasks.discard(task)
+        # the number stays, since the update may come again
+        app.base.executemany("UPDATE updates SET body = NULL WHERE id = ?", [(number,) for number in updates])
+
+
+async def is_for_us(update: Update) -> bool:
+    """Whether somebody expects a word of ours, and still waits for it."""
+    if not (message := update.message):
+        return update.callback_query is not None
+    two_bots = message.from_user and message.from_user.is_bot and not message.sender_chat  # they would talk for ever
+    old = time.time() - message.date.timestamp() > OLD
+    addressed = message.media_group_id or is_addressed(message, await update.bot.me())
+    return bool(addressed and not two_bots and not old)
+
+
+class Albums(BaseMiddleware):
+    """The first message of an album goes on with all of them, in data["album"], and with their updates."""
+
+    def __init__(self):
+        self.albums = {}
+
+    async def __call__(self, handler, message: Message, data: dict):
+        album, updates, key = [message], answering.get(), (message.chat.id, message.media_group_id)
+        if message.media_group_id:
+            if key in self.albums:
+                if gathered := self.albums[key]:  # None: this part comes too late
+                    gathered[0].append(message)
+                    gathered[1].extend(updates)
+                    updates.clear()
+                return
+            self.albums[key] = album, updates
+            await asyncio.sleep(ALBUM_WAIT)
+            self.albums[key] = None
+            asyncio.get_running_loop().call_later(60, self.albums.pop, key)
+            album.sort(key=lambda part: part.message_id)
+            me = await message.bot.me()
+            if not any(is_addressed(part, me) for part in album):
+                return
+        data["album"] = album
+        await handler(album[0], data)
+
+
+class Requests(BaseRequestMiddleware):
+    """Tries again, when Telegram asks (429) or ever later, what surely did not arrive or may arrive twice."""
+
+    def __init__(self, base: sqlite3.Connection):
+        self.base, self.away = base, False
+
+    async def __call__(self, make_request, bot: Bot, method):
+        polling = isinstance(method, methods.GetUpdates)
+        for_ever, pause = polling or isinstance(method, STARTING), 0.5
+        end = time.monotonic() + (1e9 if for_ever else OLD)
+        updates = [] if isinstance(method, TWICE) else [(number,) for number in answering.get([])]
+        if polling:
+            method.limit = 20  # more at once would hold up the loop
+            await asyncio.sleep(0)  # the last ones come into SQLite before Telegram may forget them
+        while True:
+            self.base.executemany("UPDATE updates SET sending = 1 WHERE id = ?", updates)  # its answer may have arrived
+            try:
+                result = await make_request(bot, method, timeout=ClientTimeout(total=60, sock_connect=10))
+                if for_ever and self.away:
+                    log.warning("Telegram is back")
+                    self.away = False
+                return result
+            except exceptions.AiogramError as error:
+                answer = getattr(error, "data", None)
+                if polling and isinstance(answer, dict) and answer.get("result"):
+                    if method.limit == 1:  # it would come again for ever, and all behind it wait
+                        log.error("passed over an update of a kind that aiogram does not know; is there a newer one?")
+                        return [Update(update_id=answer["result"][0]["update_id"])]
+                    method.limit = 1
+                    continue
+                if not (polling or can_be_repeated(error, isinstance(method, TWICE))):
+                    raise
+                failure = error
+            if for_ever and not self.away:
+                log.warning("Telegram can't be reached (%s), trying again until it works", type(failure).__name__)
+                self.away = True
+            self.base.executemany("UPDATE updates SET sending = 0 WHERE id = ?", updates)
+            wait = failure.retry_after + 0.1 if isinstance(failure, exceptions.TelegramRetryAfter) else pause
+            if time.monotonic() + wait > end:
+                raise failure
+            await asyncio.sleep(wait)
+            pause = min(30.0, 2 * pause)
+
+
+def can_be_repeated(error: Exception, twice: bool) -> bool:
+    """Whether to try again. twice: it does no harm if the first one has arrived, although its answer did not."""
+    if isinstance(error, exceptions.ClientDecodeError):  # a proxy's page; a message of a new kind has arrived
+        return twice or not isinstance(error.data, dict)
+    if isinstance(error, exceptions.TelegramNetworkError):
+        return twice or isinstance(error.__cause__, (ClientConnectorError, ConnectionTimeoutError))
+    return isinstance(error, (exceptions.TelegramRetryAfter, exceptions.TelegramServerError))
+
+
+async def tidy(base: sqlite3.Connection) -> None:
+    """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
+    while True:
+        base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
+        base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (time.time() - 90 * 86400,))
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        await asyncio.sleep(3600)
