@@ -6,28 +6,33 @@ import contextvars
 import logging
 import re
 import sqlite3
+import statistics
 import time
 import traceback
 from pathlib import Path
 
-from aiogram import BaseMiddleware, Bot, exceptions, methods
+from aiogram import BaseMiddleware, Bot, exceptions, methods, types
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.types import InlineKeyboardMarkup, Message, Update, User
 from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError
 
+from bot_worker import resident
 from image import UserError
 
 OLD = 600.0  # seconds; after an outage, older questions are not answered
 ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
 COMMANDS = ("start", "help", "about", "lang", "films")
 STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
-EDITS = (methods.AnswerCallbackQuery, methods.EditMessageText, methods.EditMessageReplyMarkup)
-TWICE = (*STARTING, *EDITS, methods.GetUpdates, methods.GetFile, methods.SendChatAction)  # does no harm
+EDITS = (methods.EditMessageText, methods.EditMessageReplyMarkup, methods.EditMessageMedia)
+ASKED = (methods.AnswerCallbackQuery, methods.AnswerInlineQuery, methods.SendChatAction)
+TWICE = (*STARTING, *EDITS, *ASKED, methods.GetUpdates, methods.GetFile)  # does no harm
 IN_VAIN = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)  # message gone or unchanged, bot blocked
 SCHEMA = """
 PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
 CREATE TABLE IF NOT EXISTS answers
-    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT);
+    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT, who TEXT);
+CREATE TABLE IF NOT EXISTS stills (answer TEXT, place INTEGER, time REAL, still BLOB, PRIMARY KEY (answer, place));
+CREATE TABLE IF NOT EXISTS counts (day TEXT, what TEXT, n INTEGER, PRIMARY KEY (day, what));
 CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT, sending INTEGER DEFAULT 0);
 CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
 """
@@ -36,10 +41,12 @@ log = logging.getLogger("bot")
 
 
 def open_base(path: Path | str) -> sqlite3.Connection:
-    """Answers with their verdicts, updates until they are answered, chosen languages. Raises UserError."""
+    """Answers with verdicts and stills, updates until they are answered, languages, counts. Raises UserError."""
     try:
         base = sqlite3.connect(path, isolation_level=None)
         base.executescript(SCHEMA)
+        if "who" not in [column[1] for column in base.execute("PRAGMA table_info(answers)")]:  # of an older bot
+            base.execute("ALTER TABLE answers ADD COLUMN who TEXT")
     except sqlite3.Error as error:
         raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
     return base
@@ -54,7 +61,11 @@ def report(error: BaseException) -> None:
 def is_addressed(message: Message, me: User) -> bool:
     """Whether the bot should speak: always in private, in groups when it is mentioned, replied to or commanded."""
     asked, text = message.reply_to_message, message.text or message.caption or ""
-    if message.chat.type == "private" or (asked and asked.from_user and asked.from_user.id == me.id):
+    if (
+        message.chat.type == "private"
+        or message.guest_query_id
+        or (asked and asked.from_user and asked.from_user.id == me.id)
+    ):
         return True
     if command := re.match(r"/(\w+)(?:@(\w+))?", text):
         name, at = command.groups()
@@ -62,17 +73,37 @@ def is_addressed(message: Message, me: User) -> bool:
     return bool(re.search(rf"(?<![\w/@])@{me.username}\b", text, re.IGNORECASE))
 
 
-async def reply(message: Message, text: str, markup: InlineKeyboardMarkup | None = None) -> None:
-    """Answer as plain text: nothing of what users write or films are called is ever read as HTML."""
-    to = message.as_reply_parameters(allow_sending_without_reply=True)
-    await message.answer(text, reply_parameters=to, reply_markup=markup)
+async def reply(
+    message: Message,
+    text: str,
+    markup: InlineKeyboardMarkup | None = None,
+    still: bytes | None = None,
+    spoiler: bool = False,
+) -> None:
+    """Answer as plain text: nothing of what users write or films are called is ever read as HTML. still: a JPEG."""
+    if message.guest_query_id:  # from a chat that we are no member of: links alone work there
+        links = [[button for button in row if button.url] for row in (markup.inline_keyboard if markup else ())]
+        how = {"reply_markup": InlineKeyboardMarkup(inline_keyboard=links) if any(links) else None}
+        how["input_message_content"] = types.InputTextMessageContent(message_text=text)
+        await message.answer_guest_query(types.InlineQueryResultArticle(id="1", title=text[:60], **how))
+        return
+    how = {"reply_parameters": message.as_reply_parameters(allow_sending_without_reply=True), "reply_markup": markup}
+    if still:
+        with contextlib.suppress(exceptions.TelegramBadRequest):  # no photos in this group, or no picture any more
+            photo = types.BufferedInputFile(still, "still.jpg")
+            await message.answer_photo(photo, caption=text[:1024], has_spoiler=spoiler, **how)
+            return
+    await message.answer(text, **how)
 
 
 class Journal(BaseMiddleware):
     """Every update stands in SQLite until it is answered, once. data["kept"]: it comes from there, after a kill."""
 
     async def __call__(self, handler, update: Update, data: dict):
-        app, task, message = data["app"], asyncio.current_task(), update.message
+        app, task, message = data["app"], asyncio.current_task(), update.message or update.guest_message
+        data["texts"] = texts = app.words(data.get("event_from_user"))
+        if update.inline_query:  # asked at every key; nobody waits for an old one
+            return await handler(update, data)
         if not data.get("kept"):
             row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
             insert = "INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)"
@@ -80,7 +111,6 @@ class Journal(BaseMiddleware):
                 return
         app.tasks.add(task)
         answering.set(updates := [update.update_id])
-        data["texts"] = texts = app.words(data.get("event_from_user"))
         try:
             with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
                 await handler(update, data)
@@ -97,7 +127,7 @@ class Journal(BaseMiddleware):
 
 async def is_for_us(update: Update) -> bool:
     """Whether somebody expects a word of ours, and still waits for it."""
-    if not (message := update.message):
+    if not (message := update.message or update.guest_message):
         return update.callback_query is not None
     two_bots = message.from_user and message.from_user.is_bot and not message.sender_chat  # they would talk for ever
     old = time.time() - message.date.timestamp() > OLD
@@ -186,9 +216,38 @@ def can_be_repeated(error: Exception, twice: bool) -> bool:
 
 
 async def tidy(base: sqlite3.Connection) -> None:
-    """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
+    """Hourly: forget updates and stills of two days ago, answers that nobody judged in 90, and what lay there."""
     while True:
-        base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
+        for table in ("updates", "stills"):
+            base.execute(f"DELETE FROM {table} WHERE time < ?", (time.time() - 2 * 86400,))
         base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (time.time() - 90 * 86400,))
         base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         await asyncio.sleep(3600)
+
+
+def figures(app) -> dict[str, float]:
+    """What the owner wants to know, by day of UTC."""
+    rows = app.base.execute("SELECT what, sum(n), sum(n * (day = date('now'))) FROM counts GROUP BY what").fetchall()
+    found = dict.fromkeys(("frames", "movie", "shortlist", "unknown", "right", "wrong", "wish"), 0)
+    found |= {what: n for what, n, _ in rows}
+    found["today"] = sum(n for what, _, n in rows if what == "frames")
+    found |= {"median_ms": round(statistics.median(app.times)), "queue": len(app.waiting), "films": len(app.films)}
+    return found | {"memory_mb": round((app.memory + resident()) / 1e6)}
+
+
+async def serve_metrics(app, port: int) -> None:
+    """The same for Prometheus, on loopback. Raises UserError."""
+    from aiohttp import web
+
+    async def answer(_) -> web.Response:
+        about = f'movie_bot_info{{architecture="{app.about.architecture}",version="{app.about.commit}"}} 1\n'
+        return web.Response(text=about + "".join(f"movie_bot_{name} {n}\n" for name, n in figures(app).items()))
+
+    site = web.Application()
+    site.router.add_get("/metrics", answer)
+    runner = web.AppRunner(site, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+    except OSError as error:
+        raise UserError(f"--metrics {port}: {error.strerror}; choose another port") from None

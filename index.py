@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+import learn
 from data import find_films
 from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
 from image import UserError, atomic_write, one_line_errors
@@ -211,7 +212,7 @@ def add_film(path: Path, state: dict, title: str, folder: Path, identifier: Iden
     before = state["films"].get(title)
     if before and before["mark"] == mark:
         return "unchanged"
-    rows = embed_film(stills, identifier)
+    rows = learn.with_learned(path, title, embed_film(stills, identifier), identifier)
     year = re.search(r"\((\d{4})\)$", title)
     film = {"frames": write_arrays(path, new_name(title, ".npz"), rows), "vectors": None, "own": -1.0, "mark": mark}
     film |= {"stills": len(stills), "stored": len(rows["time"]), "year": int(year[1]) if year else None}
@@ -364,6 +365,8 @@ def run_add(args: argparse.Namespace) -> int:
 
 
 def run_remove(args: argparse.Namespace) -> int:
+    if args.source:
+        return learn.forget(args.index)
     with writing(args.index):
         state = read_state(args.index)
         if args.title not in state["films"]:
@@ -441,6 +444,7 @@ def get_parser() -> argparse.ArgumentParser:
         "check": (run_check, "read every file, and show what the thresholds promise"),
         "search": (run_search, "the nearest stills to a frame"),
         "rebuild": (run_rebuild, "fit projection and thresholds anew on the films of now"),
+        "learn": (learn.run_learn, "add pictures that users of bot.py confirmed"),
     }
     for name, (function, text) in helps.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -451,13 +455,16 @@ def get_parser() -> argparse.ArgumentParser:
         if name in ("add", "rebuild"):
             text = "small keeps 1 bit a number of large indexes in memory (default: as before, at first plenty)"
             command.add_argument("--memory", choices=["plenty", "small"], help=text)
-        if name in ("add", "search"):
+        if name in ("add", "search", "learn"):
             command.add_argument("--model", default="export", help="folder from export.py (default: %(default)s)")
     add, search = commands.choices["add"], commands.choices["search"]
     add.add_argument("raw", nargs="+", type=Path, metavar="RAW", help="folders of folders of stills, or of one film")
     add.add_argument("--title", help="of the one film in RAW (default: the folder's name)")
     add.add_argument("--every", type=int, default=1, help="take every so-manieth still (default: %(default)s, all)")
-    commands.choices["remove"].add_argument("title", metavar="TITLE", help="as list shows it")
+    which = commands.choices["remove"].add_mutually_exclusive_group(required=True)
+    which.add_argument("title", nargs="?", metavar="TITLE", help="as list shows it")
+    which.add_argument("--source", choices=["telegram"], help="instead: all stills that learn added")
+    learn.add_arguments(commands.choices["learn"])
     search.add_argument("frame", metavar="FRAME", help="an image file")
     search.add_argument("--top", type=int, default=5, help="films (default: %(default)s)")
     search.add_argument("--sheet", type=Path, help="draw frame and stills side by side into this file (default: none)")

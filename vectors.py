@@ -214,7 +214,8 @@ def held_apart(when: np.ndarray) -> np.ndarray:
 
 def is_dense(when: np.ndarray) -> bool:
     """Whether a film with frames at these milliseconds, -1 where not known, is known densely."""
-    return len(when) > 1 and when.min() >= 0 and bool(np.median(np.diff(np.sort(when))) <= DENSE_MS)
+    known = when[when >= 0]
+    return 2 * len(known) > max(2, len(when)) and bool(np.median(np.diff(np.sort(known))) <= DENSE_MS)
 
 
 def ask_itself(films: list[dict], sample: int) -> dict:

@@ -23,8 +23,17 @@ from types import SimpleNamespace
 import pytest
 from aiogram import Bot, exceptions, methods
 from aiogram.client.session.base import BaseSession
-from aiogram.methods import AnswerCallbackQuery, EditMessageReplyMarkup, EditMessageText, GetFile, SendMessage
-from aiogram.types import Chat, File, Message, Update, User
+from aiogram.methods import (
+    AnswerCallbackQuery,
+    AnswerGuestQuery,
+    EditMessageMedia,
+    EditMessageReplyMarkup,
+    EditMessageText,
+    GetFile,
+    SendMessage,
+    SendPhoto,
+)
+from aiogram.types import Chat, File, Message, SentGuestMessage, Update, User
 from aiohttp import ClientConnectorError, ConnectionTimeoutError, ServerDisconnectedError
 from conftest import draw_frame
 from hypothesis import given, settings
@@ -48,6 +57,7 @@ import bot_updates
 from bot_worker import Worker
 from image import UserError
 
+EDITS = (EditMessageText, EditMessageReplyMarkup, EditMessageMedia)
 ROOT = Path(bot.__file__).parent
 SECRET = "AAF-never_to_be-seen"
 TOKEN = f"123456:{SECRET}"
@@ -90,6 +100,8 @@ class Recorder(BaseSession):
             checked_markup(form)
             if isinstance(method, (SendMessage, EditMessageText)):
                 plain(form, "text")
+            if isinstance(method, SendPhoto):
+                plain(form, "caption")
         except Refusal as error:
             self.wrong.append(str(error))
         if isinstance(method, methods.GetMe):
@@ -97,9 +109,11 @@ class Recorder(BaseSession):
         if isinstance(method, GetFile):
             name, data = method.file_id, self.content(method.file_id)
             return File(file_id=name, file_unique_id=name, file_size=len(data), file_path=f"photos/{name}.jpg")
-        if isinstance(method, SendMessage):
+        if isinstance(method, (SendMessage, SendPhoto)):
             chat = Chat(id=method.chat_id, type="private")
-            return Message(message_id=next(self.numbers), date=int(time.time()), chat=chat, text=method.text)
+            return Message(message_id=next(self.numbers), date=int(time.time()), chat=chat)
+        if isinstance(method, AnswerGuestQuery):
+            return SentGuestMessage(inline_message_id="1")
         if isinstance(method, methods.GetUpdates):
             found = [update for update in self.updates if update["update_id"] >= (method.offset or 0)][: method.limit]
             if not found:
@@ -122,14 +136,18 @@ class Model:
     """A worker that gives one result, or raises it; with a gate it waits there. asked: names of files."""
 
     def __init__(self, *_, **__):
-        self.seconds, self.asked, self.result, self.gate = 0.1, [], answer_of("movie"), None
+        self.seconds, self.asked, self.looks, self.result, self.gate = 0.1, [], [], answer_of("movie"), None
         self.about = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
 
     async def start(self):
-        return self.about, "faked"
+        return self.about, "faked", dict.fromkeys(self.about.classes), 50_000_000
 
-    async def call(self, _, pictures):
-        self.asked.append([data.decode(errors="replace") for data in pictures])
+    async def call(self, function, *args):
+        if function is bot.describe_model:
+            return await self.start()
+        pictures, look = args
+        self.asked.append([data if isinstance(data, str) else data.decode(errors="replace") for data in pictures])
+        self.looks.append(look)
         if self.gate:
             await self.gate.wait()
         if isinstance(self.result, Exception):
@@ -143,11 +161,12 @@ class Model:
 class Desk:
     """bot.py at work between a Recorder and a Model. errors: what it logged of errors."""
 
-    def __init__(self, path=":memory:", queue: int = 50):
+    def __init__(self, path=":memory:", queue: int = 50, owner: int = 0):
         self.session, self.worker, self.numbers, self.errors = Recorder(), Model(), itertools.count(1), []
         self.bot, self.tasks = Bot(TOKEN, session=self.session), []
         self.texts = {code: words | {"titles": RUSSIAN if code == "ru" else {}} for code, words in TEXTS.items()}
-        self.app = bot.App(bot_updates.open_base(path), TOKEN, self.worker, self.worker.about, self.texts, queue)
+        self.app = bot.App(bot_updates.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
+        self.app.know(self.worker.about, "", dict.fromkeys(TITLES), 50_000_000)
         self.session.middleware(bot_updates.Requests(self.app.base))
         self.dispatcher, self.runner = bot.make_dispatcher(self.app), asyncio.Runner()
         self.handler = logging.Handler(logging.ERROR)
@@ -174,14 +193,14 @@ class Desk:
 
         self.runner.run(asyncio.wait_for(wait(), 30))
 
-    def feed(self, *updates: dict, until=None) -> list[SendMessage]:
+    def feed(self, *updates: dict, until=None) -> list[SendMessage | SendPhoto]:
         """What the bot says to these, all at once, until everything is answered (or until that is true)."""
         before = len(self.session.calls)
         for update in updates:
             update = Update.model_validate({"update_id": next(self.numbers), **update}, context={"bot": self.bot})
             self.tasks.append(self.spawn(self.dispatcher.feed_update(self.bot, update)))
         self.run(until or (lambda: all(task.done() for task in self.tasks)))
-        return [call for call in self.session.calls[before:] if isinstance(call, SendMessage)]
+        return [call for call in self.session.calls[before:] if isinstance(call, (SendMessage, SendPhoto))]
 
     def press(self, data: str, **more) -> tuple:
         """(what the button says, the edit of the message or None)."""
@@ -189,8 +208,8 @@ class Desk:
         self.feed(callback_update(data, 77, **more))
         calls = self.session.calls[before:]
         (note,) = [call for call in calls if isinstance(call, AnswerCallbackQuery)]
-        edits = [call for call in calls if isinstance(call, (EditMessageText, EditMessageReplyMarkup))]
-        assert len(calls) == 1 + len(edits) <= 2
+        edits = [call for call in calls if isinstance(call, EDITS)]
+        assert len(edits) <= 1 and len(calls) == 1 + len(edits) + data.startswith("n:") * len(edits)  # it asks a title
         return note.text, (edits or [None])[0]
 
     def named(self, kind) -> list:
@@ -375,8 +394,8 @@ def test_groups_hear_from_us_only_when_they_ask(desk, update, answers):
         (answer_of("movie", 0.5), None, "This looks like Alien (1979). I am not very sure", ["Right", "Wrong"]),
         (answer_of("shortlist"), "de", "- Alien (1979)\n- Brazil (1985)\n- Contact", [*TITLES, "None of these"]),
         (answer_of("shortlist"), "ru", "- Чужой / Alien", ["Чужой / Alien (1979)", *TITLES[1:], "Ничего из этого"]),
-        (answer_of("unknown"), "en", "I don't know this movie. Try another frame.", ["Show the best guess"]),
-        (answer_of("unknown"), "ru", "Я не знаю этот фильм. Попробуй другой кадр.", ["Показать лучшую догадку"]),
+        (answer_of("unknown"), "en", "I don't know this movie.", [EN["show"], EN["still"], EN["mirror"]]),
+        (answer_of("unknown"), "ru", "Я не знаю этот фильм.", [RU["show"], RU["still"], RU["mirror"]]),
         (UserError("image: damaged"), "en", "I can't open this picture.", []),
         (TimeoutError(), "ru", "Не могу открыть эту картинку.", []),
     ],
@@ -398,7 +417,9 @@ def test_every_language_says_the_same():
 
 
 def test_titles_are_never_read_as_anything_else(desk):
-    desk.worker.result = {"kind": "shortlist", "candidates": [{"title": "<b>{0} %s & _x_", "confidence": 1.0}] * 2}
+    desk.worker.result = answer_of("shortlist")
+    for candidate in desk.worker.result["candidates"]:
+        candidate["title"] = "<b>{0} %s & _x_"
     (answer,) = desk.feed(photo_update("a"))
     assert "- <b>{0} %s & _x_" in answer.text and desk.bot.default.parse_mode is None
 
@@ -428,7 +449,7 @@ def test_verdicts_on_a_shortlist(desk):
 
 def test_unknown_shows_its_guess_when_asked(desk):
     desk.worker.result = answer_of("unknown")
-    ((_, show),) = buttons(desk.feed(photo_update("a"))[0])
+    (_, show), *_ = buttons(desk.feed(photo_update("a"))[0])
     _, edit = desk.press(show)
     assert edit.text == "I don't know this movie, but it looks most like:\n" + "\n".join(f"- {t}" for t in TITLES)
     (_, right), _ = buttons(edit)
@@ -460,7 +481,7 @@ def test_feedback_becomes_labels(tmp_path, capsys):
     base.unlink()
     with Desk(base) as desk:
         for verdict in (0, 1):
-            desk.press(buttons(desk.feed(photo_update(f"shot{verdict}", user=4242))[0])[verdict][1])
+            desk.press(buttons(desk.feed(photo_update(f"shot{verdict}", user=4242))[0])[verdict][1], user=4242)
         desk.feed(photo_update("no-verdict"))
     assert bot.main(["--feedback", str(labels), "--db", str(base)]) == 0
     head, *rows = csv.reader(labels.read_text().splitlines())
@@ -507,12 +528,34 @@ MANY_RUSSIAN = {title: f"{LONG if n % 5 else 'Очень длинное назв
 @pytest.fixture(scope="module")
 def library():
     with Desk() as desk:
-        desk.app.about.classes, desk.texts["ru"]["titles"] = MANY, MANY_RUSSIAN
+        desk.texts["ru"]["titles"] = MANY_RUSSIAN
+        desk.app.know(desk.app.about, "", dict.fromkeys(MANY), 0)
         desk.answer = buttons(desk.feed(photo_update("a"))[0])[0][1][2:]
         yield desk
 
 
-ACTIONS = st.sampled_from(["", "l", "f", "g", "r", "w", "n", "c", "c0", "c2", "c3", "c-1", "c²", "c٣", "c" + "9" * 40])
+ACTIONS = [
+    "",
+    "l",
+    "f",
+    "g",
+    "r",
+    "w",
+    "n",
+    "k",
+    "s",
+    "s0",
+    "s1",
+    "c",
+    "c0",
+    "c2",
+    "c3",
+    "c-1",
+    "c²",
+    "c٣",
+    "c" + "9" * 40,
+]
+ACTIONS = st.sampled_from(ACTIONS)
 PAGES = st.sampled_from(["-1", "0", "1", "2", "3", "99999", "100000", "٣", "²", "1e3", "", "9" * 50])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -524,7 +567,7 @@ def test_hostile_buttons(library, data):
         data = ":".join(library.answer if part is None else part for part in data)
     note, edit = library.press(data, language="ru")
     assert note is None or len(note) <= 200
-    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:")):
+    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:", "k:")):
         assert data.startswith("f:") and edit.text.startswith(("Фильмов: ", "Такого"))
     assert library.errors == library.session.wrong == []
 
