@@ -8,6 +8,7 @@ python bench.py --help                                                  # and sc
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import csv
 import inspect
@@ -369,22 +370,58 @@ class BotApi:
             result = {"id": 1, "is_bot": True, "first_name": "Bench", "username": "bench_bot"}
         elif place[-1] == "getFile":
             result = dict.fromkeys(("file_id", "file_unique_id", "file_path"), form["file_id"])
-        elif place[-1] == "sendMessage":
+        elif place[-1] in ("sendMessage", "sendPhoto"):
             number = json.loads(form["reply_parameters"])["message_id"]
             self.replies.setdefault(number, []).append((time.perf_counter(), "reply_markup" in form))
             chat = {"id": int(form["chat_id"]), "type": "private"}
-            result = {"message_id": 10**6 + number, "date": int(time.time()), "chat": chat, "text": form["text"]}
+            result = {"message_id": 10**6 + number, "date": int(time.time()), "chat": chat}
         return web.json_response({"ok": True, "result": result})
 
 
-async def bench_bot(*, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10) -> None:
-    """bot.py as a process against a Bot API on loopback: 30 frames alone, then all users' at once (each 20 at most)."""
+def draw_index(path: Path, identifier: Identifier, picture: bytes, *, films: int = 1000, each: int = 100) -> None:
+    """An index of films x each drawn vectors, all with one thumbnail, that names every frame: for its time and size."""
+    import index as collection
+
+    random, seen = np.random.default_rng(13), collection.fingerprint(identifier)
+    thumb, packed = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
+    thumb.thumbnail((160, 160))
+    thumb.save(packed, "JPEG", quality=80)
+    times, jpeg = np.arange(each) * 2000, np.frombuffer(packed.getvalue(), np.uint8)
+    rows = {"name": np.array([f"{k:03}.jpg" for k in range(each)]), "time": times, "until": times}
+    rows |= {"thumbs": np.tile(jpeg, each), "ends": len(jpeg) * np.arange(1, each + 1)}
+    base = {"project": random.normal(size=(seen.shape[1], 128)).astype(np.float32), "offset": np.zeros(128, np.float32)}
+    model = {"architecture": "drawn", "fingerprint": base64.b64encode(seen).decode()}
+    state = {"format": collection.FORMAT, "model": model, "settled": films, "films": {}}
+    state |= {"basis": collection.write_arrays(path, "basis-drawn.npz", base)}
+    state |= {"rule": {"movie": -9.0, "shortlist": -9.0, "slope": 1.0, "shift": 0.0, "second": 0.0, "figures": {}}}
+    for film in range(films):
+        frames = collection.write_arrays(path, f"films/{film}.npz", rows)
+        vectors = collection.write_arrays(path, f"films/{film}.npy", random.integers(-127, 128, (each, 128), np.int8))
+        about = {"frames": frames, "vectors": vectors, "own": -9.0, "mark": "", "stills": each, "stored": each}
+        state["films"][f"Film {film} (2026)"] = about | {"year": 2026, "imdb": None}
+    collection.commit(path, state)
+
+
+async def bench_bot(
+    *, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10, index: str = ""
+) -> None:
+    """bot.py as a process against a Bot API on loopback: 30 frames alone, then all users' at once (each 20 at most).
+
+    index: a folder; one of 100,000 stills is drawn where there is none.
+    """
     import psutil
     from aiohttp.test_utils import RawTestServer
 
     pictures = [Path(file).read_bytes() for file in sample(frames, 30)]
     identifier, api, own, sizes = Identifier(model), BotApi(pictures), [], []
     command = [sys.executable, Path(__file__).with_name("bot.py"), f"--model={model.resolve()}"]
+    if index:
+        from index import Index
+
+        if not Path(index).exists():
+            draw_index(Path(index), identifier, pictures[0])
+        identifier.index = Index(index, identifier)
+        command += [f"--index={Path(index).resolve()}"]
     environment, end = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench", "MOVIE_BOT_LAG": "1"}, time.monotonic() + 1200
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w") as log:
         async with RawTestServer(api.handle) as server:
