@@ -41,6 +41,8 @@ from bot_updates import (
     Journal,
     Requests,
     figures,
+    find_picture,
+    is_spoiler,
     open_base,
     reply,
     report,
@@ -48,7 +50,7 @@ from bot_updates import (
     tidy,
 )
 from bot_worker import LOCAL_BYTES, SECONDS, Worker, describe_model, name_film
-from image import IMAGE_SUFFIXES, MAX_BYTES, UserError, one_line_errors
+from image import MAX_BYTES, UserError, one_line_errors
 
 TEXTS = Path(__file__).with_name("bot_texts.toml")
 FLOOD, FLOOD_SECONDS = 20, 60.0  # frames of a user in so many seconds
@@ -110,35 +112,6 @@ class App:
         return next((words for words in self.texts.values() if code in words["codes"]), self.texts["en"])
 
 
-def find_picture(message):
-    """The best picture of a Message, or of what it quotes or holds, with file_id and file_size; None without one."""
-
-    def get(name: str):
-        return getattr(message, name, None)
-
-    video = get("video")
-    if sizes := get("photo") or (get("live_photo") and message.live_photo.photo) or (video and video.cover):
-        return max(sizes, key=lambda size: size.width * size.height)
-    sticker, document = get("sticker"), get("document")
-    if sticker and not (sticker.is_animated or sticker.is_video):
-        return sticker
-    if document and not get("animation"):
-        suffix = Path((document.file_name or "")[-20:]).suffix.lower()
-        if (document.mime_type or "").startswith("image/") or suffix in IMAGE_SUFFIXES:
-            return document
-    if media := get("animation") or video or get("video_note") or sticker or document:
-        return media.thumbnail
-    inside = [get("external_reply"), get("poll") and message.poll.media]
-    inside += message.rich_message.blocks if get("rich_message") else []
-    return next((picture for part in inside if part and (picture := find_picture(part))), None)
-
-
-def is_spoiler(message: Message) -> bool:
-    """Whether the picture of a message, or of the one that it asks about, lies under a spoiler."""
-    parts = (message, message.reply_to_message, message.external_reply)
-    return any(getattr(part, "has_media_spoiler", None) for part in parts)
-
-
 def local_title(title: str, texts: dict) -> str:  # "Чужой / Alien (1979)"
     name = texts["titles"].get(title)
     return f"{name} / {title}" if name else title
@@ -190,7 +163,8 @@ def compose(app: App, texts: dict, kind: str, candidates: list[dict], answer: st
         rows = [[(title, f"c{i}:{answer}")] for i, title in enumerate(titles)] + [[(texts["none"], f"w:{answer}")]]
     found = app.base.execute("SELECT still FROM stills WHERE answer = ? AND place = ?", (answer, place)).fetchone()
     if proof:
-        text += "\n" + describe_proof(texts, proof, texts["of"].format(title=title) if kind == "shortlist" else "")
+        listed = kind in ("shortlist", "guess")
+        text += "\n" + describe_proof(texts, proof, texts["of"].format(title=title) if listed else "")
     further = (
         [(texts["another"], f"s{(place + 1) % len(candidates)}:{answer}")] if found and len(candidates) > 1 else []
     )

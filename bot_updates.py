@@ -17,7 +17,7 @@ from aiogram.types import InlineKeyboardMarkup, Message, Update, User
 from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError
 
 from bot_worker import resident
-from image import UserError
+from image import IMAGE_SUFFIXES, UserError
 
 OLD = 600.0  # seconds; after an outage, older questions are not answered
 ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
@@ -71,6 +71,35 @@ def is_addressed(message: Message, me: User) -> bool:
         name, at = command.groups()
         return at.casefold() == me.username.casefold() if at else name in (*COMMANDS, "film")  # not /ban
     return bool(re.search(rf"(?<![\w/@])@{me.username}\b", text, re.IGNORECASE))
+
+
+def find_picture(message):
+    """The best picture of a Message, or of what it quotes or holds, with file_id and file_size; None without one."""
+
+    def get(name: str):
+        return getattr(message, name, None)
+
+    video = get("video")
+    if sizes := get("photo") or (get("live_photo") and message.live_photo.photo) or (video and video.cover):
+        return max(sizes, key=lambda size: size.width * size.height)
+    sticker, document = get("sticker"), get("document")
+    if sticker and not (sticker.is_animated or sticker.is_video):
+        return sticker
+    if document and not get("animation"):
+        suffix = Path((document.file_name or "")[-20:]).suffix.lower()
+        if (document.mime_type or "").startswith("image/") or suffix in IMAGE_SUFFIXES:
+            return document
+    if media := get("animation") or video or get("video_note") or sticker or document:
+        return media.thumbnail
+    inside = [get("external_reply"), get("poll") and message.poll.media]
+    inside += message.rich_message.blocks if get("rich_message") else []
+    return next((picture for part in inside if part and (picture := find_picture(part))), None)
+
+
+def is_spoiler(message: Message) -> bool:
+    """Whether the picture of a message, or of the one that it asks about, lies under a spoiler."""
+    parts = (message, message.reply_to_message, message.external_reply)
+    return any(getattr(part, "has_media_spoiler", None) for part in parts)
 
 
 async def reply(

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import os
-import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -123,17 +122,16 @@ def forget(path: Path) -> int:
                 count += film["stored"] - len(keep)
                 store(path, state, title, take(rows, keep))
         commit(path, state)
-        for folder in path.glob("telegram/*/"):
-            pass_over(path, [file.name for file in folder.rglob("*.jpg")])
-            shutil.rmtree(folder)
+        for file in path.glob("telegram/*/*.jpg"):
+            put_away(file, path)
     print(f"{count} stills of users removed")
     return 0
 
 
-def pass_over(path: Path, names: list[str]) -> None:
-    """Note pictures that shall not be offered again."""
-    with open(path / "telegram" / "seen.txt", "a") as file:
-        file.writelines(f"{name}\n" for name in names)
+def put_away(file: Path, path: Path) -> None:
+    """A picture that the index shall not have; here it is not offered again."""
+    (path / "telegram" / "refused").mkdir(exist_ok=True)
+    os.replace(file, path / "telegram" / "refused" / file.name)
 
 
 # ------------------------------------------------------------------------------------------- the command
@@ -169,8 +167,7 @@ def run_learn(args: argparse.Namespace) -> int:
                 home.mkdir(exist_ok=True)
                 os.replace(file, home / file.name)
             else:
-                pass_over(args.index, [file.name])
-                file.unlink()
+                put_away(file, args.index)
         for title, film in state["films"].items():
             if (args.index / "telegram" / short(title)).exists():
                 rows, before = with_learned(args.index, title, read_rows(args.index, film), identifier), film["stored"]
@@ -184,12 +181,9 @@ def run_learn(args: argparse.Namespace) -> int:
 
 def choose(args: argparse.Namespace, state: dict, pending: Path) -> list[tuple[Path, str]]:
     """(where to put it, file id) of each confirmed picture that is new, at most so many a user and film."""
-    seen = pending.parent / "seen.txt"
-    done = set(seen.read_text().split()) if seen.exists() else set()
-    had, wanted, strange = Counter(), [], Counter()
-    for file in pending.parent.rglob("*/*.jpg"):
-        done.add(file.name)
-        had[file.parent.name, file.name[:12]] += 1
+    files = list(pending.parent.rglob("*.jpg"))  # a folder a film: accepted, pending, or all that were refused
+    done, had = {file.name for file in files}, Counter((file.parent.name, file.name[:12]) for file in files)
+    wanted, strange = [], Counter()
     query = "SELECT id, film, who, file_id FROM answers WHERE verdict IN ('right', 'wrong') AND film IS NOT NULL"
     for answer, film, who, file_id in open_existing(args.db).execute(f"{query} ORDER BY time"):
         home, name = short(film), f"{short(who)}-{short(answer)}.jpg"
@@ -237,10 +231,8 @@ def show_pending(args: argparse.Namespace, pending: Path, index) -> None:
             rows = embed_film(list_stills(folder, 1), index.identifier)
         except UserError:  # none of them can be read
             rows = {"name": np.array([], str), "embedding": []}
-        twice = files - set(rows["name"].tolist())  # or not to be read
-        pass_over(args.index, sorted(twice))
-        for name in twice:
-            (folder / name).unlink()
+        for name in files - set(rows["name"].tolist()):  # near-duplicates, and what can't be read
+            put_away(folder / name, args.index)
         if not len(rows["name"]):
             continue
         thumbs = np.split(rows["thumbs"], rows["ends"][:-1])
