@@ -215,6 +215,44 @@ def _bar_pair(rows: np.ndarray) -> tuple[int, int]:
     return first + edge, last + edge
 
 
+def find_still(rgb: np.ndarray) -> tuple[int, int, int, int]:
+    """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; the whole where it is not one.
+
+    rgb: uint8 [H, W, 3]. Interfaces are flat: cells of one colour that a corner of the screenshot has, too, count -2,
+    all others 1, and the rectangle of the largest sum is the still. It must be wider than tall, and at least half of
+    what lies around it flat.
+    """
+    height, width = rgb.shape[:2]
+    scale, side = max(1, round(max(height, width) / 640)), 8
+    rows, columns = height // scale // side, width // scale // side
+    whole = 0, 0, width, height
+    if min(rows, columns) < 8:
+        return whole
+    small = np.asarray(Image.fromarray(rgb).reduce(scale))[: rows * side, : columns * side].astype(np.int16)
+    cells = small.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows, columns, -1, 3)
+    flat, mean = np.ptp(cells, axis=2).max(-1) <= 12, cells.mean(2)
+    plain = np.zeros_like(flat)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        alike = flat & (np.abs(mean - mean[row, column]).max(-1) <= 5)
+        plain |= alike & flat[row, column] & (alike.mean() >= 0.03)
+    sums = np.pad(np.where(plain, -2, 1).cumsum(1), ((0, 0), (1, 0)))
+    run, start = np.zeros((columns, columns), int), np.zeros((columns, columns), int)  # by first and last column
+    largest, left, top, right, bottom = 0, 0, 0, columns, rows
+    for row in range(rows):  # Kadane's best run of rows, for all pairs of columns at once
+        start[run <= 0] = row
+        run = np.maximum(run, 0) + np.triu(sums[row, 1:] - sums[row, :-1, None])
+        first, last = divmod(int(run.argmax()), columns)
+        if run[first, last] > largest:
+            largest, left, top = run[first, last], first, int(start[first, last])
+            right, bottom = last + 1, row + 1
+    inside, around = (bottom - top) * (right - left), plain.sum() - plain[top:bottom, left:right].sum()
+    share = inside / (rows * columns)
+    if not 0.06 <= share <= 0.8 or around < 0.5 * (rows * columns - inside) or right - left < bottom - top:
+        return whole
+    pixels = side * scale
+    return left * pixels, top * pixels, width if right == columns else right * pixels, bottom * pixels
+
+
 def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: tuple[int, int] | None = None) -> np.ndarray:
     """RGB uint8 [H, W, 3] -> what the model takes, RGB uint8 [S, S, 3]; size (width, height) overrules the spec's."""
     if spec["crop_bars"]:
