@@ -185,11 +185,6 @@ def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
     return left, top, width - right, height - bottom
 
 
-def find_still(rgb: np.ndarray) -> tuple[int, int, int, int]:
-    """Box (left, top, right, bottom) of the still inside a screenshot."""
-    return find_bars(rgb)
-
-
 def _row_shares(dark: np.ndarray) -> np.ndarray:
     """Share of True in each row of bool [H, W]."""
     return np.bitwise_count(np.packbits(dark, axis=1)).sum(axis=1, dtype=np.int64) / dark.shape[1]
