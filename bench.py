@@ -3,7 +3,7 @@
 python bench.py render                                                  # a quick look: frames a second on one core
 python bench.py infer runs/RUN/best.pt --model export --frames FOLDER   # JPEG to answer: torch against the export
 python bench.py bot --model export --frames FOLDER                      # bot.py under load, on loopback
-python bench.py --help                                                  # and scrape, filter, train, probe, isa
+python bench.py --help                                                  # and scrape, filter, train, isa, index ...
 """
 
 import argparse
@@ -378,28 +378,19 @@ class BotApi:
         return web.json_response({"ok": True, "result": result})
 
 
-def draw_index(path: Path, identifier: Identifier, picture: bytes, *, films: int = 1000, each: int = 100) -> None:
-    """An index of films x each drawn vectors, all with one thumbnail, that names every frame: for its time and size."""
-    import index as collection
+def draw_index(folder: Path, identifier: Identifier) -> None:
+    """An index of 100,000 drawn stills for this model, which names every frame and shows its proof."""
+    from bench_index import write_drawn
+    from engines import open_engine
+    from index import fingerprint
 
-    random, seen = np.random.default_rng(13), collection.fingerprint(identifier)
-    thumb, packed = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
-    thumb.thumbnail((160, 160))
-    thumb.save(packed, "JPEG", quality=80)
-    times, jpeg = np.arange(each) * 2000, np.frombuffer(packed.getvalue(), np.uint8)
-    rows = {"name": np.array([f"{k:03}.jpg" for k in range(each)]), "time": times, "until": times}
-    rows |= {"thumbs": np.tile(jpeg, each), "ends": len(jpeg) * np.arange(1, each + 1)}
-    base = {"project": random.normal(size=(seen.shape[1], 128)).astype(np.float32), "offset": np.zeros(128, np.float32)}
-    model = {"architecture": "drawn", "fingerprint": base64.b64encode(seen).decode()}
-    state = {"format": collection.FORMAT, "model": model, "settled": films, "films": {}}
-    state |= {"basis": collection.write_arrays(path, "basis-drawn.npz", base)}
-    state |= {"rule": {"movie": -9.0, "shortlist": -9.0, "slope": 1.0, "shift": 0.0, "second": 0.0, "figures": {}}}
-    for film in range(films):
-        frames = collection.write_arrays(path, f"films/{film}.npz", rows)
-        vectors = collection.write_arrays(path, f"films/{film}.npy", random.integers(-127, 128, (each, 128), np.int8))
-        about = {"frames": frames, "vectors": vectors, "own": -9.0, "mark": "", "stills": each, "stored": each}
-        state["films"][f"Film {film} (2026)"] = about | {"year": 2026, "imdb": None}
-    collection.commit(path, state)
+    write_drawn(folder, 100_000, 1)
+    engine, seen = open_engine(folder), fingerprint(identifier)
+    state, project = engine.load(), np.random.default_rng(13).standard_normal((seen.shape[1], 128), np.float32)
+    state["model"]["fingerprint"] = base64.b64encode(seen).decode()
+    state["basis"] = engine.put(None, {"project": project, "offset": np.zeros(128, np.float32)})
+    state["rule"] |= {"movie": -1.0, "shortlist": -1.0}
+    engine.commit(state)
 
 
 async def bench_bot(
@@ -419,7 +410,7 @@ async def bench_bot(
         from index import Index
 
         if not Path(index).exists():
-            draw_index(Path(index), identifier, pictures[0])
+            draw_index(Path(index), identifier)
         identifier.index = Index(index, identifier)
         command += [f"--index={Path(index).resolve()}"]
     environment, end = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench", "MOVIE_BOT_LAG": "1"}, time.monotonic() + 1200
@@ -461,16 +452,21 @@ async def bench_bot(
 
 def get_parser() -> argparse.ArgumentParser:
     """A command a function, whose parameters are its arguments; those after * are flags."""
+    from bench_index import bench_collection, bench_index, bench_moments
+
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
-    for run in (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot):
+    runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
+    for run in (*runs, bench_index, bench_collection, bench_moments):
         about = run.__doc__.split("\n")[0]
         sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
         sub.set_defaults(run=run)
         for name, it in inspect.signature(run).parameters.items():
             flag, required = it.kind is it.KEYWORD_ONLY, it.default is it.empty
             how = {"required": True} if required else {"default": it.default, "help": "default: %(default)s"}
-            sub.add_argument(f"--{name.replace('_', '-')}" if flag else name, type=it.annotation, **how if flag else {})
+            how = how if flag else {"nargs": "+"} if it.annotation == list[Path] else {}
+            kind = Path if it.annotation == list[Path] else it.annotation
+            sub.add_argument(f"--{name.replace('_', '-')}" if flag else name, type=kind, **how)
     return parser
 
 

@@ -88,7 +88,7 @@ def describe_model() -> tuple:
     films = dict.fromkeys(model.classes)
     if model.index:
         model.index.refresh()
-        films |= {title: film["imdb"] for title, film in model.index.films.items()}
+        films |= {title: film.get("imdb") for title, film in model.index.films.items()}
     return model.contract, model.reason, films, resident()
 
 
@@ -105,7 +105,11 @@ def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
             picture = rgb[top:bottom, left:right]
         frame = model.load(picture)
         frames.append(frame[:, ::-1] if look == "mirror" else frame)
-    return model.answer_together(np.stack(frames), FILMS if model.index else 3).as_dict()
+    try:
+        return model.answer_together(np.stack(frames), FILMS if model.index else 3).as_dict()
+    except UserError as error:  # of the index's engine, and none of the picture's
+        log.warning("%s", " ".join(str(error).split()))
+        raise RuntimeError("index") from None
 
 
 class Worker:

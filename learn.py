@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from engines import Folder, open_engine
 from identify import Identifier
 from image import UserError, atomic_write
 from vectors import SAME, THUMB, embed_film, list_stills, pack_vectors, project_all
@@ -74,10 +75,10 @@ def take(rows: dict, keep: np.ndarray) -> dict:
     return rows | {name: rows[name][keep] for name in ALIGNED} | {"thumbs": thumbs, "ends": ends}
 
 
-def with_learned(path: Path, title: str, rows: dict, identifier: Identifier) -> dict:
-    """A film's arrays with the stills that the owner accepted and that are new; path: of the index."""
+def with_learned(engine, title: str, rows: dict, identifier: Identifier) -> dict:
+    """A film's arrays with the stills that the owner accepted and that are new; engine: of an index, see engines.py."""
     have, stills = set(rows["name"].tolist()), []
-    for still in list_stills(path / "telegram" / short(title), 1):
+    for still in list_stills(engine.path / "telegram" / short(title), 1) if isinstance(engine, Folder) else []:
         stills += [still | {"file": SOURCE + still["file"]}] if SOURCE + still["file"] not in have else []
     if not stills:
         return rows
@@ -89,49 +90,50 @@ def with_learned(path: Path, title: str, rows: dict, identifier: Identifier) -> 
     return rows | {name: np.concatenate([rows[name], new[name]]) for name in (*ALIGNED, "thumbs")} | {"ends": ends}
 
 
-def read_rows(path: Path, film: dict) -> dict:
-    from index import read_arrays
-
+def read_rows(engine: Folder, film: dict) -> dict:
     names = (*ALIGNED, "worn", "of", "thumbs", "ends")
-    return dict(zip(names, read_arrays(path, film["frames"], *names), strict=True))
+    return dict(zip(names, engine.get(film["frames"], *names), strict=True))
 
 
-def store(path: Path, state: dict, title: str, rows: dict) -> None:
+def store(engine: Folder, state: dict, title: str, rows: dict) -> None:
     """Make rows those of a film; its own threshold stays that of its own stills."""
-    from index import new_name, read_arrays, write_arrays
-
-    film, vectors = (
-        state["films"][title],
-        project_all(rows["embedding"], *read_arrays(path, state["basis"], "project", "offset")),
-    )
-    film["frames"] = write_arrays(path, new_name(title, ".npz"), rows)
-    film["vectors"] = write_arrays(path, new_name(title, ".npy"), pack_vectors(vectors))
-    film["stored"] = len(vectors)
+    film, basis = state["films"][title], engine.get(state["basis"], "project", "offset")
+    film |= {"frames": engine.put(title, rows), "stored": len(rows["name"])}
+    film["vectors"] = engine.put_vectors(title, pack_vectors(project_all(rows["embedding"], *basis)))
 
 
-def forget(path: Path) -> int:
+def folder_of(engine) -> Path:
+    """Where the users' pictures of an index lie. Raises UserError where it is no folder."""
+    if not isinstance(engine, Folder):
+        raise UserError(f"--index {engine}: what users send is kept beside an index in a folder; name one", 2)
+    return engine.path / "telegram"
+
+
+def forget(engine) -> int:
     """Take all stills of users out; they are not offered again."""
-    from index import commit, read_state, writing
+    from index import read_state
 
-    with writing(path):
-        state, count = read_state(path), 0
+    home, count = folder_of(engine), 0
+    with engine.writing():
+        state = read_state(engine)
         for title, film in state["films"].items():
-            rows = read_rows(path, film)
+            rows = read_rows(engine, film)
             keep = np.flatnonzero(~np.char.startswith(rows["name"], SOURCE))
             if len(keep) < film["stored"]:
                 count += film["stored"] - len(keep)
-                store(path, state, title, take(rows, keep))
-        commit(path, state)
-        for file in path.glob("telegram/*/*.jpg"):
-            put_away(file, path)
+                store(engine, state, title, take(rows, keep))
+        engine.pack(state)
+        engine.commit(state)
+        for file in home.glob("*/*.jpg"):
+            put_away(file, home)
     print(f"{count} stills of users removed")
     return 0
 
 
-def put_away(file: Path, path: Path) -> None:
+def put_away(file: Path, home: Path) -> None:
     """A picture that the index shall not have; here it is not offered again."""
-    (path / "telegram" / "refused").mkdir(exist_ok=True)
-    os.replace(file, path / "telegram" / "refused" / file.name)
+    (home / "refused").mkdir(exist_ok=True)
+    os.replace(file, home / "refused" / file.name)
 
 
 # ------------------------------------------------------------------------------------------- the command
@@ -148,50 +150,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_learn(args: argparse.Namespace) -> int:
     """Show what users confirmed of films of the index, or add it. Only what was shown is ever added."""
-    from index import Index, check_model, commit, fingerprint, pack_films, read_state, writing
+    from index import Index, check_model, fingerprint, read_state
 
-    identifier = Identifier(args.model)
-    with writing(args.index):
-        state = read_state(args.index)
-        check_model(args.index, state, fingerprint(identifier))
-        pending = args.index / "telegram" / "pending"
+    engine, identifier = open_engine(args.index), Identifier(args.model)
+    home = folder_of(engine)
+    with engine.writing():
+        state = read_state(engine)
+        check_model(engine, state, fingerprint(identifier))
         if not args.accept:
-            failed = asyncio.run(fetch_pictures(choose(args, state, pending), args.api_base))
-            show_pending(args, pending, Index(args.index, identifier))
+            failed = asyncio.run(fetch_pictures(choose(args, state, home), args.api_base))
+            show_pending(args.sheet, home, Index(args.index, identifier), identifier)
             return 1 if failed else 0
         text = "" if args.accept == "all" else Path(args.accept).read_text("utf-8")
         wanted = {line.split("\t")[1] for line in text.splitlines() if line.count("\t") == 3}
-        for file in sorted(pending.glob("*/*.jpg")):
+        for file in sorted(home.glob("pending/*/*.jpg")):
             if args.accept == "all" or f"{file.parent.name}/{file.name}" in wanted:
-                home = args.index / "telegram" / file.parent.name
-                home.mkdir(exist_ok=True)
-                os.replace(file, home / file.name)
+                (home / file.parent.name).mkdir(exist_ok=True)
+                os.replace(file, home / file.parent.name / file.name)
             else:
-                put_away(file, args.index)
+                put_away(file, home)
         for title, film in state["films"].items():
-            if (args.index / "telegram" / short(title)).exists():
-                rows, before = with_learned(args.index, title, read_rows(args.index, film), identifier), film["stored"]
+            if (home / short(title)).exists():
+                rows, before = with_learned(engine, title, read_rows(engine, film), identifier), film["stored"]
                 if len(rows["name"]) > before:
-                    store(args.index, state, title, rows)
+                    store(engine, state, title, rows)
                     print(f"{title}: {film['stored'] - before} stills added")
-        pack_films(args.index, state)
-        commit(args.index, state)
+        engine.pack(state)
+        engine.commit(state)
     return 0
 
 
-def choose(args: argparse.Namespace, state: dict, pending: Path) -> list[tuple[Path, str]]:
+def choose(args: argparse.Namespace, state: dict, home: Path) -> list[tuple[Path, str]]:
     """(where to put it, file id) of each confirmed picture that is new, at most so many a user and film."""
-    files = list(pending.parent.rglob("*.jpg"))  # a folder a film: accepted, pending, or all that were refused
+    files = list(home.rglob("*.jpg"))  # a folder a film: accepted, pending, or all that were refused
     done, had = {file.name for file in files}, Counter((file.parent.name, file.name[:12]) for file in files)
     wanted, strange = [], Counter()
     query = "SELECT id, film, who, file_id FROM answers WHERE verdict IN ('right', 'wrong') AND film IS NOT NULL"
     for answer, film, who, file_id in open_existing(args.db).execute(f"{query} ORDER BY time"):
-        home, name = short(film), f"{short(who)}-{short(answer)}.jpg"
+        key, name = short(film), f"{short(who)}-{short(answer)}.jpg"
         if film not in state["films"]:
             strange[film] += 1
-        elif name not in done and had[home, short(who)] < args.per_user and len(wanted) < SHEET:
-            had[home, short(who)] += 1
-            wanted.append((pending / home / name, file_id))
+        elif name not in done and had[key, short(who)] < args.per_user and len(wanted) < SHEET:
+            had[key, short(who)] += 1
+            wanted.append((home / "pending" / key / name, file_id))
     for film, count in strange.most_common():
         print(f"{film}: {count} pictures, but it is not in {args.index}", file=sys.stderr)
     return wanted
@@ -220,19 +221,19 @@ async def fetch_pictures(wanted: list[tuple[Path, str]], api_base: str | None) -
     return failed
 
 
-def show_pending(args: argparse.Namespace, pending: Path, index) -> None:
+def show_pending(path: Path, home: Path, index, identifier: Identifier) -> None:
     """Draw each picture beside the nearest still of its film, and write the list to choose from."""
     cells, lines, titles = [], [], {short(title): title for title in index.titles}
-    for folder in sorted(pending.glob("*")):
+    for folder in sorted(home.glob("pending/*")):
         files, title = {file.name for file in folder.glob("*.jpg")}, titles.get(folder.name)
         if title is None:  # removed meanwhile
             continue
         try:
-            rows = embed_film(list_stills(folder, 1), index.identifier)
+            rows = embed_film(list_stills(folder, 1), identifier)
         except UserError:  # none of them can be read
             rows = {"name": np.array([], str), "embedding": []}
         for name in files - set(rows["name"].tolist()):  # near-duplicates, and what can't be read
-            put_away(folder / name, args.index)
+            put_away(folder / name, home)
         if not len(rows["name"]):
             continue
         thumbs = np.split(rows["thumbs"], rows["ends"][:-1])
@@ -251,10 +252,10 @@ def show_pending(args: argparse.Namespace, pending: Path, index) -> None:
         number, _, alike, title = line.split("\t")
         words = f"{number}: {title[:38]}, {alike}"
         ImageDraw.Draw(sheet).text((x, y + THUMB), words, fill="black", font=ImageFont.load_default(12))
-    listed = args.sheet.with_suffix(".txt")
-    with atomic_write(args.sheet) as file:
+    listed = path.with_suffix(".txt")
+    with atomic_write(path) as file:
         sheet.save(file, "PNG")
     with atomic_write(listed, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
-    print(f"look at {args.sheet} (theirs, then ours), delete lines from {listed}, then: --accept {listed}")
+    print(f"look at {path} (theirs, then ours), delete lines from {listed}, then: --accept {listed}")

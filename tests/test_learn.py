@@ -15,7 +15,9 @@ from test_index import write_film, write_model
 import bot_updates
 import index
 import learn
+from engines import open_engine
 from identify import Identifier
+from image import UserError
 
 SECRET = "AAF-never_to_be-seen"
 TOKEN = f"123456:{SECRET}"
@@ -54,8 +56,13 @@ class Home:
         return [line.split("\t") for line in path.read_text().splitlines()] if path.exists() else []
 
     def names(self, title: str = TITLES[0]) -> list[str]:
-        state = index.read_state(self.index)
-        return index.read_arrays(self.index, state["films"][title]["frames"], "name")[0].tolist()
+        return self.arrays(title, "name")[0].tolist()
+
+    def arrays(self, title: str, *names: str) -> list[np.ndarray]:
+        """Arrays of a film, then its vectors."""
+        engine = open_engine(self.index)
+        film = engine.load()["films"][title]
+        return [*engine.get(film["frames"], *names), engine.get_vectors(film["vectors"])]
 
     def theirs(self, title: str = TITLES[0]) -> int:
         return sum(name.startswith(learn.SOURCE) for name in self.names(title))
@@ -141,17 +148,12 @@ def test_adding_the_film_again_keeps_what_was_learned(home):
 
 def test_all_of_it_is_taken_out_again(home, capsys):
     arrays = "embedding", "time", "thumbs", "ends", "worn", "of"
-    state = index.read_state(home.index)
-    before = index.read_arrays(home.index, state["films"][TITLES[0]]["frames"], *arrays)
-    vectors = index.read_arrays(home.index, state["films"][TITLES[0]]["vectors"])[0]
+    before = home.arrays(TITLES[0], *arrays)
     for k in range(3):
         home.confirm(f"f{k}", TITLES[0], shot(k))
     assert home.learn() == home.learn("--accept", "all") == 0 and home.theirs() == 3
     assert home.run("remove", "--source", "telegram") == 0 and "3 stills" in capsys.readouterr().out
-    state = index.read_state(home.index)
-    after = index.read_arrays(home.index, state["films"][TITLES[0]]["frames"], *arrays)
-    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert np.array_equal(index.read_arrays(home.index, state["films"][TITLES[0]]["vectors"])[0], vectors)
+    assert all(np.array_equal(a, b) for a, b in zip(before, home.arrays(TITLES[0], *arrays), strict=True))
     assert {file.parent.name for file in home.index.glob("telegram/*/*.jpg")} == {"refused"} and home.run("check") == 0
     assert home.learn() == 0 and not home.listed()[3:] and "nothing new" in capsys.readouterr().out
     assert home.run("remove", "--source", "telegram") == 0  # nothing is left to remove
@@ -180,6 +182,8 @@ def test_what_is_wrong_is_told_in_a_line(home, capsys, monkeypatch, tmp_path):
     assert home.learn("--accept", str(tmp_path / "none.txt")) == 1 and "none.txt" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         home.run("remove")
+    with pytest.raises(UserError, match="folder"):
+        learn.folder_of("http://milvus:19530")
 
 
 def test_titles_never_become_paths(home, tmp_path):
