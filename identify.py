@@ -438,7 +438,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--format", choices=["int8", "fp32"], help=picked)
     group.add_argument("--precision", choices=["f32", "bf16"], help="of OpenVINO (default: what the CPU does best)")
     group.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores (default: %(default)s)")
-    group.add_argument("--index", help="folder from index.py (default: index beside the model, if there is one)")
+    group.add_argument("--index", help="where index.py keeps it (default: index beside the model, if there is one)")
     group.add_argument("--self-test", action="store_true", help="say which files this CPU computes right, and how fast")
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a frame")

@@ -5,16 +5,13 @@ python index.py add ~/shots/Alien --title "Alien (1979)" --every 2
 python index.py search frame.jpg --sheet nearest.png # the nearest stills beside the frame
 python index.py list; python index.py check; python index.py remove "Alien (1979)"; python index.py rebuild
 
-identify.py and bot.py load this file only when there is an index. No torch.
+Each takes --index: a folder, or http://host:19530 of a Milvus where one machine ends (engines.py). identify.py and
+bot.py load this file only when there is an index. No torch.
 """
 
 import argparse
 import base64
-import contextlib
-import fcntl
 import hashlib
-import json
-import os
 import re
 import sys
 import time
@@ -22,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+import learn
 from data import find_films
+from engines import Folder, Milvus, open_engine
 from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
-from image import UserError, atomic_write, one_line_errors
+from image import UserError, one_line_errors
 from vectors import (
     UNKNOWN_SHARE,
     ask_itself,
@@ -42,12 +41,10 @@ from vectors import (
 FORMAT = "movie-by-frame index 1"
 FIT_FRAMES, FIT_FILMS = 6000, 300  # what projection and thresholds are fitted on
 STRETCH_MS, ALIKE = 5000, 0.1  # frames of a film so near in time, and nearly as like, are one stretch of proof
-EXACT = 200_000  # frames up to which plain numpy searches; faiss beyond
-PROBES, NEAR, EXAMINED = 24, 64, 8  # lists of faiss that are searched, frames it finds, films that are then compared
 GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
 
 
-# ------------------------------------------------------------------------------------------------ the folder
+# ------------------------------------------------------------------------------------------------ the state
 
 
 def fingerprint(identifier: Identifier) -> np.ndarray:
@@ -55,173 +52,89 @@ def fingerprint(identifier: Identifier) -> np.ndarray:
     return identifier.run(reference_frames(identifier.preprocessing["size"], 2))["embedding"].astype(np.float32)
 
 
-def read_state(path: Path) -> dict:
-    """What index.json says. Raises UserError for a damaged one and for another version."""
+def read_state(engine: Folder | Milvus) -> dict:
+    """What the index says of itself. Raises UserError for a damaged one, for another version, and where none is."""
     try:
-        state = json.loads((path / "index.json").read_text("utf-8"))
+        state = engine.load()
         if state["format"] != FORMAT:
             raise UserError(
-                f"--index {path}: its format is {str(state['format'])[:40]!r}, not {FORMAT!r}; make it anew"
+                f"--index {engine}: its format is {str(state['format'])[:40]!r}, not {FORMAT!r}; make it anew"
             )
         if not {"model", "basis", "rule", "films", "settled"} <= set(state):
             raise ValueError("keys are missing")
         return state
     except FileNotFoundError:
-        raise UserError(f"--index {path}: no index there; python index.py add RAW --index {path}", 2) from None
+        raise UserError(f"--index {engine}: no index there; python index.py add RAW --index {engine}", 2) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"--index {path}: index.json is damaged ({str(error)[:60]}); make it anew") from None
+        raise UserError(f"--index {engine}: index.json is damaged ({str(error)[:60]}); make it anew") from None
 
 
-def check_model(path: Path, state: dict, seen: np.ndarray) -> None:
+def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
     """Raise UserError unless the index was made with the model whose fingerprint is seen."""
     made = np.frombuffer(base64.b64decode(state["model"]["fingerprint"]), np.float32).reshape(2, -1)
     if made.shape != seen.shape or relative_error(seen, made) > 0.4:
         name = state["model"]["architecture"]
-        raise UserError(f"--index {path}: was made with another model ({name}); use that one, or another --index", 2)
+        raise UserError(f"--index {engine}: was made with another model ({name}); use that one, or another --index", 2)
 
 
-def read_arrays(path: Path, file: str, *names: str) -> list[np.ndarray]:
-    """Arrays of a .npz of the folder, or the one of a .npy. Raises UserError for a damaged one."""
-    try:
-        loaded = np.load(path / file, allow_pickle=False)
-        if not names:
-            return [loaded]
-        with loaded:
-            return [loaded[name] for name in names]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # numpy and zipfile raise many kinds on damaged files
-        raise UserError(
-            f"--index {path}: {file} is damaged ({str(error)[:60]}); python index.py check --index {path}"
-        ) from None
+def sample_films(engine: Folder | Milvus, films: dict) -> tuple[list[str], list[dict]]:
+    """(titles, what ask_itself takes of them) of the films that projection and thresholds are fitted on."""
+    chosen, parts, count = [], [], 0
+    for title in sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]:
+        if chosen and count + films[title]["stored"] > FIT_FRAMES:
+            continue
+        embedding, when, worn, of = engine.get(films[title]["frames"], "embedding", "time", "worn", "of")
+        change = worn.astype(np.float32) - of.astype(np.float32)
+        chosen.append(title)
+        parts.append({"embedding": embedding, "time": when, "change": change})
+        count += films[title]["stored"]
+    return chosen, parts
 
 
-def write_arrays(path: Path, file: str, arrays: dict | np.ndarray) -> str:
-    """Write arrays whole to a new file of the folder; returns its name."""
-    with atomic_write(path / file) as out:
-        np.savez(out, **arrays) if isinstance(arrays, dict) else np.save(out, arrays)
-    return file
-
-
-@contextlib.contextmanager
-def writing(path: Path):
-    """Hold the folder against other writers; what a killed one left behind goes. Raises UserError if one is at work."""
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--index {path}: another index.py is writing to it; run this again after it") from None
-        yield
-
-
-def commit(path: Path, state: dict) -> None:
-    """Make state the one that readers see, then remove the files that it does not name."""
-    with atomic_write(path / "index.json", "w", encoding="utf-8") as file:
-        json.dump(state, file, ensure_ascii=False, indent=1)
-    named = {film[kind] for film in state["films"].values() for kind in ("frames", "vectors")} | {state["basis"]}
-    named |= {state["pack"]["file"]} if state.get("pack") else set()
-    for file in [*path.glob("films/*"), *path.glob("basis-*"), *path.glob("pack-*"), *path.glob(".*.part")]:
-        if str(file.relative_to(path)) not in named:
-            file.unlink()
-
-
-def new_name(title: str, suffix: str) -> str:
-    """A file name that was not there before, whatever signs the title has."""
-    return f"films/{hashlib.sha256(title.encode(errors='replace')).hexdigest()[:12]}-{os.urandom(4).hex()}{suffix}"
-
-
-def settle(path: Path, state: dict, force: bool = False) -> None:
+def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     """Fit projection and thresholds if there are none or many more films now, and write all vectors anew."""
     films = state["films"]
     if not films or not (force or state["basis"] is None or len(films) >= GROWTH * state["settled"]):
         return
-    chosen, count = {}, 0
-    for title in sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]:
-        if not chosen or count + films[title]["stored"] <= FIT_FRAMES:
-            chosen[title], count = len(chosen), count + films[title]["stored"]
-    parts = []
-    for title in chosen:
-        embedding, when, worn, of = read_arrays(path, films[title]["frames"], "embedding", "time", "worn", "of")
-        change = worn.astype(np.float32) - of.astype(np.float32)
-        parts.append({"embedding": embedding, "time": when, "change": change})
+    chosen, parts = sample_films(engine, films)
     owner = np.repeat(np.arange(len(parts)), [len(part["time"]) for part in parts])
     embedding, change = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "change"))
     project, offset = fit_projection(embedding, owner, change)
     rule = fit_rule(ask_itself(parts, 100), np.bincount(owner))
-    name = f"basis-{os.urandom(4).hex()}.npz"
-    state["basis"] = write_arrays(path, name, {"project": project, "offset": offset})
+    state["basis"] = engine.put(None, {"project": project, "offset": offset})
     own, state["rule"], state["settled"] = rule.pop("own"), rule, len(films)
     for title, film in films.items():
-        embedding, when = read_arrays(path, film["frames"], "embedding", "time")
+        embedding, when = engine.get(film["frames"], "embedding", "time")
         vectors = project_all(embedding, project, offset)
-        film["vectors"] = write_arrays(path, new_name(title, ".npy"), pack_vectors(vectors))
-        film["own"] = own[chosen[title]] if title in chosen else own_threshold(vectors, when, rule["second"])
+        film["vectors"] = engine.put_vectors(title, pack_vectors(vectors))
+        film["own"] = own[chosen.index(title)] if title in chosen else own_threshold(vectors, when, rule["second"])
 
 
-def import_faiss():
-    """The module, or a UserError that names the package."""
-    try:
-        import faiss
-    except ImportError:
-        raise UserError(f"an index of more than {EXACT} stills needs faiss: pip install faiss-cpu", 2) from None
-    return faiss
+def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
+    """Put a film into the index, in place of what it had of that title; returns what was done, or an error, in words.
 
-
-def pack_films(path: Path, state: dict) -> None:
-    """Put all vectors into one faiss index where they are too many for plain numpy; says so.
-
-    8 bits a number, or with memory small 1 bit (RaBitQ, Gao 2024); the best films are compared exactly either way.
+    Raises UserError where the engine can't go on.
     """
-    films, before = [film for film in state["films"].values() if film["vectors"]], state.get("pack")
-    count = sum(film["stored"] for film in films)
-    held = set(before["films"]) if before else set()
-    loose = sum(film["stored"] for film in films if film["vectors"] not in held)
-    if count <= EXACT or (before and loose <= EXACT / 10 and before["memory"] == state["memory"]):
-        state["pack"] = before if count > EXACT else None
-        return
-    faiss, parts = import_faiss(), (read_arrays(path, film["vectors"])[0].astype(np.float32) for film in films)
-    lists = min(16384, int(4 * count**0.5))
-    bits = "1 bit" if state["memory"] == "small" else "8 bits"
-    print(f"{count} stills: searched by faiss in {lists} lists, {bits} a number")
-    some = [read_arrays(path, film["vectors"])[0] for film in films[:: max(1, count // (40 * lists))]]
-    some = np.concatenate(some).astype(np.float32)
-    faiss.normalize_L2(some)
-    kind = "RaBitQ" if state["memory"] == "small" else "SQ8"
-    index = faiss.index_factory(some.shape[1], f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT)
-    index.train(some)
-    for part in parts:
-        faiss.normalize_L2(part)
-        index.add(part)
-    file = f"pack-{os.urandom(4).hex()}.faiss"
-    with atomic_write(path / file) as out:
-        faiss.write_index(index, out.name)
-    rows = [film["stored"] for film in films]
-    names = [film["vectors"] for film in films]
-    state["pack"] = {"file": file, "films": names, "rows": rows, "memory": state["memory"]}
-
-
-def add_film(path: Path, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
-    """Put a film into the index, in place of what it had of that title; returns what was done, in words."""
     stills = list_stills(folder, every)
-    if not stills:
-        raise UserError("no images in it")
-    stats = [(still["file"], still["time"], still["path"].stat()) for still in stills]
+    stats = [(still["file"], still["time"], still["path"].stat()) for still in stills if still["path"].exists()]
     mark = hashlib.sha256(repr([(f, t, s.st_size, s.st_mtime_ns) for f, t, s in stats]).encode()).hexdigest()[:16]
     before = state["films"].get(title)
     if before and before["mark"] == mark:
         return "unchanged"
-    rows = embed_film(stills, identifier)
+    try:
+        rows = learn.with_learned(engine, title, embed_film(stills, identifier), identifier)
+    except UserError as error:
+        return f"error: {error}"
     year = re.search(r"\((\d{4})\)$", title)
-    film = {"frames": write_arrays(path, new_name(title, ".npz"), rows), "vectors": None, "own": -1.0, "mark": mark}
+    film = {"frames": engine.put(title, rows), "vectors": None, "own": -1.0, "mark": mark}
     film |= {"stills": len(stills), "stored": len(rows["time"]), "year": int(year[1]) if year else None}
     film["imdb"] = next((str(still["imdb"]) for still in stills if still["imdb"]), None)
     if state["basis"]:
-        vectors = project_all(rows["embedding"], *read_arrays(path, state["basis"], "project", "offset"))
-        film["vectors"] = write_arrays(path, new_name(title, ".npy"), pack_vectors(vectors))
+        vectors = project_all(rows["embedding"], *engine.get(state["basis"], "project", "offset"))
+        film["vectors"] = engine.put_vectors(title, pack_vectors(vectors))
         film["own"] = own_threshold(vectors, rows["time"], state["rule"]["second"])
     state["films"][title] = film
-    commit(path, state)
+    engine.commit(state)
     return f"{film['stored']} of {len(stills)} stills stored" + (", updated" if before else "")
 
 
@@ -229,69 +142,36 @@ def add_film(path: Path, state: dict, title: str, folder: Path, identifier: Iden
 
 
 class Index:
-    """The films of an index folder, for reading; what a writer adds meanwhile is there at the next answer.
+    """The films of an index, for reading; what a writer adds meanwhile is there at the next answer.
 
-    Raises UserError for a folder that is missing, damaged, or of another model or version.
+    place: a folder, or what open_engine takes. Raises UserError for one that is missing, damaged, or of another model.
     """
 
-    def __init__(self, path: str | Path, identifier: Identifier):
-        self.path, self.identifier, self.stamp, self.seen = Path(path), identifier, None, fingerprint(identifier)
+    def __init__(self, place: str | Path, identifier: Identifier):
+        self.engine, self.stamp, self.seen = open_engine(place), None, fingerprint(identifier)
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the folder if it has changed. A writer renames index.json last, then removes what it no longer names."""
+        """Read it if it has changed. A writer changes the state last, then removes what it no longer names."""
         for attempt in range(10):
             try:
-                stat = (self.path / "index.json").stat()
-                if (stat.st_mtime_ns, stat.st_ino) != self.stamp:
-                    self._read(read_state(self.path))
-                    self.stamp = (stat.st_mtime_ns, stat.st_ino)
+                if (stamp := self.engine.stamp()) != self.stamp:
+                    self._read(read_state(self.engine))
+                    self.stamp = stamp
                 return
             except FileNotFoundError:  # renewed while we read
                 time.sleep(0.02 * attempt)
-        read_state(self.path)  # says so if there is none
-        raise UserError(f"--index {self.path}: files are missing; python index.py check --index {self.path}")
+        read_state(self.engine)  # says so if there is none
+        raise UserError(f"--index {self.engine}: files are missing; python index.py check --index {self.engine}")
 
     def _read(self, state: dict) -> None:
-        check_model(self.path, state, self.seen)
+        check_model(self.engine, state, self.seen)
         films = {title: film for title, film in state["films"].items() if film["vectors"]}
         if not films:
-            raise UserError(f"--index {self.path}: holds no films yet; python index.py add RAW --index {self.path}", 2)
-        basis, pack = read_arrays(self.path, state["basis"], "project", "offset"), state.get("pack")
-        number = {film["vectors"]: place for place, film in enumerate(films.values())}
-        packed = [number.pop(file, -1) for file in pack["films"]] if pack else []  # -1: removed since
-        self.pack = pack and (self.read_pack(pack["file"]), np.cumsum([0, *pack["rows"]]), np.array(packed))
-        parts = [self.read_film(file) for file in number]  # those that faiss does not hold
-        self.starts, self.tail = np.cumsum([0] + [len(part) for part in parts])[:-1], np.array([*number.values()], int)
-        self.vectors = np.concatenate(parts) if parts else None
+            raise UserError(f"--index {self.engine}: holds no films yet; python index.py add --help", 2)
+        basis = self.engine.get(state["basis"], "project", "offset")
+        self.best_by_film = self.engine.searcher(state, [film["vectors"] for film in films.values()])
         self.basis, self.rule, self.films, self.titles = basis, state["rule"], films, [*films]
-
-    def read_film(self, file: str) -> np.ndarray:
-        """A film's vectors, float32 [n, d] of length 1."""
-        vectors = read_arrays(self.path, file)[0].astype(np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-    def read_pack(self, file: str):
-        """The faiss index in a file, left on the disk until it is searched."""
-        index = import_faiss().read_index(str(self.path / file), import_faiss().IO_FLAG_MMAP_IFC)
-        index.nprobe = PROBES
-        return index
-
-    def best_by_film(self, vector: np.ndarray) -> np.ndarray:
-        """Similarity [F] of each film's nearest frame; of films that faiss does not find, the least that it found."""
-        best = np.full(len(self.titles), -1, np.float32)
-        if self.pack:
-            index, starts, packed = self.pack
-            alike, rows = index.search(vector[None], NEAR)
-            film = packed[np.searchsorted(starts, rows[rows >= 0], side="right") - 1]
-            alike, film = alike[rows >= 0][film >= 0], film[film >= 0]
-            best[packed[packed >= 0]] = alike.min(initial=1)
-            np.maximum.at(best, film, alike)
-            for f in np.unique(film)[np.argsort(-best[np.unique(film)])[:EXAMINED]].tolist():  # exactly, from the disk
-                best[f] = (self.read_film(self.films[self.titles[f]]["vectors"]) @ vector).max()
-        if self.vectors is not None:
-            best[self.tail] = np.maximum.reduceat(self.vectors @ vector, self.starts)
-        return best
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]; each candidate carries its evidence."""
@@ -311,9 +191,9 @@ class Index:
 
     def evidence(self, film: int, vector: np.ndarray) -> dict:
         """The still of a film that is nearest to vector [d], and the stretch of film around it; thumbnail: a JPEG."""
-        about, names = self.films[self.titles[film]], ("name", "time", "until", "thumbs", "ends")
-        files, when, until, thumbs, ends = read_arrays(self.path, about["frames"], *names)
-        alike = self.read_film(about["vectors"]) @ vector
+        about = self.films[self.titles[film]]
+        files, when, until, ends = self.engine.get(about["frames"], "name", "time", "until", "ends")
+        alike = self.engine.get_vectors(about["vectors"]) @ vector
         best = int(alike.argmax())
         start, end = int(when[best]), int(until[best])
         near = np.flatnonzero(alike >= alike[best] - ALIKE)
@@ -325,7 +205,7 @@ class Index:
         found = {"title": self.titles[film], "file": str(files[best]), "similarity": round(float(alike[best]), 4)}
         found |= dict(zip(("time_ms", "from_ms", "to_ms"), times, strict=True))
         cut = [0, *ends.tolist()][best : best + 2]
-        return found | {"thumbnail": thumbs[cut[0] : cut[1]].tobytes()}
+        return found | {"thumbnail": self.engine.get_part(about["frames"], "thumbs", *cut)}
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -336,74 +216,82 @@ def run_add(args: argparse.Namespace) -> int:
     films = find_films(args.raw, args.title)
     identifier = Identifier(args.model)
     failed, seen, clock = 0, fingerprint(identifier), time.perf_counter()
-    with writing(args.index):
-        if (args.index / "index.json").exists():
-            state = read_state(args.index)
-            check_model(args.index, state, seen)
-        else:
+    engine = open_engine(args.index)
+    with engine.writing():
+        try:
+            engine.stamp()
+            state = read_state(engine)
+            check_model(engine, state, seen)
+        except FileNotFoundError:
             model = {"architecture": identifier.contract.architecture, "fingerprint": base64.b64encode(seen).decode()}
             state = {"format": FORMAT, "model": model, "basis": None, "rule": None, "settled": 0, "films": {}}
         for place, (title, folder) in enumerate(films.items(), 1):
-            try:
-                done = add_film(args.index, state, title, folder, identifier, args.every)
-            except UserError as error:
-                failed, done = failed + 1, f"error: {error}"
-            print(
-                f"[{place}/{len(films)}] {title}: {done}",
-                file=sys.stderr if "error" in done else sys.stdout,
-                flush=True,
-            )
+            done = add_film(engine, state, title, folder, identifier, args.every)
+            wrong = done.startswith("error")
+            failed += wrong
+            print(f"[{place}/{len(films)}] {title}: {done}", file=sys.stderr if wrong else sys.stdout, flush=True)
         state["memory"] = args.memory or state.get("memory", "plenty")
-        settle(args.index, state)
-        pack_films(args.index, state)
-        commit(args.index, state)
+        settle(engine, state)
+        engine.pack(state)
+        engine.commit(state)
     count = sum(film["stored"] for film in state["films"].values())
-    print(f"{len(state['films'])} films, {count} stills in {args.index}; {time.perf_counter() - clock:.1f} s")
-    print(f"next: python identify.py FRAME --model {args.model} --index {args.index}")
+    print(f"{len(state['films'])} films, {count} stills in {engine}; {time.perf_counter() - clock:.1f} s")
+    print(f"next: python identify.py FRAME --model {args.model} --index {engine}")
     return 1 if failed else 0
 
 
 def run_remove(args: argparse.Namespace) -> int:
-    with writing(args.index):
-        state = read_state(args.index)
+    engine = open_engine(args.index)
+    if args.source:
+        return learn.forget(engine)
+    with engine.writing():
+        state = read_state(engine)
         if args.title not in state["films"]:
             near = [title for title in state["films"] if args.title.casefold() in title.casefold()][:3]
             hint = f"; did you mean {', '.join(near)}?" if near else "; python index.py list shows its films"
-            raise UserError(f"{args.title}: not in {args.index}{hint}", 2)
+            raise UserError(f"{args.title}: not in {engine}{hint}", 2)
         del state["films"][args.title]
-        commit(args.index, state)
+        engine.commit(state)
     print(f"{args.title}: removed, {len(state['films'])} films left")
     return 0
 
 
 def run_rebuild(args: argparse.Namespace) -> int:
-    with writing(args.index):
-        state = read_state(args.index)
+    engine = open_engine(args.index)
+    with engine.writing():
+        state = read_state(engine)
         state["memory"] = args.memory or state.get("memory", "plenty")
-        settle(args.index, state, force=True)
-        pack_films(args.index, state)
-        commit(args.index, state)
+        settle(engine, state, force=True)
+        engine.pack(state)
+        engine.commit(state)
+        engine.sweep(state)
     return run_check(args)
 
 
 def run_list(args: argparse.Namespace) -> int:
-    for title, film in sorted(read_state(args.index)["films"].items()):
+    for title, film in sorted(read_state(open_engine(args.index))["films"].items()):
         print(f"{film['stored']:6} of {film['stills']:6} stills  {film['imdb'] or '':10}  {title}")
     return 0
 
 
 def run_check(args: argparse.Namespace) -> int:
     """Read every file, and print what the thresholds promise, film by film."""
-    state = read_state(args.index)
+    engine = open_engine(args.index)
+    state = read_state(engine)
     if state["basis"] is None:
-        raise UserError(f"--index {args.index}: adding was stopped before its end; run the same add again")
-    read_arrays(args.index, state["basis"], "project", "offset")
+        raise UserError(f"--index {engine}: adding was stopped before its end; run the same add again")
+    engine.get(state["basis"], "project", "offset")
     for title, film in sorted(state["films"].items()):
-        when, ends, *_ = read_arrays(args.index, film["frames"], "time", "ends", "thumbs", "embedding", "worn", "name")
-        if not len(when) == len(ends) == len(read_arrays(args.index, film["vectors"])[0]):
-            raise UserError(f"--index {args.index}: {title} is damaged; remove it and add it again")
+        try:
+            when, ends, *_ = engine.get(film["frames"], "time", "ends", "thumbs", "embedding", "worn", "name")
+            sound = len(when) == len(ends) == len(engine.get_vectors(film["vectors"]))
+        except (UserError, FileNotFoundError) as error:
+            raise UserError(f"{error}; {title}: remove it and add it again") from None
+        if not sound:
+            raise UserError(f"--index {engine}: {title} is damaged; remove it and add it again")
         asked = "from video, asked between its stills" if is_dense(when) else "scattered, asked by unseen scenes"
         print(f"{len(when):6} stills, {asked:36} own threshold {film['own']:5.2f}  {title}")
+    engine.searcher(state, [film["vectors"] for film in state["films"].values()])
     rule, figures = state["rule"], state["rule"]["figures"]
     print(f"{len(state['films'])} films; named from {rule['movie']:.3f}, shortlist from {rule['shortlist']:.3f}")
     if figures:
@@ -412,7 +300,21 @@ def run_check(args: argparse.Namespace) -> int:
             f"{figures['right']:.1%} of the named right, {figures['strangers']:.1%} of the frames of films left out "
             f"named, AUROC {figures['auroc']:.3f}"
         )
+    if getattr(args, "drift", False):
+        show_drift(engine, state)
     return 0
+
+
+def show_drift(engine: Folder | Milvus, state: dict) -> None:
+    """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
+    _, parts = sample_films(engine, state["films"])
+    print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'strangers named':>16}{'AUROC':>9}")
+    for count in sorted({min(10 * 2**k, len(parts)) for k in range(9)}):
+        some = parts[:count]
+        rule = fit_rule(ask_itself(some, 100), np.array([len(part["time"]) for part in some]))
+        if now := rule["figures"]:
+            row = "".join(f"{value:16.3f}" for value in (rule["movie"], now["named"], now["right"], now["strangers"]))
+            print(f"{count:9}{row}{now['auroc']:9.3f}", flush=True)
 
 
 def run_search(args: argparse.Namespace) -> int:
@@ -441,23 +343,28 @@ def get_parser() -> argparse.ArgumentParser:
         "check": (run_check, "read every file, and show what the thresholds promise"),
         "search": (run_search, "the nearest stills to a frame"),
         "rebuild": (run_rebuild, "fit projection and thresholds anew on the films of now"),
+        "learn": (learn.run_learn, "add pictures that users of bot.py confirmed"),
     }
     for name, (function, text) in helps.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.set_defaults(run=function)
-        command.add_argument(
-            "--index", type=Path, default=Path("index"), help="the index's folder (default: %(default)s)"
-        )
+        where = "a folder, or http://host:19530 of Milvus (default: %(default)s)"
+        command.add_argument("--index", default="index", help=where)
         if name in ("add", "rebuild"):
             text = "small keeps 1 bit a number of large indexes in memory (default: as before, at first plenty)"
             command.add_argument("--memory", choices=["plenty", "small"], help=text)
-        if name in ("add", "search"):
+        if name in ("add", "search", "learn"):
             command.add_argument("--model", default="export", help="folder from export.py (default: %(default)s)")
     add, search = commands.choices["add"], commands.choices["search"]
     add.add_argument("raw", nargs="+", type=Path, metavar="RAW", help="folders of folders of stills, or of one film")
     add.add_argument("--title", help="of the one film in RAW (default: the folder's name)")
     add.add_argument("--every", type=int, default=1, help="take every so-manieth still (default: %(default)s, all)")
-    commands.choices["remove"].add_argument("title", metavar="TITLE", help="as list shows it")
+    which = commands.choices["remove"].add_mutually_exclusive_group(required=True)
+    which.add_argument("title", nargs="?", metavar="TITLE", help="as list shows it")
+    which.add_argument("--source", choices=["telegram"], help="instead: all stills that learn added")
+    learn.add_arguments(commands.choices["learn"])
+    text = "fit the thresholds on few films and on more, too (seconds to a minute; default: off)"
+    commands.choices["check"].add_argument("--drift", action="store_true", help=text)
     search.add_argument("frame", metavar="FRAME", help="an image file")
     search.add_argument("--top", type=int, default=5, help="films (default: %(default)s)")
     search.add_argument("--sheet", type=Path, help="draw frame and stills side by side into this file (default: none)")

@@ -95,18 +95,20 @@ def embed_film(stills: list[dict], identifier: Identifier) -> dict:
         raise UserError("the model gives numbers that are not finite; export it again")
     unit = embedding.astype(np.float32) - embedding.mean(0, dtype=np.float32)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
-    first, until, rows = {}, {}, []  # first: row -> the row that it is stored as
+    first, until, stored = {}, {}, np.zeros(len(kept), bool)  # first: row -> the row that it is stored as
     for i, still in enumerate(kept):
-        near = np.flatnonzero(unit[rows] @ unit[i] > SAME).tolist() if rows and len(kept) > 2 else []
-        near = [rows[r] for r in near if still["time"] < 0 or still["time"] - until[rows[r]] <= RUN_MS]
+        if i % CHUNK == 0:  # so many rows at a time: a long film's would fill the memory
+            alike = unit[i : i + CHUNK] @ unit[: i + CHUNK].T
+        near = np.flatnonzero(stored[:i] & (alike[i % CHUNK, :i] > SAME)).tolist() if len(kept) > 2 else []
+        near = [r for r in near if still["time"] < 0 or still["time"] - until[r] <= RUN_MS]
         first[i] = near[-1] if near else i
-        until[first[i]] = still["time"]
-        rows += [] if near else [i]
+        until[first[i]], stored[i] = still["time"], not near
+    rows = np.flatnonzero(stored).tolist()
     place = {row: k for k, row in enumerate(rows)}
     return {
         "embedding": embedding[rows],
-        "worn": np.stack(worn),
-        "of": embedding[worn_of],
+        "worn": np.array(worn, np.float16).reshape(len(worn), embedding.shape[1]),
+        "of": embedding[np.array(worn_of, int)],
         "name": np.array([kept[r]["file"] for r in rows]),
         "time": np.array([kept[r]["time"] for r in rows], np.int64),
         "until": np.array([until[r] for r in place], np.int64),
@@ -196,7 +198,8 @@ def held_apart(when: np.ndarray) -> np.ndarray:
 
 def is_dense(when: np.ndarray) -> bool:
     """Whether a film with frames at these milliseconds, -1 where not known, is known densely."""
-    return len(when) > 1 and when.min() >= 0 and bool(np.median(np.diff(np.sort(when))) <= DENSE_MS)
+    known = when[when >= 0]
+    return 2 * len(known) > max(2, len(when)) and bool(np.median(np.diff(np.sort(known))) <= DENSE_MS)
 
 
 def ask_within(vectors: np.ndarray, when: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -4,9 +4,13 @@ import base64
 import fcntl
 import io
 import json
+import os
+import random
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 from conftest import draw_frame
 from PIL import Image
 
+import engines
 import identify
 import index
 import vectors as space
@@ -92,7 +97,7 @@ def ask(model: Path, path: Path, *images: Image.Image) -> list:
 
 
 def titles(path: Path) -> list[str]:
-    return sorted(index.read_state(path)["films"])
+    return sorted(index.read_state(engines.open_engine(path))["films"])
 
 
 def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
@@ -132,7 +137,7 @@ def test_adding_again_updates_and_the_unchanged_is_not_looked_at(copied, model, 
     assert "unchanged" in capsys.readouterr().out
     write_film(folder, 8, range(5))
     assert index.main(command) == 0
-    film = index.read_state(copied)["films"]["Grows (2000)"]
+    film = index.read_state(engines.open_engine(copied))["films"]["Grows (2000)"]
     assert (film["stills"], film["year"], film["imdb"]) == (30, 2000, "tt0000008")
     assert len(list((copied / "films").iterdir())) == 2 * len(titles(copied))  # nothing old is left
 
@@ -144,7 +149,7 @@ def test_near_duplicates_are_stored_once(copied, model, tmp_path):
         draw_frame(9, shot, 0).save(folder / f"{shot}.png")
         draw_frame(9, shot, 0).save(folder / f"{shot}b.jpg", quality=90)
     assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
-    film = index.read_state(copied)["films"]["Twice (2002)"]
+    film = index.read_state(engines.open_engine(copied))["films"]["Twice (2002)"]
     assert (film["stills"], film["stored"]) == (12, 6)
 
 
@@ -152,12 +157,12 @@ def test_every_takes_a_part(model, raw, tmp_path):
     path = tmp_path / "index"
     folder = raw / "Film 1 (1991)"
     assert index.main(["add", str(folder), "--every", "4", "--model", str(model), "--index", str(path)]) == 0
-    assert index.read_state(path)["films"]["Film 1 (1991)"]["stills"] == 12
+    assert index.read_state(engines.open_engine(path))["films"]["Film 1 (1991)"]["stills"] == 12
 
 
 def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, model, tmp_path, monkeypatch):
     folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
-    replace, stopped = index.os.replace, True
+    replace, stopped = os.replace, True
     for last in range(20):
         path = Path(shutil.copytree(made, tmp_path / f"index{last}"))
         left = [last]
@@ -179,6 +184,73 @@ def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, mode
         if not stopped:
             break
     assert not stopped and last > 1
+
+
+def test_killed_at_random_moments_nothing_is_lost(copied, model, tmp_path):
+    folder, late, rng = write_film(tmp_path / "Late (2003)", 6, range(70, 76)), "Late (2003)", random.Random(13)
+    code = "import sys, index\nprint('ready', flush=True)\nsys.stdin.readline()\nsys.exit(index.main(sys.argv[1:]))"
+    commands = {False: ["add", str(folder), "--model", str(model)], True: ["remove", late]}
+    there, seconds = False, dict.fromkeys(commands, 0.0)
+    for kill in range(12):
+        command = [sys.executable, "-c", code, *commands[there], "--index", str(copied)]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            start = time.monotonic()
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            if kill >= len(commands):  # the first of each ends, which tells how long it takes
+                time.sleep(rng.uniform(0, seconds[there]))  # whatever it has done by now, the index must be sound
+                process.kill()
+            process.stdout.read()
+        if kill < len(commands):
+            assert process.returncode == 0
+            seconds[there] = time.monotonic() - start
+        assert index.main(["check", "--index", str(copied)]) == 0
+        there = late in titles(copied)
+        assert {*titles(copied)} - {late} == {f"Film {film} ({1990 + film})" for film in range(5)}
+        best = ask(model, copied, draw_frame(6, 71, 99))[0].candidates[0].title
+        assert (best == late) == there
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    assert len(list((copied / "films").iterdir())) == 2 * len(titles(copied))  # nothing half-written is left
+
+
+@pytest.mark.parametrize("size", [100, 1000, 10_000, 30_000])
+def test_on_a_full_disk_the_index_stays_as_it_was(copied, model, tmp_path, size, capsys):
+    folder = write_film(tmp_path / "Late (2003)", 6, range(70, 76))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # no file may grow beyond, as if the disk were full
+    try:
+        assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 1
+        assert index.main(["rebuild", "--index", str(copied)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("File too large" in line for line in lines)
+    assert "Late (2003)" not in titles(copied) and index.main(["check", "--index", str(copied)]) == 0
+    assert not list(copied.rglob("*.part"))
+    assert ask(model, copied, draw_frame(2, 5, 99))[0].candidates[0].title == "Film 2 (1992)"
+
+
+def test_a_truncated_faiss_file_is_named_in_one_line(copied, model, monkeypatch, capsys):
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    monkeypatch.setattr(engines, "EXACT", 20)
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    (file,) = copied.glob("pack-*")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="damaged"):
+        ask(model, copied, draw_frame(0, 0, 0))
+    assert index.main(["check", "--index", str(copied)]) == 1
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    assert ask(model, copied, draw_frame(0, 0, 0))[0].candidates[0].title == "Film 0 (1990)"
+
+
+def test_check_shows_how_thresholds_drift(copied, capsys):
+    assert index.main(["check", "--drift", "--index", str(copied)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head, row = lines[-2].split("  "), lines[-1].split()
+    assert "AUROC" in head[-1] and row[0] == "5" and all(0 <= float(value) <= 1.001 for value in row[1:])
+    state = index.read_state(engines.open_engine(copied))
+    assert float(row[1]) == pytest.approx(state["rule"]["movie"], abs=2e-3)  # all its films, so its own threshold
 
 
 def test_two_writers_are_refused_in_one_line(copied, raw, model, capsys):
@@ -228,15 +300,33 @@ def test_hostile_titles_and_images(model, tmp_path, capsys):
     for film, name in enumerate(names):
         write_film(root / name, film, range(2))
     (root / names[1] / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (root / names[1] / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (root / "Empty (2005)").mkdir()
     (root / "Bad (2006)").mkdir()
     (root / "Bad (2006)" / "x.png").write_bytes(b"")
     assert index.main(["add", str(root), "--model", str(model), "--index", str(path)]) == 1
     text = capsys.readouterr().err
-    assert "Empty (2005)" in text and "Bad (2006)" in text and "broken.jpg" in text and "Traceback" not in text
+    assert (
+        "Empty (2005)" in text
+        and "Bad (2006)" in text
+        and "broken.jpg" in text
+        and "gone.jpg" in text
+        and "Traceback" not in text
+    )
     assert titles(path) == sorted(names)
     assert all(file.parent in (path, path / "films") for file in path.rglob("*") if file.is_file())
     assert index.main(["remove", names[0], "--index", str(path)]) == 0 == index.main(["check", "--index", str(path)])
+
+
+def test_a_film_is_added_although_no_worn_copy_of_it_can_be_made(copied, model, tmp_path, capsys):
+    folder = write_film(tmp_path / "Holes (2007)", 9, range(10))
+    names = [f"{shot:02}_{frame}.jpg" for shot in range(10) for frame in range(6)]
+    for place in np.linspace(0, len(names) - 1, space.WORN).astype(int):  # those that copies are made of
+        (folder / names[place]).write_bytes(b"")
+    assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
+    assert capsys.readouterr().err.count("skipped") == space.WORN
+    assert index.main(["rebuild", "--index", str(copied)]) == 0
+    assert ask(model, copied, draw_frame(9, 4, 77))[0].candidates[0].title == "Holes (2007)"
 
 
 @pytest.mark.parametrize(
@@ -288,7 +378,7 @@ def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monk
     pytest.importorskip("faiss", reason="needs faiss-cpu")
     frames = [draw_frame(film, shot, 77) for film in range(5) for shot in (0, 3, 7)]
     plain = ask(model, copied, *frames)
-    monkeypatch.setattr(index, "EXACT", 20)
+    monkeypatch.setattr(engines, "EXACT", 20)
     assert index.main(["rebuild", "--memory", memory, "--index", str(copied)]) == 0
     assert "faiss" in capsys.readouterr().out
     found = ask(model, copied, *frames)
@@ -302,7 +392,7 @@ def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monk
 
 
 def test_without_faiss_the_error_names_it(copied, monkeypatch, capsys):
-    monkeypatch.setattr(index, "EXACT", 20)
+    monkeypatch.setattr(engines, "EXACT", 20)
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert index.main(["rebuild", "--index", str(copied)]) == 2
     assert "pip install faiss-cpu" in capsys.readouterr().err
@@ -311,6 +401,117 @@ def test_without_faiss_the_error_names_it(copied, monkeypatch, capsys):
 def test_it_imports_no_torch():
     code = "import sys, index; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ------------------------------------------------------------------------------------ in Milvus, by Milvus Lite
+
+
+@pytest.fixture
+def milvus(raw, model, tmp_path) -> Path:
+    """The five films in a file of Milvus Lite."""
+    pytest.importorskip("pymilvus", reason="needs pymilvus")
+    pytest.importorskip("milvus_lite", reason="needs milvus-lite")
+    path = tmp_path / "index.db"
+    assert index.main(["add", str(raw), "--model", str(model), "--index", str(path)]) == 0
+    return path
+
+
+def test_milvus_answers_as_a_folder_does(milvus, made, model, tmp_path, capsys):
+    frames = [draw_frame(film, shot, 99) for film in (0, 2, 4, 20) for shot in (0, 3)]
+    for own, other in zip(ask(model, milvus, *frames), ask(model, made, *frames), strict=True):
+        assert own.kind == other.kind and own.candidates[0].title == other.candidates[0].title
+        mine, theirs = own.candidates[0].evidence, other.candidates[0].evidence
+        assert mine.pop("similarity") == pytest.approx(theirs.pop("similarity"), abs=1e-3) and mine == theirs
+    capsys.readouterr()
+    for command in (["check"], ["list"]):
+        lines = []
+        for place in (milvus, made):
+            assert index.main([*command, "--index", str(place)]) == 0
+            lines.append(capsys.readouterr().out)
+        assert lines[0] == lines[1]
+    draw_frame(1, 6, 3).save(tmp_path / "frame.png")
+    assert identify.main([str(tmp_path / "frame.png"), "--model", str(model), "--index", str(milvus)]) == 0
+    assert "Film 1 (1991)" in capsys.readouterr().out
+    assert index.main(["list", "--index", str(tmp_path / "other.db")]) == 2
+    assert "no index there" in capsys.readouterr().err
+    with pytest.raises(UserError, match="another model"):
+        ask(write_model(tmp_path / "small", 4), milvus, frames[0])
+
+
+def test_in_milvus_films_come_and_go_and_nothing_is_left(milvus, model, tmp_path):
+    identifier, engine = Identifier(model), engines.open_engine(milvus)
+    reader = index.Index(milvus, identifier)
+    frame = identifier.run(identifier.load(draw_frame(7, 60, 9))[None])["embedding"]
+    add = ["add", str(write_film(tmp_path / "New (2001)", 7, range(60, 64))), "--model", str(model)]
+    counts = [count_rows(engine)]
+    for command in (add, ["remove", "New (2001)"], add, add, ["rebuild"], ["remove", "New (2001)"]):
+        assert index.main([*command, "--index", str(milvus)]) == 0
+        known = command[0] != "remove"
+        assert (reader.answers(frame)[0].candidates[0].title == "New (2001)") == known
+        counts.append(count_rows(engine))
+    assert counts[0] == counts[2] == counts[6] and counts[1] == counts[3] == counts[4] == counts[5] > counts[0]
+
+
+def count_rows(engine) -> dict[str, int]:
+    names = engine.client.list_collections()
+    return sum(engine.client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"] for name in names)
+
+
+def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tmp_path, monkeypatch):
+    engine, late = engines.open_engine(milvus), draw_frame(6, 71, 99)
+    folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
+    add = ["add", str(folder), "--model", str(model), "--index", str(milvus)]
+    clean, stopped, last = count_rows(engine), True, 0
+    while stopped:
+        left = [last]
+
+        def stop_before(method, left=left):
+            def run(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+                return method(*args, **kwargs)
+
+            return run
+
+        for name in ("insert", "upsert", "delete"):
+            monkeypatch.setattr(type(engine.client), name, stop_before(getattr(type(engine.client), name)))
+        stopped = index.main(add) == 130
+        monkeypatch.undo()
+        titles = {*index.read_state(engine)["films"]} - {f"Film {film} ({1990 + film})" for film in range(5)}
+        assert titles <= {"Late (2003)"} and index.main(["check", "--index", str(milvus)]) == 0
+        best = ask(model, milvus, late)[0].candidates[0]
+        assert (best.title == "Late (2003)") == bool(titles)
+        if titles:
+            assert index.main(["remove", "Late (2003)", "--index", str(milvus)]) == 0
+        last += 1
+    assert last > 3
+    assert index.main(["rebuild", "--index", str(milvus)]) == 0
+    assert count_rows(engine) == clean
+
+
+def test_of_two_writers_in_milvus_the_later_one_fails(milvus, model, tmp_path, capsys):
+    engine = engines.open_engine(milvus)
+    with engine.writing():
+        state = index.read_state(engine)
+        del state["films"]["Film 0 (1990)"]
+        assert index.main(["remove", "Film 1 (1991)", "--index", str(milvus)]) == 0
+        with pytest.raises(UserError, match="wrote to it meanwhile"):
+            engine.commit(state)
+    assert [title[:6] for title in index.read_state(engine)["films"]] == ["Film 0", "Film 2", "Film 3", "Film 4"]
+
+
+def test_where_no_milvus_is_the_error_is_one_line(capsys):
+    pytest.importorskip("pymilvus", reason="needs pymilvus")
+    assert index.main(["list", "--index", "http://me:secret@localhost:1"]) == 1
+    error = capsys.readouterr().err
+    assert "--index localhost:1: Milvus says" in error and error.count("\n") == 1 and "secret" not in error
+
+
+def test_without_pymilvus_the_error_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    assert index.main(["list", "--index", "http://localhost:19530"]) == 2
+    assert "pip install pymilvus" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------ numbers, by other means

@@ -1,0 +1,87 @@
+"""python -m pytest tests/test_bench_index.py"""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+from conftest import draw_frame
+from PIL import Image
+from test_index import write_film, write_model
+
+import bench
+import bench_index
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "export", 8)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Five films of eight shots, a still a second, and two films of two."""
+    root = tmp_path_factory.mktemp("raw")
+    for film in range(7):
+        write_film(root / f"Film {film} ({1990 + film})", film, range(8 if film < 5 else 2))
+    return root
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """{row: cells} of a printed markdown table."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.parametrize("line", ["index", "collection a b --folds 2", "moments a b --model export"])
+def test_command_line_gives_each_function_its_arguments(line):
+    args = vars(bench.get_parser().parse_args(line.split()))
+    run = args.pop("run")
+    assert run.__name__ == f"bench_{line.split()[0]}"
+    inspect.signature(run).bind(**args)  # raises for an argument too many or too few
+
+
+def test_growth_finds_what_is_nearest(tmp_path, capsys):
+    assert bench.main(["index", "--frames", "3000", "--folder", str(tmp_path)]) == 0
+    rows = table(capsys.readouterr().out)
+    row = dict(zip(rows[""], rows["3,000 frames, plenty"], strict=True))
+    assert float(row["recall@1"]) == 1 and float(row["search p50, ms"]) > 0 and not list(tmp_path.iterdir())
+
+
+def test_moments_are_found_beside_known_frames(raw, model, capsys):
+    assert bench.main(["moments", str(raw), "--model", str(model), "--count", "6"]) == 0
+    out = capsys.readouterr().out
+    rows = table(out)
+    assert re.search(r"of 7 films, every 4 s, are in the index; \d+ between are asked", out)
+    for name in ("ColorLayout, 33 numbers", "pHash, 64 bits", "index.py"):
+        title, moment = map(float, rows[name][rows[""].index("as it is")].split(" / "))
+        assert title >= moment > 0.7  # the shots are 6 s long and look alike
+
+
+def test_the_collection_is_asked_about_what_it_has_not_seen(raw, model, capsys):
+    command = ["collection", str(raw), "--model", str(model), "--folds", "2", "--count", "4", "--least", "20"]
+    assert bench.main(command) == 0
+    out = capsys.readouterr().out
+    rows = table(out)
+    row = dict(zip(rows[""], map(float, rows["as it is"]), strict=True))
+    assert "5 films, 2 unknown ones, 2 folds" in out
+    assert 0.2 <= row["balanced"] <= 1 and 0 <= row["unknown named"] <= 1 and 0.4 < row["AUROC"] <= 1
+
+
+def test_moments_lie_between_what_is_indexed():
+    stills = [{"time": 2000 * k} for k in range(10)] + [{"time": 60_000}, {"time": 64_000}]
+    kept, asked = bench_index.choose_moments(stills, 4000)
+    assert [still["time"] for still in kept] == [0, 4000, 8000, 12_000, 16_000, 60_000, 64_000]
+    assert [still["time"] for still in asked] == [2000, 6000, 10_000, 14_000]
+
+
+def test_color_layout_of_known_pictures():
+    grey = bench_index.color_layout(Image.new("RGB", (64, 48), (128, 128, 128)))
+    signs, roots = np.full(33, 16.0), np.sqrt([3, 3, 3] + [1] * 18 + [2, 2, 2, 1, 1, 1] + [4, 2, 2, 1, 1, 1])
+    signs[[0, 21, 27]] = (32 + 125 - 96) // 2, 32, 32  # luma 125.9 of 16 to 235, by the standard's table
+    np.testing.assert_allclose(grey / roots, signs, atol=1e-5)
+    picture = draw_frame(1, 2, 3)
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    one, other = (bench_index.color_layout(it) / roots for it in (picture, mirrored))
+    assert one[0] == other[0] and abs(one[2] - other[2]) <= 1  # means, and what changes from top to bottom, stay
+    assert abs(one[1] + other[1] - 31) <= 1.01  # what changes from left to right turns round
