@@ -32,13 +32,15 @@ from vectors import (
     fit_projection,
     fit_rule,
     is_dense,
+    join,
+    keep_vectors,
     list_stills,
     own_threshold,
-    pack_vectors,
     project_all,
+    read_middles,
 )
 
-FORMAT = "movie-by-frame index 1"
+FORMAT = "movie-by-frame index 2"
 FIT_FRAMES, FIT_FILMS = 6000, 300  # what projection and thresholds are fitted on
 STRETCH_MS, ALIKE = 5000, 0.1  # frames of a film so near in time, and nearly as like, are one stretch of proof
 GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
@@ -106,7 +108,7 @@ def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     for title, film in films.items():
         embedding, when = engine.get(film["frames"], "embedding", "time")
         vectors = project_all(embedding, project, offset)
-        film["vectors"] = engine.put_vectors(title, pack_vectors(vectors))
+        film |= keep_vectors(engine, title, vectors)
         film["own"] = own[chosen.index(title)] if title in chosen else own_threshold(vectors, when, rule["second"])
 
 
@@ -131,7 +133,7 @@ def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, ide
     film["imdb"] = next((str(still["imdb"]) for still in stills if still["imdb"]), None)
     if state["basis"]:
         vectors = project_all(rows["embedding"], *engine.get(state["basis"], "project", "offset"))
-        film["vectors"] = engine.put_vectors(title, pack_vectors(vectors))
+        film |= keep_vectors(engine, title, vectors)
         film["own"] = own_threshold(vectors, rows["time"], state["rule"]["second"])
     state["films"][title] = film
     engine.commit(state)
@@ -171,6 +173,7 @@ class Index:
             raise UserError(f"--index {self.engine}: holds no films yet; python index.py add --help", 2)
         basis = self.engine.get(state["basis"], "project", "offset")
         self.best_by_film = self.engine.searcher(state, [film["vectors"] for film in films.values()])
+        self.middles = read_middles([*films.values()])
         self.basis, self.rule, self.films, self.titles = basis, state["rule"], films, [*films]
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
@@ -178,7 +181,7 @@ class Index:
         self.refresh()
         found = []
         for vector in project_all(embedding, *self.basis):
-            scores = film_scores(self.best_by_film(vector)[None])[0]
+            scores = film_scores(join(self.best_by_film(vector), self.middles @ vector)[None])[0]
             order = np.argsort(-scores, kind="stable")[:top].tolist()
             score, own = scores[order[0]], self.films[self.titles[order[0]]]["own"]
             named = score >= max(self.rule["movie"], own)

@@ -3,6 +3,7 @@
 Nothing to run here; index.py does. numpy and scipy, with any exported model.
 """
 
+import base64
 import hashlib
 import io
 import os
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data import list_frames
+from engines import unit_length
 from identify import Identifier
 from image import UserError, read_image
 from wear import COPIES, wear
@@ -152,12 +154,6 @@ def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) 
     return project.astype(np.float32), (mean @ project).astype(np.float32)
 
 
-def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Rows [n, d] as float32 of length 1."""
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-
 def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Embeddings [N, D] -> float32 [N, d] of length 1."""
     return unit_length(embedding.astype(np.float32) @ project - offset)
@@ -166,6 +162,17 @@ def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) 
 def pack_vectors(vectors: np.ndarray) -> np.ndarray:
     """Float [N, d] -> int8, the largest number of a row at 127; the length is got back when they are read."""
     return np.round(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-9))).astype(np.int8)
+
+
+def keep_vectors(engine, title: str, vectors: np.ndarray) -> dict:
+    """Give a film's vectors [n, d] to an engine; returns what the state says of them: their name, and their middle."""
+    middle = unit_length(vectors.sum(0, keepdims=True))[0].astype(np.float16)
+    return {"vectors": engine.put_vectors(title, pack_vectors(vectors)), "middle": base64.b64encode(middle).decode()}
+
+
+def read_middles(films: list[dict]) -> np.ndarray:
+    """The middles that keep_vectors wrote, float32 [F, d]."""
+    return np.stack([np.frombuffer(base64.b64decode(film["middle"]), np.float16) for film in films]).astype(np.float32)
 
 
 def join(nearest: np.ndarray, middle: np.ndarray) -> np.ndarray:
