@@ -13,7 +13,7 @@ from pebble import ProcessPool
 
 import image
 from identify import Identifier, find_index
-from image import UserError, find_still
+from image import UserError, cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 ROOM = 300_000_000  # bytes that pictures may take there beside the model
@@ -98,7 +98,7 @@ def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
     """
     frames = [model.read(picture) for picture in pictures]
     if look == "still":
-        frames = [rgb[y:y2, x:x2] for rgb, (x, y, x2, y2) in zip(frames, map(find_still, frames), strict=True)]
+        frames = [cut_still(rgb) for rgb in frames]
     elif look == "mirror":
         frames = [rgb[:, ::-1] for rgb in frames]
     try:

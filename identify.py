@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
-from image import MAX_BYTES, UserError, atomic_write, expand, find_still, one_line_errors, preprocess, read_image
+from image import MAX_BYTES, UserError, atomic_write, cut_still, expand, one_line_errors, preprocess, read_image
 
 FORMAT = "movie-by-frame 2"  # of an exported file
 MAX_SECONDS = 10.0  # for one image
@@ -259,9 +259,8 @@ class Identifier:
         pictures = [self.read(one) for one in (image if isinstance(image, list) else [image])]
         answer = self.look(pictures, top)
         if answer.kind == "unknown":
-            boxes = [find_still(rgb) for rgb in pictures]
-            stills = [rgb[y:y2, x:x2] for rgb, (x, y, x2, y2) in zip(pictures, boxes, strict=True)]
-            if [still.shape for still in stills] != [rgb.shape for rgb in pictures]:
+            stills = [cut_still(rgb) for rgb in pictures]
+            if any(still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)):
                 second = replace(self.look(stills, top), look="still")
                 answer = max(answer, second, key=lambda it: (it.kind != "unknown", it.candidates[0].confidence))
         return replace(answer, ms=(time.perf_counter() - start) * 1000)
@@ -410,24 +409,6 @@ def answer_with_index(identifier: Identifier, outputs: dict[str, np.ndarray], to
     return [Answer(answer.kind, answer.candidates, ms) for answer in answers]
 
 
-def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
-    """Write a sheet: the frame that was asked for, then each candidate's nearest still, its title and similarity."""
-    cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
-    for candidate in answer.candidates:
-        if proof := candidate.evidence:
-            at = "" if proof["time_ms"] is None else f", {proof['time_ms'] // 60000}:{proof['time_ms'] // 1000 % 60:02}"
-            cells.append((read_image(proof["thumbnail"]), f"{candidate.title}{at} ({proof['similarity']:.2f})"))
-    sheet = Image.new("RGB", (len(cells) * side, side), "white")
-    for place, (picture, text) in enumerate(cells):
-        picture = ImageOps.contain(picture if place == 0 else Image.fromarray(picture), (side - 8, side - 40))
-        sheet.paste(picture, (place * side + 4, 4))
-        lines = [text[k : k + 38] for k in range(0, min(len(text), 76), 38)]
-        draw = ImageDraw.Draw(sheet)
-        draw.text((place * side + 4, side - 32), "\n".join(lines), fill="black", font=ImageFont.load_default(11))
-    with atomic_write(path) as file:
-        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Name the film that each frame comes from.")
     parser.add_argument("frames", nargs="*", metavar="FRAME", help="image files, folders of images, or - for stdin")
@@ -464,7 +445,7 @@ def main(argv: list[str] | None = None) -> int:
     how = {"runtime": args.runtime, "format": args.format, "precision": args.precision}
     identifier = Identifier(args.model, **how, threads=args.threads)
     if place := args.index or find_index(args.model):
-        from index import Index
+        from index import Index, draw_evidence
 
         identifier.index = Index(place, identifier)
     if args.evidence and (not identifier.index or args.frames == ["-"] or len(expand(args.frames)) != 1):

@@ -18,12 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import learn
 from data import find_films
 from engines import Folder, Milvus, open_engine
-from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
-from image import UserError, one_line_errors
+from identify import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
+from image import UserError, atomic_write, one_line_errors, read_image
 from vectors import (
     UNKNOWN_SHARE,
     ask_itself,
@@ -209,6 +210,24 @@ class Index:
         found |= dict(zip(("time_ms", "from_ms", "to_ms"), times, strict=True))
         cut = [0, *ends.tolist()][best : best + 2]
         return found | {"thumbnail": self.engine.get_part(about["frames"], "thumbs", *cut)}
+
+
+def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
+    """Write a sheet: the frame that was asked for, then each candidate's nearest still, its title and similarity."""
+    cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
+    for candidate in answer.candidates:
+        if proof := candidate.evidence:
+            at = "" if proof["time_ms"] is None else f", {proof['time_ms'] // 60000}:{proof['time_ms'] // 1000 % 60:02}"
+            cells.append((read_image(proof["thumbnail"]), f"{candidate.title}{at} ({proof['similarity']:.2f})"))
+    sheet = Image.new("RGB", (len(cells) * side, side), "white")
+    for place, (picture, text) in enumerate(cells):
+        picture = ImageOps.contain(picture if place == 0 else Image.fromarray(picture), (side - 8, side - 40))
+        sheet.paste(picture, (place * side + 4, 4))
+        lines = [text[k : k + 38] for k in range(0, min(len(text), 76), 38)]
+        draw = ImageDraw.Draw(sheet)
+        draw.text((place * side + 4, side - 32), "\n".join(lines), fill="black", font=ImageFont.load_default(11))
+    with atomic_write(path) as file:
+        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
 
 
 # ------------------------------------------------------------------------------------------------ commands

@@ -315,12 +315,12 @@ def test_the_still_inside_a_screenshot_is_found_and_plain_pictures_stay_whole():
     for seed in range(4):  # light and dark interfaces, at several heights
         screen = screenshot(texture, np.random.default_rng(seed))
         left, top, right, bottom = find_still(np.asarray(screen))
-        assert (left, right) == (0, 540) and abs(bottom - top - 300) <= 16
+        assert (left, right) == (0, 540) and abs(bottom - top - 300) <= 24
         inside = np.asarray(screen.crop((left, top, right, bottom)), float)
         assert inside.std(axis=1).mean() > 30  # texture, no interface
-    assert find_still(np.asarray(texture)) == (0, 0, 540, 300)
-    assert find_still(np.zeros((400, 300, 3), np.uint8)) == (0, 0, 300, 400)  # nothing in it
-    assert find_still(np.zeros((20, 20, 3), np.uint8)) == (0, 0, 20, 20)
+    assert find_still(np.asarray(texture)) is None
+    assert find_still(np.zeros((400, 300, 3), np.uint8)) is None  # nothing in it
+    assert find_still(np.zeros((20, 20, 3), np.uint8)) is None
 
 
 def test_an_unknown_screenshot_is_looked_at_again_and_the_answer_says_so(exported, dataset):
