@@ -16,4 +16,5 @@ USER 10001:10001
 VOLUME /data
 
 # no HEALTHCHECK: `bot.py --check` loads the model a second time and asks Telegram; a bot that fails ends and is restarted
-ENTRYPOINT ["python", "bot.py", "--model", "export", "--runtime", "onnxruntime", "--db", "/data/bot.sqlite"]
+ENTRYPOINT ["python", "bot.py", "--model", "export", "--titles", "export/titles.csv", \
+    "--runtime", "onnxruntime", "--db", "/data/bot.sqlite"]

@@ -8,6 +8,7 @@ python bench.py --help                                                  # and sc
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import csv
 import inspect
@@ -247,7 +248,8 @@ def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> 
     rows["probe.py"] = {name: clock(fit, features, labels)}
     features, labels = draw(frames, films)
     seconds = [clock(fit, features, labels), clock(fit, features, labels)]
-    seconds.append(clock(cross_fit, features, labels, np.arange(frames) // films % 5, 0.3, device))
+    parts = features, labels, np.ones(frames, np.float32)
+    seconds.append(clock(cross_fit, parts, np.arange(frames) // films % 5, 0.3, device))
     rows["probe.py"][f"fit, refit, five cross-fits, {frames:,} frames of {films} films, s"] = sum(seconds)
     show(f"Probe, {dims:,} features a frame, {device.type}", rows)
 
@@ -369,22 +371,49 @@ class BotApi:
             result = {"id": 1, "is_bot": True, "first_name": "Bench", "username": "bench_bot"}
         elif place[-1] == "getFile":
             result = dict.fromkeys(("file_id", "file_unique_id", "file_path"), form["file_id"])
-        elif place[-1] == "sendMessage":
+        elif place[-1] in ("sendMessage", "sendPhoto"):
             number = json.loads(form["reply_parameters"])["message_id"]
             self.replies.setdefault(number, []).append((time.perf_counter(), "reply_markup" in form))
             chat = {"id": int(form["chat_id"]), "type": "private"}
-            result = {"message_id": 10**6 + number, "date": int(time.time()), "chat": chat, "text": form["text"]}
+            result = {"message_id": 10**6 + number, "date": int(time.time()), "chat": chat}
         return web.json_response({"ok": True, "result": result})
 
 
-async def bench_bot(*, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10) -> None:
-    """bot.py as a process against a Bot API on loopback: 30 frames alone, then all users' at once (each 20 at most)."""
+def draw_index(folder: Path, identifier: Identifier) -> None:
+    """An index of 100,000 drawn stills for this model, which names every frame and shows its proof."""
+    from bench_index import write_drawn
+    from engines import open_engine
+    from index import fingerprint
+
+    write_drawn(folder, 100_000, 1)
+    engine, seen = open_engine(folder), fingerprint(identifier)
+    state, project = engine.load(), np.random.default_rng(13).standard_normal((seen.shape[1], 128), np.float32)
+    state["model"]["fingerprint"] = base64.b64encode(seen).decode()
+    state["basis"] = engine.put(None, {"project": project, "offset": np.zeros(128, np.float32)})
+    state["rule"] |= {"movie": -1.0, "shortlist": -1.0}
+    engine.commit(state)
+
+
+async def bench_bot(
+    *, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10, index: str = ""
+) -> None:
+    """bot.py as a process against a Bot API on loopback: 30 frames alone, then all users' at once (each 20 at most).
+
+    index: a folder; one of 100,000 stills is drawn where there is none.
+    """
     import psutil
     from aiohttp.test_utils import RawTestServer
 
     pictures = [Path(file).read_bytes() for file in sample(frames, 30)]
     identifier, api, own, sizes = Identifier(model), BotApi(pictures), [], []
     command = [sys.executable, Path(__file__).with_name("bot.py"), f"--model={model.resolve()}"]
+    if index:
+        from index import Index
+
+        if not Path(index).exists():
+            draw_index(Path(index), identifier)
+        identifier.index = Index(index, identifier)
+        command += [f"--index={Path(index).resolve()}"]
     environment, end = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench", "MOVIE_BOT_LAG": "1"}, time.monotonic() + 1200
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w") as log:
         async with RawTestServer(api.handle) as server:
@@ -422,6 +451,21 @@ async def bench_bot(*, frames: Path, model: Path = Path("export"), users: int = 
     show(f"Bot, {model}, {identifier.runtime} {identifier.format}, {users} users x {each} frames at once", rows, note)
 
 
+def bench_robust(
+    data: Path, model: Path, *, index: str = "", frames: int = 40, sheet: Path = Path("robust.png")
+) -> None:
+    """Answers to test frames as they are and changed as people change them, at most so many a film; draws each way.
+
+    --index answers with the index in that folder, which is made of the frames for training if it is not there.
+    """
+    from bench_robust import measure_ways
+
+    figures, asked = measure_ways(data, model, index, frames, sheet)
+    title = f"Changed frames, {model}{f' with {index}' if index else ''}, {asked}"
+    note = f"Named right takes 30% of what is asked to be of unknown films. {sheet} shows the ways."
+    show(title, figures, note)
+
+
 def get_parser() -> argparse.ArgumentParser:
     """A command a function, whose parameters are its arguments; those after * are flags."""
     from bench_index import bench_collection, bench_index, bench_moments
@@ -429,7 +473,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
     runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
-    for run in (*runs, bench_index, bench_collection, bench_moments):
+    for run in (*runs, bench_robust, bench_index, bench_collection, bench_moments):
         about = run.__doc__.split("\n")[0]
         sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
         sub.set_defaults(run=run)

@@ -3,13 +3,14 @@
 TELEGRAM_BOT_TOKEN=... python bot.py --model export --check     # is everything there? says what is wrong in one line
 python bot.py --model export                                    # the token may stand in .env, too
 python bot.py --feedback labels.csv                             # what users said of the answers, for training
+python bot.py --wishes                                          # films that users named and the collection lacks
 """
 
 import argparse
 import asyncio
+import base64
 import collections
 import contextlib
-import contextvars
 import csv
 import gc
 import hashlib
@@ -22,70 +23,84 @@ import sqlite3
 import sys
 import time
 import tomllib
-import traceback
 import weakref
 from pathlib import Path
 
-from aiogram import BaseMiddleware, Bot, Dispatcher, exceptions, methods
+from aiogram import Bot, Dispatcher, F, exceptions, types
 from aiogram.client.session.aiohttp import AiohttpSession
-from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.client.telegram import PRODUCTION, TelegramAPIServer
 from aiogram.filters import Command
-from aiogram.types import BotCommand, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message, Update, User
-from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
+from aiogram.types import CallbackQuery, InlineKeyboardMarkup, InlineQuery, Message, User
+from aiohttp import ClientError
 
-from bot_worker import SECONDS, Worker, name_film
-from image import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors
+from bot_updates import (
+    COMMANDS,
+    IN_VAIN,
+    OLD,
+    Albums,
+    Journal,
+    Requests,
+    figures,
+    find_picture,
+    is_spoiler,
+    open_base,
+    reply,
+    report,
+    serve_metrics,
+    tidy,
+)
+from bot_worker import LOCAL_BYTES, SECONDS, Worker, describe_model, name_film
+from image import MAX_BYTES, UserError, one_line_errors
 
 TEXTS = Path(__file__).with_name("bot_texts.toml")
-OLD = 600.0  # seconds; after an outage, older questions are not answered
-ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
 FLOOD, FLOOD_SECONDS = 20, 60.0  # frames of a user in so many seconds
 IN_HAND, PAGE = 3, 20  # frames fetched at a time, of which the model takes one; films a page
-COMMANDS = ("start", "help", "about", "lang", "films")
+NEWS, TITLE = 60.0, 100  # seconds until we ask again which films there are; letters of a title that users tell
+LIKE = (0.8, 0.6, 0.4)  # similarity, for words; a film's other copy has 0.73 to 0.99, other films under 0.62 (DINOv2-S)
+LOOKS = {"x": "still", "m": "mirror"}  # by buttons; words for them stand in the texts
 SAID = "text audio document voice contact location venue poll dice sticker video video_note story"  # not a pin, a join
-STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
-EDITS = (methods.AnswerCallbackQuery, methods.EditMessageText, methods.EditMessageReplyMarkup)
-TWICE = (*STARTING, *EDITS, methods.GetUpdates, methods.GetFile, methods.SendChatAction)  # does no harm
-IN_VAIN = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)  # message gone or unchanged, bot blocked
-SCHEMA = """
-PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
-CREATE TABLE IF NOT EXISTS answers
-    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT);
-CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT, sending INTEGER DEFAULT 0);
-CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
-"""
-answering: contextvars.ContextVar[list[int]] = contextvars.ContextVar("answering")  # ids of a task's updates
 log = logging.getLogger("bot")
 
 
-def open_base(path: Path | str) -> sqlite3.Connection:
-    """Answers with their verdicts, updates until they are answered, chosen languages. Raises UserError."""
-    try:
-        base = sqlite3.connect(path, isolation_level=None)
-        base.executescript(SCHEMA)
-    except sqlite3.Error as error:
-        raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
-    return base
-
-
 def load_texts(titles: Path) -> dict[str, dict]:
-    """{language: its table in bot_texts.toml, with "titles", the films' names there by the titles.csv of scrape.py}."""
+    """{language: its table in bot_texts.toml, with "titles" and "imdb" of the films by the titles.csv of scrape.py}."""
     texts = tomllib.loads(TEXTS.read_text(encoding="utf-8"))
     rows = list(csv.DictReader(titles.read_text(encoding="utf-8").splitlines())) if titles.exists() else []
     for code, words in texts.items():
         words["titles"] = {row["title"]: row[code] for row in rows if row.get(code)}
+        words["imdb"] = {row["title"]: row["tconst"] for row in rows if row.get("tconst")}
     return texts
 
 
 class App:
-    """What the handlers share."""
+    """What the handlers share. worker: started; owner: the id of the user who may see figures."""
 
-    def __init__(self, base: sqlite3.Connection, key: str, worker: Worker, about, texts: dict, queue: int):
-        self.base, self.key, self.worker, self.about, self.texts, self.queue = base, key, worker, about, texts, queue
+    def __init__(self, base: sqlite3.Connection, key: str, worker: Worker, texts: dict, queue: int, owner: int = 0):
+        self.base, self.key, self.worker, self.texts, self.queue, self.owner = base, key, worker, texts, queue, owner
         self.tasks, self.waiting = set(), set()  # of updates in hand; those of them that wait for the model
         self.models, self.users = asyncio.Semaphore(IN_HAND), weakref.WeakValueDictionary()  # a lock a user: take turns
         self.frames = collections.Counter()  # of a user in the last FLOOD_SECONDS
+        self.times = collections.deque([0.0], 1000)  # ms of the last answers
+
+    def know(self, about, _, films: dict[str, str | None], memory: int) -> None:
+        """What describe_model tells."""
+        self.about, self.films, self.memory, self.listed = about, films, memory, {}
+
+    def find_titles(self, texts: dict, query: str) -> list[tuple[str, str]]:
+        """(as shown, title) of the films that hold every word of the query, sorted."""
+        listed = self.listed.get(texts["name"])
+        if listed is None:
+            listed = self.listed[texts["name"]] = sorted((local_title(title, texts), title) for title in self.films)
+        words = query.casefold().split()
+        return [pair for pair in listed if all(word in pair[0].casefold() for word in words)]
+
+    def count(self, *what: str) -> None:
+        insert = "INSERT INTO counts VALUES (date('now'), ?, 1) ON CONFLICT DO UPDATE SET n = n + 1"
+        self.base.executemany(insert, [(name,) for name in what])
+
+    def judge(self, answer: str, verdict: str, film: str | None) -> None:
+        self.base.execute("UPDATE answers SET verdict = ?, film = ? WHERE id = ?", (verdict, film, answer))
+        self.count(verdict)
 
     def hash(self, user: User) -> str:
         return hashlib.blake2b(str(user.id).encode(), key=self.key.encode()[:64], digest_size=12).hexdigest()
@@ -97,81 +112,80 @@ class App:
         return next((words for words in self.texts.values() if code in words["codes"]), self.texts["en"])
 
 
-def report(error: BaseException) -> None:
-    """Log where an error came from, but none of its words: they may hold names, texts or the token."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    log.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
-
-
-def find_picture(message):
-    """The best picture of a Message or ExternalReplyInfo that Telegram gives, with file_id and file_size, or None."""
-    if message is None:
-        return None
-    if sizes := message.photo or (message.video and message.video.cover):
-        return max(sizes, key=lambda size: size.width * size.height)
-    sticker, document = message.sticker, message.document
-    if sticker and not (sticker.is_animated or sticker.is_video):
-        return sticker
-    if document and not message.animation:
-        suffix = Path((document.file_name or "")[-20:]).suffix.lower()
-        if (document.mime_type or "").startswith("image/") or suffix in IMAGE_SUFFIXES:
-            return document
-    media = message.animation or message.video or message.video_note or sticker or document
-    return media.thumbnail if media else find_picture(getattr(message, "external_reply", None))
-
-
-def is_addressed(message: Message, me: User) -> bool:
-    """Whether the bot should speak: always in private, in groups when it is mentioned, replied to or commanded."""
-    asked, text = message.reply_to_message, message.text or message.caption or ""
-    if message.chat.type == "private" or (asked and asked.from_user and asked.from_user.id == me.id):
-        return True
-    if command := re.match(r"/(\w+)(?:@(\w+))?", text):
-        name, at = command.groups()
-        return at.casefold() == me.username.casefold() if at else name in (*COMMANDS, "film")  # not /ban
-    return bool(re.search(rf"(?<![\w/@])@{me.username}\b", text, re.IGNORECASE))
-
-
 def local_title(title: str, texts: dict) -> str:  # "Чужой / Alien (1979)"
     name = texts["titles"].get(title)
     return f"{name} / {title}" if name else title
 
 
-def keyboard(*rows: list[tuple[str, str]]) -> InlineKeyboardMarkup:
-    """Buttons from rows of (text, data); data is at most 64 bytes."""
-    buttons = [[InlineKeyboardButton(text=text[:60], callback_data=data) for text, data in row] for row in rows]
-    return InlineKeyboardMarkup(inline_keyboard=buttons)
+def keyboard(*rows: list[tuple[str, str]]) -> InlineKeyboardMarkup | None:
+    """Buttons from rows of (text, data or address); data is at most 64 bytes."""
+
+    def button(text: str, data: str) -> types.InlineKeyboardButton:
+        return types.InlineKeyboardButton(
+            text=text[:60], **{"url" if data.startswith("https:") else "callback_data": data}
+        )
+
+    return (
+        InlineKeyboardMarkup(inline_keyboard=[[button(*it) for it in row] for row in rows if row])
+        if any(rows)
+        else None
+    )
 
 
-def compose(texts: dict, kind: str, candidates: list[dict], answer: str) -> tuple[str, InlineKeyboardMarkup]:
-    """Words and buttons of an answer. kind: as Answer has it, or "guess" for the best guess at an unknown film."""
-    titles = [local_title(candidate["title"], texts) for candidate in candidates[:3]]
-    listed, best = "\n".join(f"- {title}" for title in titles), candidates[0]["confidence"]
-    words = {"title": titles[0], "list": listed, "sure": texts["sure"][(best < 0.95) + (best < 0.75)]}
+def link(app: App, texts: dict, title: str) -> list[tuple[str, str]]:
+    """The button that opens a film's page, where its id is known."""
+    imdb = texts["imdb"].get(title) or app.films.get(title) or ""
+    return [("IMDb", f"https://www.imdb.com/title/{imdb}/")] if re.fullmatch("tt[0-9]{5,12}", imdb) else []
+
+
+def describe_proof(texts: dict, proof: dict, of: str) -> str:
+    """In words, how much alike the nearest known still is, and when it comes in its film."""
+    alike = texts["alike"][sum(proof["similarity"] < limit for limit in LIKE)]
+    seconds = None if proof["time_ms"] is None else proof["time_ms"] // 1000
+    at = "" if seconds is None else f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return texts["proof"].format(of=of, alike=alike, at=texts["at"].format(time=at) if at else "")
+
+
+def compose(app: App, texts: dict, kind: str, candidates: list[dict], answer: str, place: int = 0) -> tuple:
+    """(words, buttons, JPEG or None) of an answer. kind: as Answer has it, "guess" for the best guess at an unknown
+
+    film, or "next" for the one at a place further down.
+    """
+    shown, titles = candidates[place], [local_title(candidate["title"], texts) for candidate in candidates[:3]]
+    title, best, proof = local_title(shown["title"], texts), candidates[0]["confidence"], shown.get("evidence")
+    words = {"title": title, "list": "\n".join(f"- {title}" for title in titles)}
+    text = texts[kind].format(**words, sure=texts["sure"][(best < 0.95) + (best < 0.75)])
+    if kind == "unknown":
+        looks = [(texts[name], f"{action}:{answer}") for action, name in LOOKS.items()]
+        return text, keyboard([(texts["show"], f"g:{answer}")], looks), None
+    rows = [[(texts["right"], f"{f'c{place}' if place else 'r'}:{answer}"), (texts["wrong"], f"w:{answer}")]]
     if kind == "shortlist":
         rows = [[(title, f"c{i}:{answer}")] for i, title in enumerate(titles)] + [[(texts["none"], f"w:{answer}")]]
-    elif kind == "unknown":
-        rows = [[(texts["show"], f"g:{answer}")]]
-    else:
-        rows = [[(texts["right"], f"r:{answer}"), (texts["wrong"], f"w:{answer}")]]
-    return texts[kind].format(**words), keyboard(*rows)
+    found = app.base.execute("SELECT still FROM stills WHERE answer = ? AND place = ?", (answer, place)).fetchone()
+    if proof:
+        listed = kind in ("shortlist", "guess")
+        text += "\n" + describe_proof(texts, proof, texts["of"].format(title=title) if listed else "")
+    further = (
+        [(texts["another"], f"s{(place + 1) % len(candidates)}:{answer}")] if found and len(candidates) > 1 else []
+    )
+    rows += [further + (link(app, texts, shown["title"]) if kind != "shortlist" else [])]
+    return text, keyboard(*rows), found and found[0]
 
 
-async def reply(message: Message, text: str, markup: InlineKeyboardMarkup | None = None) -> None:
-    """Answer as plain text: nothing of what users write or films are called is ever read as HTML."""
-    to = message.as_reply_parameters(allow_sending_without_reply=True)
-    await message.answer(text, reply_parameters=to, reply_markup=markup)
+async def download(bot: Bot, pictures: list) -> list[bytes | str]:
+    """Pictures, together at most MAX_BYTES, without those that can't be had; if none can, the last one's error.
 
-
-async def download(bot: Bot, pictures: list) -> list[bytes]:
-    """Pictures, together at most MAX_BYTES, without those that can't be had; if none can, the last one's error."""
-    found, trouble, room = [], None, MAX_BYTES
+    A Bot API server of one's own may run with --local: then its files are larger, and here are their paths.
+    """
+    found, trouble, room = [], None, MAX_BYTES if bot.session.api is PRODUCTION else LOCAL_BYTES
     for picture in pictures:
         try:
             file = picture if (picture.file_size or 0) > room else await bot.get_file(picture.file_id)
             if (file.file_size or 0) > room:
                 raise UserError("big")
-            found.append(await fetch(bot, file.file_path))
-            room -= len(found[-1])
+            local = bot.session.api is not PRODUCTION and file.file_path.startswith("/")
+            found.append(file.file_path if local else await fetch(bot, file.file_path))
+            room -= (file.file_size or 0) if local else len(found[-1])
         except exceptions.TelegramBadRequest as error:
             trouble = UserError("big" if "too big" in error.message.lower() else "unreadable")
         except (UserError, RuntimeError) as error:
@@ -189,123 +203,6 @@ async def fetch(bot: Bot, path: str) -> bytes:
     raise RuntimeError("download")  # without the words of the others, which have the token in them
 
 
-class Journal(BaseMiddleware):
-    """Every update stands in SQLite until it is answered, once. data["kept"]: it comes from there, after a kill."""
-
-    async def __call__(self, handler, update: Update, data: dict):
-        app, task, message = data["app"], asyncio.current_task(), update.message
-        if not data.get("kept"):
-            row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
-            insert = "INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)"
-            if not (await is_for_us(update) and app.base.execute(insert, row).rowcount):
-                return
-        app.tasks.add(task)
-        answering.set(updates := [update.update_id])
-        data["texts"] = texts = app.words(data.get("event_from_user"))
-        try:
-            with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
-                await handler(update, data)
-        except Exception as error:
-            report(error)
-            if message and not isinstance(error, exceptions.AiogramError):  # else an answer was on its way
-                with contextlib.suppress(exceptions.AiogramError):
-                    await reply(message, texts["error"])
-        finally:
-            app.tasks.discard(task)
-        # the number stays, since the update may come again
-        app.base.executemany("UPDATE updates SET body = NULL WHERE id = ?", [(number,) for number in updates])
-
-
-async def is_for_us(update: Update) -> bool:
-    """Whether somebody expects a word of ours, and still waits for it."""
-    if not (message := update.message):
-        return update.callback_query is not None
-    two_bots = message.from_user and message.from_user.is_bot and not message.sender_chat  # they would talk for ever
-    old = time.time() - message.date.timestamp() > OLD
-    addressed = message.media_group_id or is_addressed(message, await update.bot.me())
-    return bool(addressed and not two_bots and not old)
-
-
-class Albums(BaseMiddleware):
-    """The first message of an album goes on with all of them, in data["album"], and with their updates."""
-
-    def __init__(self):
-        self.albums = {}
-
-    async def __call__(self, handler, message: Message, data: dict):
-        album, updates, key = [message], answering.get(), (message.chat.id, message.media_group_id)
-        if message.media_group_id:
-            if key in self.albums:
-                if gathered := self.albums[key]:  # None: this part comes too late
-                    gathered[0].append(message)
-                    gathered[1].extend(updates)
-                    updates.clear()
-                return
-            self.albums[key] = album, updates
-            await asyncio.sleep(ALBUM_WAIT)
-            self.albums[key] = None
-            asyncio.get_running_loop().call_later(60, self.albums.pop, key)
-            album.sort(key=lambda part: part.message_id)
-            me = await message.bot.me()
-            if not any(is_addressed(part, me) for part in album):
-                return
-        data["album"] = album
-        await handler(album[0], data)
-
-
-class Requests(BaseRequestMiddleware):
-    """Tries again, when Telegram asks (429) or ever later, what surely did not arrive or may arrive twice."""
-
-    def __init__(self, base: sqlite3.Connection):
-        self.base, self.away = base, False
-
-    async def __call__(self, make_request, bot: Bot, method):
-        polling = isinstance(method, methods.GetUpdates)
-        for_ever, pause = polling or isinstance(method, STARTING), 0.5
-        end = time.monotonic() + (1e9 if for_ever else OLD)
-        updates = [] if isinstance(method, TWICE) else [(number,) for number in answering.get([])]
-        if polling:
-            method.limit = 20  # more at once would hold up the loop
-            await asyncio.sleep(0)  # the last ones come into SQLite before Telegram may forget them
-        while True:
-            self.base.executemany("UPDATE updates SET sending = 1 WHERE id = ?", updates)  # its answer may have arrived
-            try:
-                result = await make_request(bot, method, timeout=ClientTimeout(total=60, sock_connect=10))
-                if for_ever and self.away:
-                    log.warning("Telegram is back")
-                    self.away = False
-                return result
-            except exceptions.AiogramError as error:
-                answer = getattr(error, "data", None)
-                if polling and isinstance(answer, dict) and answer.get("result"):
-                    if method.limit == 1:  # it would come again for ever, and all behind it wait
-                        log.error("passed over an update of a kind that aiogram does not know; is there a newer one?")
-                        return [Update(update_id=answer["result"][0]["update_id"])]
-                    method.limit = 1
-                    continue
-                if not (polling or can_be_repeated(error, isinstance(method, TWICE))):
-                    raise
-                failure = error
-            if for_ever and not self.away:
-                log.warning("Telegram can't be reached (%s), trying again until it works", type(failure).__name__)
-                self.away = True
-            self.base.executemany("UPDATE updates SET sending = 0 WHERE id = ?", updates)
-            wait = failure.retry_after + 0.1 if isinstance(failure, exceptions.TelegramRetryAfter) else pause
-            if time.monotonic() + wait > end:
-                raise failure
-            await asyncio.sleep(wait)
-            pause = min(30.0, 2 * pause)
-
-
-def can_be_repeated(error: Exception, twice: bool) -> bool:
-    """Whether to try again. twice: it does no harm if the first one has arrived, although its answer did not."""
-    if isinstance(error, exceptions.ClientDecodeError):  # a proxy's page; a message of a new kind has arrived
-        return twice or not isinstance(error.data, dict)
-    if isinstance(error, exceptions.TelegramNetworkError):
-        return twice or isinstance(error.__cause__, (ClientConnectorError, ConnectionTimeoutError))
-    return isinstance(error, (exceptions.TelegramRetryAfter, exceptions.TelegramServerError))
-
-
 async def on_command(message: Message, app: App, texts: dict, command) -> None:
     if command.command == "films":
         return await reply(message, *films_page(app, texts, 0, command.args or ""))
@@ -314,119 +211,219 @@ async def on_command(message: Message, app: App, texts: dict, command) -> None:
         accuracy = texts["accuracy" if figures.get("split") == "group" else "random"].format(**figures)
     if command.command == "lang":
         markup = keyboard([(words["name"], f"l:{code}") for code, words in app.texts.items()])
-    about = vars(app.about) | {"accuracy": accuracy, "films": len(app.about.classes)}
+    about = vars(app.about) | {"accuracy": accuracy, "films": len(app.films)}
     await reply(message, texts[command.command].format(**about), markup)
 
 
 def films_page(app: App, texts: dict, page: int, query: str) -> tuple[str, InlineKeyboardMarkup | None]:
     """Words and buttons of a page of the films that hold every word of the query."""
     query = query.encode()[:48].decode(errors="ignore")  # 64 bytes is all that a button holds
-    words = query.casefold().split()
-    found = [local_title(title, texts) for title in app.about.classes]
-    found = sorted(title for title in found if all(word in title.casefold() for word in words))
+    found = [shown for shown, _ in app.find_titles(texts, query)]
     if not found:
         return texts["nothing"], None
     last = (len(found) - 1) // PAGE
     page = min(page, last)
     lines = [texts["films"].format(count=len(found)), "", *found[page * PAGE : (page + 1) * PAGE]]
     around = [(sign, f"f:{to}:{query}") for sign, to in (("<", page - 1), (">", page + 1)) if 0 <= to <= last]
-    return "\n".join(lines)[:4000], keyboard(around) if around else None
+    return "\n".join(lines)[:4000], keyboard(around)
 
 
-async def on_message(message: Message, app: App, texts: dict, album: list[Message]) -> None:
-    """Frames, albums, questions about a picture that is replied to; anything else gets a hint."""
-    pictures = [picture for part in album if (picture := find_picture(part))]
-    if not pictures and (message.text or "").strip() and (picture := find_picture(message.reply_to_message)):
-        pictures = [picture]
-    told = message.chat.type == "private" or (message.text or "").split("@")[0].strip() == "/film"
-    if not pictures and not (told and message.content_type in SAID.split()):
-        return
-    who = (message.sender_chat or message.from_user or message.chat).id  # channels and hidden admins share one user
+async def on_inline(query: InlineQuery, app: App, texts: dict) -> None:
+    """Films of the collection by words, in any chat."""
+    start = int(query.offset) if re.fullmatch("[0-9]{1,5}", query.offset) else 0
+    found = app.find_titles(texts, query.query)
+    articles = [
+        types.InlineQueryResultArticle(
+            id=str(start + place),
+            title=shown,
+            input_message_content=types.InputTextMessageContent(message_text=shown),
+            reply_markup=keyboard(link(app, texts, title)),
+        )
+        for place, (shown, title) in enumerate(found[start : start + PAGE])
+    ]
+    further = str(start + PAGE) if start + PAGE < len(found) else ""
+    with contextlib.suppress(*IN_VAIN):  # it is too old
+        await query.answer(articles, cache_time=int(NEWS), is_personal=True, next_offset=further)
+
+
+async def on_stats(message: Message, app: App, texts: dict) -> None:
+    await reply(message, texts["stats"].format(**figures(app), **vars(app.about)))
+
+
+def refuse(app: App, texts: dict, who: int) -> str | None:
+    """What to say instead of an answer, nothing if it was said before, or None where there is room for a frame."""
     app.frames[who] += 1
     asyncio.get_running_loop().call_later(FLOOD_SECONDS, app.frames.subtract, [who])
     place = len(app.waiting) + 1
     if app.frames[who] > FLOOD:
-        if app.frames[who] == FLOOD + 1:
-            await reply(message, texts["flood"])
-    elif not pictures:
-        await reply(message, texts["hint"])
-    elif place > app.queue:
-        await reply(message, texts["busy"].format(place=place, seconds=max(5, round(place * app.worker.seconds))))
-    else:
-        await reply(message, *await name_pictures(message, app, texts, pictures, who))
+        return texts["flood"] if app.frames[who] == FLOOD + 1 else ""
+    if place > app.queue:
+        return texts["busy"].format(place=place, seconds=max(5, round(place * app.worker.seconds)))
+    return None
 
 
-async def name_pictures(message: Message, app: App, texts: dict, pictures: list, who: int) -> tuple:
-    """Words and buttons of an answer, in turn: of each user one frame at a time, first come first served."""
+async def on_message(message: Message, app: App, texts: dict, album: list[Message]) -> None:
+    """Frames, albums, questions about a picture that is replied to, titles; anything else gets a hint."""
+    pictures = [picture for part in album if (picture := find_picture(part))]
+    if not pictures and (answer := asked_about(message)):
+        return await on_title(message, app, texts, answer)
+    if not pictures and (message.text or "").strip() and (picture := find_picture(message.reply_to_message)):
+        pictures = [picture]
+    told = message.chat.type == "private" or message.guest_query_id
+    told = told or (message.text or "").split("@")[0].strip() == "/film"
+    if not pictures and not (told and message.content_type in SAID.split()):
+        return
+    who = (message.sender_chat or message.from_user or message.chat).id  # channels and hidden admins share one user
+    refusal = refuse(app, texts, who)
+    if refusal is not None or not pictures:
+        text = texts["hint"] if refusal is None else refusal
+        return await reply(message, text) if text else None
+    said = set(re.findall(r"\w+", " ".join(part.caption or part.text or "" for part in album).casefold()))
+    looks = [look for words in app.texts.values() for look, names in words["looks"].items() if said & {*names}]
+    asker, look = None if message.sender_chat else message.from_user, (looks or [None])[0]
+    answer = await name_pictures(message, app, texts, pictures, who, asker, look)
+    await reply(message, *answer, spoiler=any(map(is_spoiler, album)))
+
+
+async def name_pictures(message: Message, app: App, texts: dict, pictures, who: int, asker: User | None, look) -> tuple:
+    """As compose, in turn: of each user one frame at a time, first come first served. asker: who may judge it."""
     app.waiting.add(asyncio.current_task())
     async with app.users.setdefault(who, asyncio.Lock()), app.models:
         app.waiting.discard(asyncio.current_task())
         typing = asyncio.create_task(message.bot.send_chat_action(message.chat.id, "typing"))
         try:
-            result = await app.worker.call(name_film, await download(message.bot, pictures))
+            result = await app.worker.call(name_film, await download(message.bot, pictures), look)
         except (UserError, TimeoutError) as error:  # of the worker's: of a picture
-            return texts["big" if str(error) == "big" else "unreadable"], None
+            return texts["big" if str(error) == "big" else "unreadable"], None, None
         finally:
             typing.cancel()
-    answer = secrets.token_urlsafe(9)  # in the buttons' data: nobody guesses another's
-    row = (answer, time.time(), pictures[0].file_id, result["kind"], json.dumps(result["candidates"]))
-    app.base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, NULL, NULL)", row)
-    return compose(texts, result["kind"], result["candidates"], answer)
+    answer, candidates = secrets.token_urlsafe(9), result["candidates"]  # in the buttons: nobody guesses another's
+    stills = [(candidate.get("evidence") or {}).pop("thumbnail", "") for candidate in candidates]
+    rows = [(answer, k, time.time(), base64.b64decode(still)) for k, still in enumerate(stills) if still]
+    app.base.executemany("INSERT INTO stills VALUES (?, ?, ?, ?)", rows)
+    row = (answer, time.time(), pictures[0].file_id, result["kind"], json.dumps(candidates), asker and app.hash(asker))
+    app.base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, NULL, NULL, ?)", row)
+    app.count("frames", result["kind"])
+    app.times.append(result["ms"])
+    return compose(app, texts, result["kind"], candidates, answer)
+
+
+def asked_about(message: Message) -> str | None:
+    """The answer whose film a text names: it replies to our question, in whose button the answer stands."""
+    asked = message.reply_to_message
+    if not (message.text and asked and asked.from_user and asked.from_user.id == message.bot.id and asked.reply_markup):
+        return None
+    data = [button.callback_data or "" for row in asked.reply_markup.inline_keyboard for button in row]
+    return next((it[2:] for it in data if it.startswith("k:")), None)
+
+
+async def on_title(message: Message, app: App, texts: dict, answer: str) -> None:
+    """A film in the words of a user: one that we know, or a wish."""
+    title = " ".join(message.text.split())
+    row = app.base.execute("SELECT who FROM answers WHERE id = ?", (answer,)).fetchone()
+    if not row or row[0] not in (None, message.from_user and app.hash(message.from_user)):
+        return await reply(message, texts["theirs" if row else "gone"])
+    if len(title) > TITLE:
+        return await reply(message, texts["tell"], keyboard([(texts["skip"], f"k:{answer}")]))
+    wanted = title.casefold()
+    names = (
+        (film, name) for words in app.texts.values() for film in app.films for name in (film, words["titles"].get(film))
+    )
+    known = next((film for film, name in names if name and wanted in (name.casefold(), name[:-7].casefold())), None)
+    app.judge(answer, "wrong" if known else "wish", known or title)
+    await reply(message, texts["thanks"])
 
 
 async def on_button(query: CallbackQuery, app: App, texts: dict) -> None:
-    """Verdicts, guesses, pages and languages. The data is whatever somebody sends."""
+    """Verdicts, guesses, further stills, second looks, pages and languages. The data is whatever somebody sends."""
     action, _, rest = (query.data or "").partition(":")
-    found = app.base.execute("SELECT kind, candidates FROM answers WHERE id = ?", (rest,)).fetchone()
-    kind, candidates = (found[0], json.loads(found[1])) if found else (None, [])
+    row = app.base.execute("SELECT kind, candidates, who, file_id FROM answers WHERE id = ?", (rest,)).fetchone()
+    kind, candidates, who, file_id = row or (None, "[]", None, None)
+    candidates = json.loads(candidates)
     picks = {f"c{i}": candidate["title"] for i, candidate in enumerate(candidates)}
-    note, text, markup, verdict, edit = texts["thanks"], None, None, None, isinstance(query.message, Message)
-    if action == "l" and rest in app.texts:
+    steps = {f"s{i}": i for i, candidate in enumerate(candidates) if candidate.get("evidence")}
+    message = query.message if isinstance(query.message, Message) else None
+    note, text, markup, still, verdict, edit = texts["thanks"], None, None, None, None, message
+    if action in ("r", "w", "n", "k", *picks, *LOOKS) and who not in (None, app.hash(query.from_user)):
+        note, edit = texts["theirs"], None
+    elif action == "l" and rest in app.texts:
         app.base.execute("INSERT OR REPLACE INTO languages VALUES (?, ?)", (app.hash(query.from_user), rest))
         note = text = app.texts[rest]["set"]
     elif action == "f" and (asked := re.fullmatch("([0-9]{1,5}):(.*)", rest, re.DOTALL)):
         note, (text, markup) = "", films_page(app, texts, int(asked[1]), asked[2])
-    elif action == "g" and found:
-        note, (text, markup) = "", compose(texts, "guess", candidates, rest)
-    elif action == "r" and found:
+    elif (action == "g" or action in steps) and row:
+        place = steps.get(action, 0)
+        shown = "next" if place else "guess" if kind == "unknown" else kind
+        note, (text, markup, still) = "", compose(app, texts, shown, candidates, rest, place)
+        if message and message.photo and not still:  # it is gone, and another film's must not stay above these words
+            note, edit = texts["gone"], None
+    elif action in LOOKS and row and message:
+        note, edit = refuse(app, texts, query.from_user.id), None
+        if note is None:
+            with contextlib.suppress(*IN_VAIN):
+                await query.answer(texts["looking"])
+            pictures, asker = [types.File(file_id=file_id, file_unique_id="")], query.from_user
+            looked = await name_pictures(message, app, texts, pictures, asker.id, asker, LOOKS[action])
+            return await show(message, *looked)
+    elif action == "r" and row:
         verdict = ("right", candidates[0]["title"])
-    elif action == "w" and found:
+    elif action == "w" and row:
         verdict, note = ("wrong", None), texts["which"]
         others = list(picks.items())[kind != "shortlist" :]  # the first was shown alone
         rows = [[(local_title(title, texts), f"{pick}:{rest}")] for pick, title in others]
         markup = keyboard(*rows, [(texts["none"], f"n:{rest}")])
     elif action in picks:
         verdict = ("right" if kind == "shortlist" else "wrong", picks[action])
-    elif action != "n" or not found:
-        note, edit = texts["gone"], False
+    elif action == "k" and row:
+        text = texts["thanks"]
+    elif action != "n" or not row:
+        note, edit = texts["gone"], None
     if verdict:
-        app.base.execute("UPDATE answers SET verdict = ?, film = ? WHERE id = ?", (*verdict, rest))
+        app.judge(rest, *verdict)
+        markup = markup or (keyboard(link(app, texts, verdict[1])) if verdict[1] else None)
     with contextlib.suppress(*IN_VAIN):
-        await query.answer(note[:190])
+        await query.answer((note or "")[:190])
+    if edit:
+        await show(edit, text, markup, still)
+    if edit and action == "n":
+        await reply(edit, texts["tell"], keyboard([(texts["skip"], f"k:{rest}")]))
+
+
+async def show(message: Message, text: str | None, markup: InlineKeyboardMarkup | None, still: bytes | None) -> None:
+    """Make a message of ours say something else, with a picture if there is one; without a text its buttons change."""
     with contextlib.suppress(*IN_VAIN):
-        if edit:
-            change = query.message.edit_text if text else query.message.edit_reply_markup
-            await change(**({"text": text} if text else {}), reply_markup=markup)
+        if still:
+            photo = types.BufferedInputFile(still, "still.jpg")
+            media = types.InputMediaPhoto(media=photo, caption=text, has_spoiler=is_spoiler(message))
+            with contextlib.suppress(exceptions.TelegramBadRequest):
+                await message.edit_media(media, reply_markup=markup)
+                return
+        change = message.edit_text if text else message.edit_reply_markup
+        await change(**({"text": text} if text else {}), reply_markup=markup)
 
 
 def make_dispatcher(app: App) -> Dispatcher:
     dispatcher = Dispatcher(app=app, disable_fsm=True)  # its memory would grow with every user
     dispatcher.update.outer_middleware(Journal())
-    dispatcher.message.outer_middleware(Albums())
+    albums = Albums()
+    for kind in (dispatcher.message, dispatcher.guest_message):
+        kind.outer_middleware(albums)
     dispatcher.message.register(on_command, Command(*COMMANDS))
+    dispatcher.message.register(on_stats, Command("stats"), F.from_user.id == app.owner, F.chat.type == "private")
     dispatcher.message.register(on_message)
+    dispatcher.guest_message.register(on_message)
+    dispatcher.inline_query.register(on_inline)
     dispatcher.callback_query.register(on_button)
     dispatcher.errors.register(lambda event: report(event.exception) or True)  # of SQLite's: a full disk
     return dispatcher
 
 
-async def tidy(base: sqlite3.Connection) -> None:
-    """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
+async def watch_films(app: App) -> None:
+    """Hear of films that were added or removed; a new index is read between two answers."""
     while True:
-        base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
-        base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (time.time() - 90 * 86400,))
-        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        await asyncio.sleep(3600)
+        await asyncio.sleep(NEWS)
+        with contextlib.suppress(Exception):  # the model's process ended; the next answer starts it
+            app.know(*await app.worker.call(describe_model))
 
 
 async def watch_lag() -> None:
@@ -443,7 +440,7 @@ async def watch_lag() -> None:
 
 async def serve(bot: Bot, app: App) -> None:
     """Answer until a signal; then finish the answers in hand, for at most SECONDS."""
-    dispatcher, tasks = make_dispatcher(app), [asyncio.create_task(tidy(app.base))]
+    dispatcher, tasks = make_dispatcher(app), [asyncio.create_task(work) for work in (tidy(app.base), watch_films(app))]
     tasks += [asyncio.create_task(watch_lag())] if os.environ.get("MOVIE_BOT_LAG") else []
     # nobody waits for the old ones any more, and those whose answer was being sent may have got it
     app.base.execute("UPDATE updates SET body = NULL WHERE sending OR time < ?", (time.time() - OLD,))
@@ -462,19 +459,22 @@ async def serve(bot: Bot, app: App) -> None:
 async def run(args: argparse.Namespace, token: str) -> None:
     api = TelegramAPIServer.from_base(args.api_base) if args.api_base else PRODUCTION
     bot = Bot(token, session=AiohttpSession(api=api))
-    worker = Worker(args.model, runtime=args.runtime, threads=args.threads)
+    worker = Worker(args.model, runtime=args.runtime, threads=args.threads, index=args.index)
     try:
-        about, reason = await worker.start()
-        known = f"{len(about.classes)} films, {reason}"
+        described = await worker.start()
+        known = f"{len(described[2])} films, {described[1]}"
         if args.check:
             print(f"all is well: @{(await bot.me()).username}, {known}")
             return
-        app = App(open_base(args.db), token, worker, about, load_texts(args.titles), args.queue)
+        app = App(open_base(args.db), token, worker, load_texts(args.titles), args.queue, args.owner)
+        app.know(*described)
+        if args.metrics:
+            await serve_metrics(app, args.metrics)
         bot.session.middleware(Requests(app.base))
         log.warning("@%s answers, %s", (await bot.me()).username, known)
         await bot.delete_webhook()  # with one, Telegram gives no updates
         for code, words in app.texts.items():
-            commands = [BotCommand(command=name, description=text) for name, text in words["commands"].items()]
+            commands = [types.BotCommand(command=name, description=text) for name, text in words["commands"].items()]
             await bot.set_my_commands(commands, language_code=None if code == "en" else code)
         gc.freeze()  # aiogram's thousands of classes: to look through them again would block the loop
         await serve(bot, app)
@@ -498,34 +498,22 @@ def read_token(environment: dict, file: Path = Path(".env")) -> str:
     return token
 
 
-def write_feedback(base: Path, path: Path) -> int:
-    """Verdicts as a CSV of labels for training; returns how many."""
-    if not base.exists():
-        raise UserError(f"--db {base}: there is no such file; the bot makes it when it runs", 2)
-    query = (
-        "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', time, 'unixepoch'), file_id, kind,"
-        " json_extract(candidates, '$[0].title'), json_extract(candidates, '$[0].confidence'), verdict, film"
-        " FROM answers WHERE verdict IS NOT NULL ORDER BY time"
-    )
-    rows = open_base(base).execute(query).fetchall()
-    with atomic_write(path, "w", newline="", encoding="utf-8") as file:
-        head = ["time", "file_id", "kind", "answer", "confidence", "verdict", "film"]
-        csv.writer(file, lineterminator="\n").writerows([head, *rows])
-    return len(rows)
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="A Telegram bot that names the film of a frame.")
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--model", default="export", help=f"folder from export.py, .onnx or .xml {default}")
     add("--check", action="store_true", help="load the model, ask Telegram who we are, and exit")
     add("--feedback", type=Path, metavar="CSV", help="write the users' verdicts there, and exit")
+    add("--wishes", action="store_true", help="print the films that users missed, and exit")
+    add("--index", help="from index.py (default: index beside the model, if there is one)")
+    add("--owner", type=int, default=0, metavar="ID", help="the Telegram user who may ask for /stats (default: nobody)")
+    add("--metrics", type=int, default=0, metavar="PORT", help="figures for Prometheus on 127.0.0.1 (default: none)")
     add("--db", type=Path, default=Path("bot.sqlite"), help=f"answers and verdicts {default}")
-    add("--titles", type=Path, default=Path("titles.csv"), help=f"Russian titles from scrape.py {default}")
+    add("--titles", type=Path, default=Path("titles.csv"), help=f"Russian titles and IMDb ids from scrape.py {default}")
     add("--queue", type=int, default=200, help=f"frames that may wait {default}")
     add("--threads", type=int, default=0, help=f"of the model, 0 for all cores {default}")
     add("--runtime", choices=["openvino", "onnxruntime"], help="the second takes less memory (default: the faster)")
-    add("--api-base", metavar="URL", help="a local Bot API server (default: api.telegram.org)")
+    add("--api-base", metavar="URL", help="a Bot API server of your own, --local or not (default: api.telegram.org)")
     return parser
 
 
@@ -535,11 +523,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.queue < 1 or args.threads < 0:
         parser.error("--queue must be 1 or more, --threads 0 or more")
+    if not 0 <= args.metrics <= 65535:
+        parser.error("--metrics must be a port, up to 65535")
     if args.api_base and not re.match(r"https?://[^/]", args.api_base):
         parser.error(f"--api-base {args.api_base}: expected http://HOST:PORT or https://...")
-    if args.feedback:
-        print(f"{write_feedback(args.db, args.feedback)} verdicts in {args.feedback}")
-        return 0
+    if args.feedback or args.wishes:
+        from learn import print_wishes, write_feedback
+
+        return write_feedback(args.db, args.feedback) if args.feedback else print_wishes(args.db)
     token = read_token(dict(os.environ))
     os.environ.pop("TELEGRAM_BOT_TOKEN", None)  # the worker opens strangers' files
     os.umask(0o077)  # the database holds messages while they wait

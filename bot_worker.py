@@ -2,27 +2,35 @@
 
 import asyncio
 import ctypes
+import logging
 import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 from pebble import ProcessPool
 
-from identify import Identifier
-from image import UserError
+import image
+from identify import Identifier, find_index
+from image import UserError, cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 ROOM = 300_000_000  # bytes that pictures may take there beside the model
+LOCAL_BYTES = 100_000_000  # of a picture that a Bot API server of one's own leaves on the disk
+FILMS, AGAIN = 5, 60.0  # films that an index names; seconds until a damaged one is read again
+log = logging.getLogger("bot")
 model: Identifier | UserError  # in that process alone
 
 
-def load_model(path: str, runtime: str | None, threads: int) -> None:
+def load_model(path: str, runtime: str | None, threads: int, index: str | None) -> None:
     """Before all else. An error is kept for describe_model to raise, since a pool tells nobody of it."""
     global model
     try:
+        image.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
         model = Identifier(path, runtime=runtime, threads=threads)
+        if place := index or find_index(path):
+            model.index = open_index(place, model)
     except UserError as error:
         model = error
     if sys.platform == "linux":
@@ -33,23 +41,79 @@ def load_model(path: str, runtime: str | None, threads: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (data + ROOM,) * 2)
 
 
+def open_index(place: str | Path, identifier: Identifier):
+    """An Index that answers on with what it has read when its folder is damaged or gone, and logs that once."""
+    from index import Index
+
+    index = Index(place, identifier)
+    refresh, evidence, told, again = index.refresh, index.evidence, set(), 0.0
+
+    def tell(error: Exception) -> None:
+        if str(error) not in told:
+            log.warning("%s; the index answers on as it was", " ".join(str(error).split()))
+            told.add(str(error))
+
+    def try_refresh() -> None:
+        nonlocal again
+        before = dict(vars(index))
+        if time.monotonic() >= again:
+            try:
+                refresh()
+            except (UserError, OSError, MemoryError) as error:
+                vars(index).update(before)
+                again = time.monotonic() + AGAIN
+                tell(error)
+
+    def try_evidence(*args) -> dict | None:
+        try:
+            return evidence(*args)
+        except (UserError, OSError) as error:
+            return tell(error)
+
+    index.refresh, index.evidence = try_refresh, try_evidence
+    return index
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not tell."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+
+
 def describe_model() -> tuple:
-    """(the model's contract, why it runs as it does). Raises UserError if it can't be loaded."""
+    """(the model's contract, why it runs as it does, {title: IMDb id or None}, memory). Raises UserError."""
     if isinstance(model, UserError):
         raise model
-    return model.contract, model.reason
+    films = dict.fromkeys(model.classes)
+    if model.index:
+        model.index.refresh()
+        films |= {title: film.get("imdb") for title, film in model.index.films.items()}
+    return model.contract, model.reason, films, resident()
 
 
-def name_film(pictures: list[bytes]) -> dict:
-    """One answer to pictures of one film, as Answer.as_dict() gives it. Raises UserError if one can't be read."""
-    return model.answer_together(np.stack([model.load(data) for data in pictures])).as_dict()
+def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
+    """One answer to pictures of one film, as Answer.as_dict() gives it. Raises UserError if one can't be read.
+
+    pictures: their bytes or paths. look: None, "still" for the still inside a screenshot, or "mirror".
+    """
+    frames = [model.read(picture) for picture in pictures]
+    if look == "still":
+        frames = [cut_still(rgb) for rgb in frames]
+    elif look == "mirror":
+        frames = [rgb[:, ::-1] for rgb in frames]
+    try:
+        return (model.look if look else model.identify)(frames, FILMS if model.index else 3).as_dict()
+    except UserError as error:  # of the index's engine, and none of the picture's
+        log.warning("%s", " ".join(str(error).split()))
+        raise RuntimeError("index") from None
 
 
 class Worker:
     """Calls functions in the process that has the model, one at a time. seconds: what a call takes of late."""
 
-    def __init__(self, path: str | Path, *, runtime: str | None = None, threads: int = 0):
-        self.arguments, self.pool, self.lock, self.seconds = (str(path), runtime, threads), None, asyncio.Lock(), 0.1
+    def __init__(self, path: str | Path, *, runtime: str | None = None, threads: int = 0, index: str | None = None):
+        self.arguments, self.pool, self.lock = (str(path), runtime, threads, index), None, asyncio.Lock()
+        self.seconds = 0.1
 
     async def start(self) -> tuple:
         """As describe_model."""

@@ -4,7 +4,8 @@
         server.push(photo_update("frame", user=7))
         server.wait_for(lambda calls: any(call["method"] == "sendMessage" for call in calls), 10)
 
-Entered again it comes back on its port with its updates, as after an outage.
+Entered again it comes back on its port with its updates, as after an outage. local: a folder, in which it leaves files
+for the bot, which gets their paths, as telegram-bot-api --local does.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 from aiohttp import web
 
@@ -55,8 +57,8 @@ class TelegramServer:
     where it is not ok, and None for a download, a cut connection or a poll that still waits. acknowledged: update ids.
     """
 
-    def __init__(self, token: str, files: dict[str, bytes], behave=None, port: int = 0):
-        self.token, self.files, self.behave, self.port = token, files, behave, port
+    def __init__(self, token: str, files: dict[str, bytes], behave=None, port: int = 0, local: Path | None = None):
+        self.token, self.files, self.behave, self.port, self.local = token, files, behave, port, local
         self.bot = BOT | {"id": int(token.split(":")[0])}
         self.calls: list[dict] = []
         self.acknowledged: list[int] = []
@@ -204,7 +206,8 @@ class TelegramServer:
             "sendmessage": self._send_message,
             "sendphoto": self._send_photo,
             "editmessagetext": self._edit,
-            "editmessagecaption": self._edit,
+            "editmessagemedia": self._edit,
+            "answerguestquery": lambda _: {"inline_message_id": f"guest-{next(numbers)}"},
             "editmessagereplymarkup": self._edit,
         }
         try:
@@ -220,10 +223,13 @@ class TelegramServer:
         name = params.get("file_id", "")
         if name not in self.files:
             raise Refusal("wrong file_id or the file is temporarily unavailable")
-        size = len(self.files[name])
-        if size > MAX_FILE:
+        size, path = len(self.files[name]), f"photos/{name}.jpg"
+        if self.local:
+            path = str(self.local / f"{name}.jpg")
+            Path(path).write_bytes(self.files[name])
+        elif size > MAX_FILE:
             raise Refusal("file is too big")
-        return {"file_id": name, "file_unique_id": f"u-{name}", "file_size": size, "file_path": f"photos/{name}.jpg"}
+        return {"file_id": name, "file_unique_id": f"u-{name}", "file_size": size, "file_path": path}
 
     def _keep(self, params: dict, **content) -> dict:
         """A message of the bot's, with its buttons."""
@@ -254,7 +260,12 @@ class TelegramServer:
             message = {"message_id": place[1], "date": int(time.time()), "chat": chat, "from": self.bot, "text": "?"}
         else:
             message = {key: value for key, value in old.items() if key not in ("reply_markup", "edit_date")}
+        if "text" in params and "text" not in message:
+            raise Refusal("there is no text in the message to edit")
         message |= {key: plain(params, key) for key in ("text", "caption") if key in params}
+        if "media" in params:
+            message.pop("text", None)
+            message |= {"photo": photo_sizes(f"sent-{next(numbers)}"), "caption": plain(params["media"], "caption")}
         markup = checked_markup(params)
         message |= {"reply_markup": markup} if markup else {}
         if old is not None and message == {key: value for key, value in old.items() if key != "edit_date"}:

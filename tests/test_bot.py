@@ -1,8 +1,10 @@
 """python -m pytest tests/test_bot.py"""
 
 import asyncio
+import base64
 import collections
 import contextlib
+import copy
 import csv
 import io
 import itertools
@@ -10,8 +12,10 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -20,15 +24,27 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from aiogram import Bot, exceptions, methods
 from aiogram.client.session.base import BaseSession
-from aiogram.methods import AnswerCallbackQuery, EditMessageReplyMarkup, EditMessageText, GetFile, SendMessage
-from aiogram.types import Chat, File, Message, Update, User
+from aiogram.methods import (
+    AnswerCallbackQuery,
+    AnswerGuestQuery,
+    AnswerInlineQuery,
+    EditMessageMedia,
+    EditMessageReplyMarkup,
+    EditMessageText,
+    GetFile,
+    SendMessage,
+    SendPhoto,
+)
+from aiogram.types import Chat, File, Message, SentGuestMessage, Update, User
 from aiohttp import ClientConnectorError, ConnectionTimeoutError, ServerDisconnectedError
 from conftest import draw_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from telegram_server import (
     BOT,
     Refusal,
@@ -42,11 +58,17 @@ from telegram_server import (
     refused,
     text_update,
 )
+from test_index import write_film, write_model
 
 import bot
+import bot_updates
+import bot_worker
+import index
 from bot_worker import Worker
+from identify import Identifier
 from image import UserError
 
+EDITS = (EditMessageText, EditMessageReplyMarkup, EditMessageMedia)
 ROOT = Path(bot.__file__).parent
 SECRET = "AAF-never_to_be-seen"
 TOKEN = f"123456:{SECRET}"
@@ -59,6 +81,16 @@ EN, RU = TEXTS["en"], TEXTS["ru"]
 def answer_of(kind: str, best: float = 0.97) -> dict:
     rest = [{"title": title, "confidence": 0.01} for title in TITLES[1:]]
     return {"kind": kind, "candidates": [{"title": TITLES[0], "confidence": best}, *rest], "ms": 5.0}
+
+
+def proven(kind: str, similarity: float = 0.95, time_ms: int | None = 4_353_000) -> dict:
+    """An answer with proof from an index, whose thumbnails are only bytes that differ."""
+    answer = answer_of(kind)
+    for k, candidate in enumerate(answer["candidates"]):
+        proof = {"title": candidate["title"], "file": f"{k}.jpg", "similarity": similarity, "time_ms": time_ms}
+        thumbnail = base64.b64encode(f"still {k}".encode()).decode()
+        candidate["evidence"] = proof | {"from_ms": time_ms, "to_ms": time_ms, "thumbnail": thumbnail}
+    return answer
 
 
 # ----------------------------------------------------------------------- handlers, with a recorded Telegram
@@ -89,6 +121,8 @@ class Recorder(BaseSession):
             checked_markup(form)
             if isinstance(method, (SendMessage, EditMessageText)):
                 plain(form, "text")
+            if isinstance(method, SendPhoto):
+                plain(form, "caption")
         except Refusal as error:
             self.wrong.append(str(error))
         if isinstance(method, methods.GetMe):
@@ -96,9 +130,11 @@ class Recorder(BaseSession):
         if isinstance(method, GetFile):
             name, data = method.file_id, self.content(method.file_id)
             return File(file_id=name, file_unique_id=name, file_size=len(data), file_path=f"photos/{name}.jpg")
-        if isinstance(method, SendMessage):
+        if isinstance(method, (SendMessage, SendPhoto)):
             chat = Chat(id=method.chat_id, type="private")
-            return Message(message_id=next(self.numbers), date=int(time.time()), chat=chat, text=method.text)
+            return Message(message_id=next(self.numbers), date=int(time.time()), chat=chat)
+        if isinstance(method, AnswerGuestQuery):
+            return SentGuestMessage(inline_message_id="1")
         if isinstance(method, methods.GetUpdates):
             found = [update for update in self.updates if update["update_id"] >= (method.offset or 0)][: method.limit]
             if not found:
@@ -121,19 +157,23 @@ class Model:
     """A worker that gives one result, or raises it; with a gate it waits there. asked: names of files."""
 
     def __init__(self, *_, **__):
-        self.seconds, self.asked, self.result, self.gate = 0.1, [], answer_of("movie"), None
+        self.seconds, self.asked, self.looks, self.result, self.gate = 0.1, [], [], answer_of("movie"), None
         self.about = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
 
     async def start(self):
-        return self.about, "faked"
+        return self.about, "faked", dict.fromkeys(self.about.classes), 50_000_000
 
-    async def call(self, _, pictures):
-        self.asked.append([data.decode(errors="replace") for data in pictures])
+    async def call(self, function, *args):
+        if function is bot.describe_model:
+            return await self.start()
+        pictures, look = args
+        self.asked.append([data if isinstance(data, str) else data.decode(errors="replace") for data in pictures])
+        self.looks.append(look)
         if self.gate:
             await self.gate.wait()
         if isinstance(self.result, Exception):
             raise self.result
-        return self.result
+        return copy.deepcopy(self.result)
 
     async def stop(self):
         pass
@@ -142,12 +182,13 @@ class Model:
 class Desk:
     """bot.py at work between a Recorder and a Model. errors: what it logged of errors."""
 
-    def __init__(self, path=":memory:", queue: int = 50):
+    def __init__(self, path=":memory:", queue: int = 50, owner: int = 0):
         self.session, self.worker, self.numbers, self.errors = Recorder(), Model(), itertools.count(1), []
         self.bot, self.tasks = Bot(TOKEN, session=self.session), []
         self.texts = {code: words | {"titles": RUSSIAN if code == "ru" else {}} for code, words in TEXTS.items()}
-        self.app = bot.App(bot.open_base(path), TOKEN, self.worker, self.worker.about, self.texts, queue)
-        self.session.middleware(bot.Requests(self.app.base))
+        self.app = bot.App(bot_updates.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
+        self.app.know(self.worker.about, "", dict.fromkeys(TITLES), 50_000_000)
+        self.session.middleware(bot_updates.Requests(self.app.base))
         self.dispatcher, self.runner = bot.make_dispatcher(self.app), asyncio.Runner()
         self.handler = logging.Handler(logging.ERROR)
         self.handler.emit = lambda record: self.errors.append(record.getMessage())
@@ -173,23 +214,24 @@ class Desk:
 
         self.runner.run(asyncio.wait_for(wait(), 30))
 
-    def feed(self, *updates: dict, until=None) -> list[SendMessage]:
+    def feed(self, *updates: dict, until=None) -> list[SendMessage | SendPhoto]:
         """What the bot says to these, all at once, until everything is answered (or until that is true)."""
         before = len(self.session.calls)
         for update in updates:
             update = Update.model_validate({"update_id": next(self.numbers), **update}, context={"bot": self.bot})
             self.tasks.append(self.spawn(self.dispatcher.feed_update(self.bot, update)))
         self.run(until or (lambda: all(task.done() for task in self.tasks)))
-        return [call for call in self.session.calls[before:] if isinstance(call, SendMessage)]
+        return [call for call in self.session.calls[before:] if isinstance(call, (SendMessage, SendPhoto))]
 
     def press(self, data: str, **more) -> tuple:
         """(what the button says, the edit of the message or None)."""
         before = len(self.session.calls)
         self.feed(callback_update(data, 77, **more))
-        calls = self.session.calls[before:]
+        fetching = (GetFile, methods.SendChatAction)  # for a second look
+        calls = [call for call in self.session.calls[before:] if not isinstance(call, fetching)]
         (note,) = [call for call in calls if isinstance(call, AnswerCallbackQuery)]
-        edits = [call for call in calls if isinstance(call, (EditMessageText, EditMessageReplyMarkup))]
-        assert len(calls) == 1 + len(edits) <= 2
+        edits = [call for call in calls if isinstance(call, EDITS)]
+        assert len(edits) <= 1 and len(calls) == 1 + len(edits) + data.startswith("n:") * len(edits)  # it asks a title
         return note.text, (edits or [None])[0]
 
     def named(self, kind) -> list:
@@ -205,7 +247,7 @@ class Desk:
 
 @pytest.fixture(autouse=True)
 def albums_come_quickly(monkeypatch):
-    monkeypatch.setattr(bot, "ALBUM_WAIT", 0.02)
+    monkeypatch.setattr(bot_updates, "ALBUM_WAIT", 0.02)
 
 
 @pytest.fixture
@@ -239,6 +281,10 @@ def sticker(**more) -> dict:
 
 STRANGER = {"id": 900, "is_bot": False, "first_name": "Bob"}
 ORIGIN = {"type": "user", "date": 1, "sender_user": STRANGER}
+CHANNEL = {"type": "channel", "date": 1, "chat": {"id": -5, "type": "channel", "title": "Films"}, "message_id": 1}
+POLL = {"id": "1", "question": "?", "options": [], "type": "quiz", "total_voter_count": 0} | dict.fromkeys(
+    ("is_closed", "is_anonymous", "allows_multiple_answers", "allows_revoting", "members_only"), False
+)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +304,10 @@ ORIGIN = {"type": "user", "date": 1, "sender_user": STRANGER}
         ({"sticker": sticker()}, "sticker"),
         ({"sticker": sticker(is_animated=True)}, "thumb"),
         ({"sticker": sticker(is_video=True)}, "thumb"),
+        ({"live_photo": part("moving", duration=3, photo=photo_sizes("big"))}, "big"),
+        ({"photo": photo_sizes("big"), "forward_origin": CHANNEL}, "big"),
+        ({"poll": POLL | {"media": {"photo": photo_sizes("big")}}}, "big"),
+        ({"rich_message": {"blocks": [{"type": "photo", "photo": photo_sizes("big")}]}}, "big"),
         ({"text": "which one?", "external_reply": {"origin": ORIGIN, "photo": photo_sizes("theirs")}}, "theirs"),
         ({"text": "what film is this?", "reply_to": photo_update("asked", user=900)}, "asked"),
     ],
@@ -281,6 +331,9 @@ def test_the_best_picture_of_a_message_is_taken(desk, content, wanted):
         {"sticker": sticker(is_animated=True, thumbnail=None)},
         {"voice": {"file_id": "v", "file_unique_id": "v", "duration": 1}},
         {"contact": {"phone_number": "1", "first_name": "Bob"}},
+        {"poll": POLL},
+        {"story": {"chat": {"id": 5, "type": "private"}, "id": 1}},  # Telegram gives no file of it
+        {"text": "https://example.com/", "link_preview_options": {"url": "https://example.com/"}},  # nor of that
         {"text": "and this?", "reply_to": text_update("no picture")},
     ],
 )
@@ -374,8 +427,8 @@ def test_groups_hear_from_us_only_when_they_ask(desk, update, answers):
         (answer_of("movie", 0.5), None, "This looks like Alien (1979). I am not very sure", ["Right", "Wrong"]),
         (answer_of("shortlist"), "de", "- Alien (1979)\n- Brazil (1985)\n- Contact", [*TITLES, "None of these"]),
         (answer_of("shortlist"), "ru", "- Чужой / Alien", ["Чужой / Alien (1979)", *TITLES[1:], "Ничего из этого"]),
-        (answer_of("unknown"), "en", "I don't know this movie. Try another frame.", ["Show the best guess"]),
-        (answer_of("unknown"), "ru", "Я не знаю этот фильм. Попробуй другой кадр.", ["Показать лучшую догадку"]),
+        (answer_of("unknown"), "en", "I don't know this movie.", [EN["show"], EN["still"], EN["mirror"]]),
+        (answer_of("unknown"), "ru", "Я не знаю этот фильм.", [RU["show"], RU["still"], RU["mirror"]]),
         (UserError("image: damaged"), "en", "I can't open this picture.", []),
         (TimeoutError(), "ru", "Не могу открыть эту картинку.", []),
     ],
@@ -393,11 +446,14 @@ def test_every_language_says_the_same():
         return sorted(re.findall(r"{.*?}", str(value)))
 
     for words in TEXTS.values():
-        assert holes(words) == holes(EN) and len(words["sure"]) == 3
+        assert holes(words) == holes(EN)
+        assert len(words["sure"]) == 3 and len(words["alike"]) == len(bot.LIKE) + 1
 
 
 def test_titles_are_never_read_as_anything_else(desk):
-    desk.worker.result = {"kind": "shortlist", "candidates": [{"title": "<b>{0} %s & _x_", "confidence": 1.0}] * 2}
+    desk.worker.result = answer_of("shortlist")
+    for candidate in desk.worker.result["candidates"]:
+        candidate["title"] = "<b>{0} %s & _x_"
     (answer,) = desk.feed(photo_update("a"))
     assert "- <b>{0} %s & _x_" in answer.text and desk.bot.default.parse_mode is None
 
@@ -427,7 +483,7 @@ def test_verdicts_on_a_shortlist(desk):
 
 def test_unknown_shows_its_guess_when_asked(desk):
     desk.worker.result = answer_of("unknown")
-    ((_, show),) = buttons(desk.feed(photo_update("a"))[0])
+    (_, show), *_ = buttons(desk.feed(photo_update("a"))[0])
     _, edit = desk.press(show)
     assert edit.text == "I don't know this movie, but it looks most like:\n" + "\n".join(f"- {t}" for t in TITLES)
     (_, right), _ = buttons(edit)
@@ -447,6 +503,298 @@ def test_buttons_outlive_their_messages(desk):
     assert isinstance(desk.press(right)[1], EditMessageReplyMarkup)
 
 
+def test_an_answer_carries_its_proof(desk):
+    desk.worker.result = proven("movie")
+    (answer,) = desk.feed(photo_update("a"))
+    assert isinstance(answer, SendPhoto) and answer.photo.data == b"still 0" and not answer.has_spoiler
+    assert answer.caption == (
+        "This looks like Alien (1979). I am almost sure, but I may be wrong.\n"
+        "The nearest still that I know: almost the same picture, about 1:12:33 into the movie."
+    )
+    assert [label for label, _ in buttons(answer)] == ["Right", "Wrong", "Show another"]
+    desk.worker.result = proven("movie", 0.5, None)
+    (answer,) = desk.feed(photo_update("a", language="ru"))
+    assert answer.caption.endswith("Ближайший кадр, который я знаю: отчасти похож.")
+    desk.worker.result = proven("shortlist", 0.7)
+    (answer,) = desk.feed(photo_update("a"))
+    assert answer.caption.endswith(
+        "The nearest still that I know of Alien (1979): much alike, about 1:12:33 into the movie."
+    )
+    desk.worker.result = proven("unknown")
+    assert isinstance(desk.feed(photo_update("a"))[0], SendMessage)
+
+
+def photo_press(desk, data: str, **more) -> tuple:
+    """press() on a message of ours that has a picture."""
+    message = photo_update("sent", **more)["message"] | {"message_id": 77, "from": BOT}
+    return desk.press(data, message=message)
+
+
+def test_show_another_goes_through_the_next_nearest_films(desk):
+    desk.worker.result = proven("movie")
+    data = buttons(desk.feed(photo_update("a"))[0])[2][1]
+    for place in (1, 2):
+        note, edit = photo_press(desk, data)
+        assert isinstance(edit, EditMessageMedia) and not note
+        assert edit.media.media.data == f"still {place}".encode()
+        assert edit.media.caption.startswith(f"The next nearest movie: {TITLES[place]}.\nThe nearest still")
+        (_, right), (_, _), (_, data) = buttons(edit)
+    assert photo_press(desk, right)[0] == EN["thanks"] and desk.verdicts() == [("wrong", TITLES[2])]
+    assert photo_press(desk, data)[1].media.caption.startswith("This looks like Alien (1979).")
+    desk.app.base.execute("DELETE FROM stills")
+    assert photo_press(desk, data) == (EN["gone"], None)
+
+
+def test_a_proof_of_an_unknown_film_is_shown_when_asked(desk):
+    desk.worker.result = proven("unknown")
+    data = buttons(desk.feed(photo_update("a"))[0])[0][1]
+    _, edit = desk.press(data)
+    assert edit.media.media.data == b"still 0" and edit.media.caption.startswith(EN["guess"].split("{")[0])
+    desk.session.fail = lambda method: NO_PHOTOS if isinstance(method, EditMessageMedia) else None
+    desk.feed(callback_update(data, 77))
+    assert desk.session.calls[-1].text == edit.media.caption
+
+
+NO_PHOTOS = exceptions.TelegramBadRequest(None, "Bad Request: not enough rights to send photos to the chat")
+
+
+def test_where_photos_are_forbidden_the_words_come_alone(desk):
+    desk.worker.result = proven("movie")
+    desk.session.fail = lambda method: NO_PHOTOS if isinstance(method, SendPhoto) else None
+    photo, words = desk.feed(photo_update("a"))
+    assert words.text == photo.caption and buttons(words) == buttons(photo)
+
+
+def test_what_came_under_a_spoiler_is_answered_under_one(desk):
+    desk.worker.result = proven("movie")
+    hidden = photo_update("a", has_media_spoiler=True)
+    asked = [hidden, text_update("what film is this?", reply_to=hidden)]
+    asked += [
+        text_update("and?", external_reply={"origin": ORIGIN, "photo": photo_sizes("b"), "has_media_spoiler": True})
+    ]
+    for update in asked:
+        (answer,) = desk.feed(update)
+        assert answer.has_spoiler
+    _, edit = photo_press(desk, buttons(answer)[2][1], has_media_spoiler=True)
+    assert edit.media.has_spoiler
+    album = [photo_update("a", album="a"), photo_update("b", album="a", has_media_spoiler=True)]
+    assert desk.feed(*album)[0].has_spoiler
+
+
+def test_a_button_opens_the_page_of_the_film(desk, tmp_path):
+    path = tmp_path / "titles.csv"
+    path.write_text(
+        "title,tconst,ru\nAlien (1979),tt0078748,Чужой\nBrazil (1985),javascript:alert(1),\n", encoding="utf-8"
+    )
+    desk.texts["en"]["imdb"] = bot.load_texts(path)["en"]["imdb"]
+    desk.app.know(desk.app.about, "", dict.fromkeys(TITLES) | {"Contact (1997)": "tt0118884"}, 0)
+    pages = []
+    for title in TITLES:
+        desk.worker.result = answer_of("movie")
+        desk.worker.result["candidates"][0]["title"] = title
+        (answer,) = desk.feed(photo_update("a"))
+        pages += [[button.url for row in answer.reply_markup.inline_keyboard for button in row if button.url]]
+    assert pages == [["https://www.imdb.com/title/tt0078748/"], [], ["https://www.imdb.com/title/tt0118884/"]]
+    _, edit = desk.press(buttons(answer)[0][1])
+    assert [label for label, _ in buttons(edit)] == ["IMDb"]  # it stays
+
+
+@pytest.mark.parametrize(
+    ("words", "look"),
+    [
+        (None, None),
+        ("cropped? flipper!", None),
+        ("Crop, please", "still"),
+        ("обрежь", "still"),
+        ("MIRROR", "mirror"),
+        ("{0} зеркало %s <b>", "mirror"),
+        ("mirror" * 170, None),
+    ],
+)
+def test_words_ask_for_a_second_look(desk, words, look):
+    desk.feed(photo_update("a", caption=words))
+    desk.feed(photo_update("a", album="x"), photo_update("b", album="x", caption=words))
+    if words:
+        desk.feed(text_update(words, reply_to=photo_update("c")))
+    assert desk.worker.looks == [look] * (3 if words else 2)
+
+
+def test_buttons_ask_for_a_second_look(desk):
+    desk.worker.result = answer_of("unknown")
+    _, (_, still), (_, mirror) = buttons(desk.feed(photo_update("a"))[0])
+    note, edit = desk.press(still)
+    assert note == EN["looking"] and edit.text == EN["unknown"]
+    desk.worker.result = answer_of("movie")
+    assert desk.press(mirror)[1].text.startswith("This looks like Alien (1979).")
+    assert desk.worker.looks == [None, "still", "mirror"] and desk.worker.asked == [["a"]] * 3
+    for _ in range(bot.FLOOD - 2):  # three frames were before
+        note, edit = desk.press(mirror)
+    assert note == EN["flood"] and edit is None
+    assert desk.press(mirror, user=2) == (EN["theirs"], None)
+
+
+def test_only_who_asked_may_judge(desk):
+    (_, right), (_, wrong) = buttons(
+        desk.feed(photo_update("a", user=1, chat_type="supergroup", caption="@film_bot"))[0]
+    )
+    for data in (right, wrong, wrong.replace("w", "c1", 1), wrong.replace("w", "n", 1), wrong.replace("w", "k", 1)):
+        assert desk.press(data, user=2) == (EN["theirs"], None)
+    assert not desk.verdicts()
+    desk.press(right, user=1)
+    assert desk.verdicts() == [("right", TITLES[0])]
+    channel = {"sender_chat": {"id": -100, "type": "channel", "title": "Films"}, "chat_type": "supergroup"}
+    (_, right), _ = buttons(desk.feed(photo_update("b", user=3, caption="@film_bot", **channel))[0])
+    assert desk.press(right, user=4)[0] == EN["thanks"]  # of a channel's question nobody knows who asked
+
+
+def question(desk, user: int = 1) -> dict:
+    """The bot's message that asks for a title, as Telegram shows it in a reply."""
+    wrong = buttons(desk.feed(photo_update("a", user=user))[0])[1][1]
+    desk.press(wrong.replace("w", "n", 1), user=user)
+    (ask,) = desk.session.calls[-1:]
+    assert ask.text == EN["tell"] and len(buttons(ask)) == 1
+    markup = json.loads(ask.reply_markup.model_dump_json(exclude_none=True))
+    return {"message_id": 9, "date": 1, "chat": {"id": user, "type": "private"}, "from": BOT, "text": ask.text} | {
+        "reply_markup": markup
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        ("brazil (1985)", ("wrong", TITLES[1])),
+        ("  Brazil ", ("wrong", TITLES[1])),
+        ("чужой", ("wrong", TITLES[0])),
+        ("Stalker\n(1979)", ("wish", "Stalker (1979)")),
+        ("'; DROP TABLE answers; --", ("wish", "'; DROP TABLE answers; --")),
+        ("x" * 4000, None),
+    ],
+)
+def test_a_film_can_be_told_in_words(desk, words, verdict):
+    asked = question(desk)
+    (answer,) = desk.feed(text_update(words, reply_to=asked))
+    if verdict:
+        assert answer.text == EN["thanks"] and desk.verdicts()[-1:] == [verdict]
+    else:
+        assert answer.text == EN["tell"] and buttons(answer) and not desk.verdicts()
+    assert desk.feed(text_update("Stalker", user=2, chat=1, reply_to=asked))[0].text == EN["theirs"]
+    data = asked["reply_markup"]["inline_keyboard"][0][0]["callback_data"]
+    assert desk.press(data)[1].text == EN["thanks"]
+    desk.app.base.execute("DELETE FROM answers")
+    assert desk.feed(text_update("Stalker", reply_to=asked))[0].text == EN["gone"]
+    stranger = asked | {"from": STRANGER | {"is_bot": True}}
+    assert desk.feed(text_update("Stalker", reply_to=stranger))[0].text == EN["hint"]
+
+
+def test_wishes_are_listed_by_how_many_users_have_them(tmp_path, capsys):
+    base = tmp_path / "bot.sqlite"
+    with Desk(base) as desk:
+        for user, wish in ((1, "Stalker"), (1, "stalker"), (1, "Stalker"), (2, "Solaris"), (3, "solaris")):
+            desk.feed(text_update(wish, user=user, reply_to=question(desk, user)))
+    assert bot.main(["--wishes", "--db", str(base)]) == 0
+    assert capsys.readouterr().out == "     2  Solaris\n     1  Stalker\n"
+
+
+def test_a_database_of_an_older_bot_goes_on(tmp_path):
+    base = sqlite3.connect(tmp_path / "bot.sqlite")
+    base.execute(
+        "CREATE TABLE answers (id TEXT PRIMARY KEY, time REAL, file_id TEXT,"
+        " kind TEXT, candidates TEXT, verdict TEXT, film TEXT)"
+    )
+    candidates = json.dumps(answer_of("movie")["candidates"])
+    base.execute("INSERT INTO answers VALUES ('old', ?, 'a', 'movie', ?, NULL, NULL)", (time.time(), candidates))
+    base.commit()
+    with Desk(tmp_path / "bot.sqlite") as desk:
+        assert desk.press("r:old", user=5)[0] == EN["thanks"] and desk.verdicts() == [("right", TITLES[0])]
+        assert "Alien" in desk.feed(photo_update("a"))[0].text
+
+
+def guest(**content) -> dict:
+    """A question from a chat that the bot is no member of, as Telegram's documentation has it."""
+    message = in_group(**content)["message"] | {"guest_query_id": "guest-1"}
+    return {"guest_message": message}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"photo": photo_sizes("a"), "caption": "@film_bot"}, "This looks like Alien (1979)."),
+        ({"text": "@film_bot what is it?", "reply_to": THEIRS}, "This looks like Alien (1979)."),
+        ({"text": "@film_bot"}, EN["hint"]),
+        ({"text": "@film_bot", "date": 1}, None),
+    ],
+)
+def test_a_guest_answers_once_and_without_buttons(desk, content, text):
+    desk.worker.result = proven("movie")
+    desk.app.know(desk.app.about, "", {TITLES[0]: "tt0078748"}, 0)
+    assert not desk.feed(guest(**content))  # no message of a member
+    answers = desk.named(AnswerGuestQuery)
+    assert len(answers) == (text is not None)
+    for answer in answers:
+        assert answer.guest_query_id == "guest-1"
+        assert answer.result.input_message_content.message_text.startswith(text)
+        assert not [data for _, data in buttons(answer.result) if data]
+        assert len(buttons(answer.result)) == text.startswith("This")  # the film's page
+
+
+@pytest.mark.parametrize(
+    ("query", "offset", "count", "further"),
+    [
+        ("", "", 20, "20"),
+        ("", "40", 20, ""),
+        ("film 5", "", 15, ""),
+        ("nothing of the kind", "", 0, ""),
+        ("", "٣", 20, "20"),
+        ("", "99999", 0, ""),
+        ("", "-1", 20, "20"),
+        ("{0} <b> %s \0" * 15, "", 0, ""),
+    ],
+)
+def test_titles_are_found_inline(library, query, offset, count, further):
+    user = {"id": 5, "is_bot": False, "first_name": "Ann", "language_code": "en"}
+    library.feed({"inline_query": {"id": "1", "from": user, "query": query, "offset": offset}})
+    answer = library.session.calls[-1]
+    assert isinstance(answer, AnswerInlineQuery) and answer.is_personal
+    assert (len(answer.results), answer.next_offset) == (count, further)
+    for result in answer.results:
+        assert result.title == result.input_message_content.message_text and result.title in MANY
+    library.session.fail = lambda method: exceptions.TelegramBadRequest(None, "query is too old")
+    library.feed({"inline_query": {"id": "1", "from": user, "query": query, "offset": offset}})
+    library.session.fail = lambda method: None
+    assert library.errors == library.session.wrong == []
+
+
+def test_figures_for_the_owner_alone():
+    with Desk(owner=7) as desk:
+        for kind in ("movie", "shortlist", "unknown", "movie"):
+            desk.worker.result = answer_of(kind)
+            data = buttons(desk.feed(photo_update("a"))[0])[0][1]
+        desk.press(data)
+        desk.app.base.execute("INSERT INTO counts VALUES ('2020-01-01', 'frames', 100), ('2020-01-01', 'movie', 100)")
+        (figures,) = desk.feed(text_update("/stats", user=7))
+        assert "4 frames today, 104 in all: 102 named, 1 with a choice of three, 1 unknown" in figures.text
+        assert "Users said 1 times right, 0 times wrong" in figures.text and "Median 5 ms" in figures.text
+        assert "Кадров сегодня 4, всего 104" in desk.feed(text_update("/stats", user=7, language="ru"))[0].text
+        assert desk.feed(text_update("/stats", user=8))[0].text == EN["hint"]
+        assert not desk.feed(text_update("/stats", user=7, chat_type="supergroup"))
+
+        async def metrics() -> str:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            await bot_updates.serve_metrics(desk.app, port)
+            with pytest.raises(UserError, match=f"--metrics {port}"):
+                await bot_updates.serve_metrics(desk.app, port)
+            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                return await answer.text()
+
+        lines = dict(line.rsplit(" ", 1) for line in desk.runner.run(metrics()).splitlines())
+        assert (
+            lines["movie_bot_frames"] == "104" and lines["movie_bot_today"] == "4" and lines["movie_bot_right"] == "1"
+        )
+        assert lines['movie_bot_info{architecture="test_resnet",version="abc1234"}'] == "1"
+
+
 def test_feedback_becomes_labels(tmp_path, capsys):
     base, labels = tmp_path / "bot.sqlite", tmp_path / "labels.csv"
     assert bot.main(["--feedback", str(labels), "--db", str(base)]) == 2
@@ -455,11 +803,11 @@ def test_feedback_becomes_labels(tmp_path, capsys):
         with contextlib.suppress(OSError):
             wrong.write_bytes(b"no database at all" * 100)
         with pytest.raises(UserError, match="--db"):
-            bot.open_base(wrong)
+            bot_updates.open_base(wrong)
     base.unlink()
     with Desk(base) as desk:
         for verdict in (0, 1):
-            desk.press(buttons(desk.feed(photo_update(f"shot{verdict}", user=4242))[0])[verdict][1])
+            desk.press(buttons(desk.feed(photo_update(f"shot{verdict}", user=4242))[0])[verdict][1], user=4242)
         desk.feed(photo_update("no-verdict"))
     assert bot.main(["--feedback", str(labels), "--db", str(base)]) == 0
     head, *rows = csv.reader(labels.read_text().splitlines())
@@ -478,7 +826,7 @@ def test_of_people_nothing_is_kept(tmp_path):
         desk.feed(photo_update("a", caption="very private words, @film_bot", **group))
         desk.feed(text_update("between ourselves", **group), text_update("/help private words", user=987654321))
         desk.press("l:ru", user=987654321)
-        desk.spawn(bot.tidy(desk.app.base))
+        desk.spawn(bot_updates.tidy(desk.app.base))
         desk.run(lambda: not (tmp_path / "bot.sqlite-wal").read_bytes())
         everything = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         assert b"languages" in everything
@@ -492,7 +840,7 @@ def test_what_is_old_is_forgotten(desk):
     desk.press(right)
     for table, days in (("updates", 3), ("answers", 91)):
         desk.app.base.execute(f"UPDATE {table} SET time = time - {days * 86400}")
-    tidying = desk.spawn(bot.tidy(desk.app.base))
+    tidying = desk.spawn(bot_updates.tidy(desk.app.base))
     desk.run(lambda: not desk.app.base.execute("SELECT * FROM updates").fetchall())
     assert not tidying.done()
     assert desk.press(right)[0] == EN["thanks"] and desk.press(other)[0] == EN["gone"]
@@ -506,12 +854,34 @@ MANY_RUSSIAN = {title: f"{LONG if n % 5 else 'Очень длинное назв
 @pytest.fixture(scope="module")
 def library():
     with Desk() as desk:
-        desk.app.about.classes, desk.texts["ru"]["titles"] = MANY, MANY_RUSSIAN
+        desk.texts["ru"]["titles"] = MANY_RUSSIAN
+        desk.app.know(desk.app.about, "", dict.fromkeys(MANY), 0)
         desk.answer = buttons(desk.feed(photo_update("a"))[0])[0][1][2:]
         yield desk
 
 
-ACTIONS = st.sampled_from(["", "l", "f", "g", "r", "w", "n", "c", "c0", "c2", "c3", "c-1", "c²", "c٣", "c" + "9" * 40])
+ACTIONS = [
+    "",
+    "l",
+    "f",
+    "g",
+    "r",
+    "w",
+    "n",
+    "k",
+    "s",
+    "s0",
+    "s1",
+    "c",
+    "c0",
+    "c2",
+    "c3",
+    "c-1",
+    "c²",
+    "c٣",
+    "c" + "9" * 40,
+]
+ACTIONS = st.sampled_from(ACTIONS)
 PAGES = st.sampled_from(["-1", "0", "1", "2", "3", "99999", "100000", "٣", "²", "1e3", "", "9" * 50])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -523,7 +893,7 @@ def test_hostile_buttons(library, data):
         data = ":".join(library.answer if part is None else part for part in data)
     note, edit = library.press(data, language="ru")
     assert note is None or len(note) <= 200
-    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:")):
+    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:", "k:")):
         assert data.startswith("f:") and edit.text.startswith(("Фильмов: ", "Такого"))
     assert library.errors == library.session.wrong == []
 
@@ -647,7 +1017,7 @@ def test_errors_bring_an_apology_and_say_nothing_in_the_log(monkeypatch):
 def test_a_full_disk_is_told(desk):
     desk.app.base.execute(f"PRAGMA max_page_count = {desk.app.base.execute('PRAGMA page_count').fetchone()[0]}")
     desk.feed(*(photo_update("a", user=user) for user in range(50)))
-    assert desk.errors and set(desk.errors) == {desk.errors[0]} and "OperationalError at bot.py:" in desk.errors.pop()
+    assert len(set(desk.errors)) == 1 and "OperationalError at bot_updates.py:" in desk.errors[0]
     desk.errors.clear()
 
 
@@ -699,8 +1069,8 @@ def insist(method, *outcomes, updates=(), base=None):
         return outcome
 
     async def call():
-        bot.answering.set(list(updates))
-        return await bot.Requests(base or bot.open_base(":memory:"))(make_request, None, method)
+        bot_updates.answering.set(list(updates))
+        return await bot_updates.Requests(base or bot_updates.open_base(":memory:"))(make_request, None, method)
 
     return asyncio.run(call())
 
@@ -737,7 +1107,7 @@ def test_requests_are_made_again(pauses, monkeypatch, method, error, waited):
         return
     assert insist(method, error, "done") == "done" and pauses == [pytest.approx(waited)]
     if method in (SEND, FILE):
-        monkeypatch.setattr(bot, "OLD", 0.0)
+        monkeypatch.setattr(bot_updates, "OLD", 0.0)
         with pytest.raises(type(error)):  # not for ever
             insist(method, error, "done")
 
@@ -753,9 +1123,9 @@ def test_pauses_grow_and_trouble_is_logged_once(pauses, caplog):
 
 
 def test_an_answer_that_may_have_arrived_is_not_sent_after_a_restart(pauses, monkeypatch):
-    monkeypatch.setattr(bot, "OLD", 0.0)
+    monkeypatch.setattr(bot_updates, "OLD", 0.0)
     for error, sent in ((RESET, True), (UNREACHED, False), (HTML, False)):
-        base = bot.open_base(":memory:")
+        base = bot_updates.open_base(":memory:")
         base.execute("INSERT INTO updates (id, body) VALUES (5, 'body'), (6, 'of the same album'), (7, 'another')")
         with pytest.raises(type(error)):
             insist(SEND, error, updates=(5, 6), base=base)
@@ -947,13 +1317,13 @@ class Service:
     trouble: {(method, chat or file id): [how, ...]}, each used once, as TelegramServer's behave gives them.
     """
 
-    def __init__(self, folder: Path, model: Path):
-        self.folder, self.model, self.log = folder, model, folder / "log.txt"
+    def __init__(self, folder: Path, model: Path, *options: str, local: Path | None = None):
+        self.folder, self.model, self.options, self.log = folder, model, options, folder / "log.txt"
         self.frame = encoded(draw_frame(0, 0, 0, (640, 360)))
         self.trouble, self.wanted, self.process, self.users = {}, collections.Counter(), None, itertools.count(100)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.server = TelegramServer(TOKEN, {}, self._behave, free.getsockname()[1])
+            self.server = TelegramServer(TOKEN, {}, self._behave, free.getsockname()[1], local)
 
     def _behave(self, method, params, _):
         hows = self.trouble.get((method, params.get("file_id") or params.get("chat_id")))
@@ -961,7 +1331,7 @@ class Service:
 
     def start(self) -> None:
         command = [sys.executable, str(ROOT / "bot.py"), "--model", str(self.model), "--api-base", self.server.base]
-        command += ["--db", str(self.folder / "bot.sqlite"), "--threads", "1"]
+        command += ["--db", str(self.folder / "bot.sqlite"), "--threads", "1", *self.options]
         with open(self.log, "ab") as log:
             how = {"cwd": self.folder, "env": environment(TOKEN), "stdout": log, "stderr": log}
             self.process = subprocess.Popen(command, **how)
@@ -987,16 +1357,19 @@ class Service:
         return user
 
     def asked(self, method: str, *users: int) -> list[dict]:
-        """Calls of a method about these users' files or chats."""
+        """Calls of a method about these users' files or chats, in order; "send" for messages and photos."""
         about = {*users, *(f"f{user}" for user in users)}
         calls = self.server.named(method)
+        if method == "send":
+            calls = [*self.server.named("sendMessage"), *self.server.named("sendPhoto")]
         return [call for call in calls if {call["params"].get("chat_id"), call["params"].get("file_id")} & about]
 
     def until(self, predicate, seconds: float = 60) -> bool:
         return self.server.wait_for(lambda _: predicate(), seconds)
 
     def answers(self, user: int) -> list[str]:
-        return [call["params"]["text"] for call in self.asked("sendMessage", user) if call["status"] == 200]
+        calls = [call["params"] for call in self.asked("send", user) if call["status"] == 200]
+        return [params.get("text") or params["caption"] for params in calls]
 
     def wait(self, *users: int) -> list[str]:
         """The last answer of each."""
@@ -1008,23 +1381,120 @@ class Service:
         return self.process.wait(60)
 
 
-@pytest.fixture
-def service(exported, tmp_path):
+@contextlib.contextmanager
+def served(service: Service):
     """At the end each user must have had as many answers as were due, and the log no secret and no trace."""
-    service = Service(tmp_path, exported / "model.onnx")
     service.start()
     try:
         with service.server:
             yield service
             worker = service.worker()
             assert service.exit(signal.SIGTERM) == 0 and not cmdline(worker)
-            answers = [call for call in service.server.named("sendMessage") if call["status"] == 200]
-            assert collections.Counter(call["params"]["chat_id"] for call in answers) == +service.wanted
+            answers = [*service.server.named("sendMessage"), *service.server.named("sendPhoto")]
+            answers = [call["params"]["chat_id"] for call in answers if call["status"] == 200]
+            assert collections.Counter(answers) == +service.wanted
             log = service.log.read_text()
             assert "Traceback" not in log and SECRET not in log and TOKEN not in log
     finally:
         service.process.kill()
         service.process.wait()
+
+
+@pytest.fixture
+def service(exported, tmp_path):
+    with served(Service(tmp_path, exported / "model.onnx")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory) -> Path:
+    """A folder with an embedder in export and an index of five films beside it."""
+    home = tmp_path_factory.mktemp("indexed")
+    write_model(home / "export", 8)
+    for film in range(5):
+        write_film(home / "raw" / f"Film {film} ({1990 + film})", film, range(8))
+    command = ["add", str(home / "raw"), "--model", str(home / "export"), "--index", str(home / "index")]
+    assert index.main(command) == 0
+    return home
+
+
+def test_proof_comes_from_an_index_that_changes_and_breaks(indexed, tmp_path):
+    home = Path(shutil.copytree(indexed, tmp_path / "home"))
+    (tmp_path / "local").mkdir()
+    with served(Service(tmp_path, home / "export", local=tmp_path / "local")) as service:
+        user = service.ask(file=encoded(draw_frame(1, 5, 99)))
+        (text,) = service.wait(user)
+        assert text.startswith("This looks like Film 1 (1991).")
+        assert "The nearest still that I know: almost the same picture, about 0:00:3" in text
+        (call,) = service.asked("sendPhoto", user)
+        photo = call["params"][call["params"]["photo"].removeprefix("attach://")]
+        assert Image.open(io.BytesIO(photo)).width == 160
+        another = call["params"]["reply_markup"]["inline_keyboard"][1][0]["callback_data"]
+        service.server.push(callback_update(another, call["result"]["message_id"], user))
+        assert service.until(lambda: service.asked("editMessageMedia", user))
+        assert service.asked("editMessageMedia", user)[0]["status"] == 200
+        film = [str(write_film(tmp_path / "stills", 7, range(60, 64))), "--title", "New (2001)"]
+        assert index.main(["add", *film, "--model", str(home / "export"), "--index", str(home / "index")]) == 0
+        added = encoded(draw_frame(7, 60, 9))
+        assert "New (2001)" in service.wait(service.ask(file=added))[0]
+        (home / "index" / "index.json").write_text("{")
+        assert all("New (2001)" in text for text in service.wait(*(service.ask(file=added) for _ in range(3))))
+        assert service.log.read_text().count("index.json is damaged") == 1
+        large = service.ask(paper, file=encoded(draw_frame(2, 3, 9).resize((3000, 2500)), "BMP"))  # 22 MB
+        assert "Film 2 (1992)" in service.wait(large)[0]
+        assert not service.server.named("file")  # all by their paths
+        sender = {"id": 5, "is_bot": False, "first_name": "Ann"}
+        service.server.push({"inline_query": {"id": "1", "from": sender, "query": "film 2", "offset": ""}})
+        service.server.files["guest"] = encoded(draw_frame(2, 3, 9))
+        service.server.push(guest(photo=photo_sizes("guest"), caption="@film_bot"))
+        for method in ("answerInlineQuery", "answerGuestQuery"):
+            assert service.until(lambda method=method: service.server.named(method))
+            assert [call["status"] for call in service.server.named(method)] == [200]
+            assert "Film 2 (1992)" in json.dumps(service.server.named(method)[0]["params"])
+
+
+def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, caplog):
+    place = Path(shutil.copytree(indexed / "index", tmp_path / "index"))
+    identifier = Identifier(indexed / "export")
+    identifier.index = bot_worker.open_index(place, identifier)
+    monkeypatch.setattr(bot_worker, "model", identifier, raising=False)
+    monkeypatch.setattr(bot_worker, "AGAIN", 0.0)
+    monkeypatch.setattr(bot_worker.log, "disabled", False)  # the configuration of another package may have done it
+
+    def ask() -> list[dict]:
+        return bot_worker.name_film([encoded(draw_frame(2, 3, 99))])["candidates"]
+
+    before = ask()
+    assert before[0]["title"] == "Film 2 (1992)" and len(before) == bot_worker.FILMS and "evidence" in before[0]
+    state = (place / "index.json").read_text()
+    (place / "index.json").write_text(state.replace("films/", "gone/"))
+    assert ask() == before
+    shutil.rmtree(place)
+    for _ in range(2):
+        gone = ask()
+        assert gone[0]["title"] == "Film 2 (1992)" and not any("evidence" in candidate for candidate in gone)
+    told = [record.getMessage() for record in caplog.records]
+    assert "files are missing" in told[0] and len(told) == len(set(told))
+    shutil.copytree(indexed / "index", place)
+    assert ask() == before
+    with pytest.raises(UserError, match="--index"):
+        bot_worker.open_index(tmp_path / "nowhere", identifier)
+
+
+def test_second_looks(indexed, monkeypatch):
+    monkeypatch.setattr(bot_worker, "model", Identifier(indexed / "export"), raising=False)
+    bot_worker.model.index = index.Index(indexed / "index", bot_worker.model)
+    frame = draw_frame(3, 6, 99, (640, 360))
+    screenshot = Image.new("RGB", (640, 520))
+    screenshot.paste(frame, (0, 80))
+    alike = {}
+    for name, picture in (("mirror", ImageOps.mirror(frame)), ("still", screenshot)):
+        (best, *_), (plain, *_) = (
+            bot_worker.name_film([encoded(picture)], look)["candidates"] for look in (name, None)
+        )
+        alike[name] = best["evidence"]["similarity"], plain["evidence"]["similarity"]
+        assert best["title"] == "Film 3 (1993)" and alike[name][0] > 0.9
+    assert alike["mirror"][1] < alike["mirror"][0]
 
 
 ANSWERS = ("This looks like ", "I doubt a little.", "I don't know this movie.")

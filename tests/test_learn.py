@@ -1,0 +1,207 @@
+"""python -m pytest tests/test_learn.py"""
+
+import io
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_frame
+from PIL import Image
+from telegram_server import TelegramServer
+from test_index import write_film, write_model
+
+import bot_updates
+import index
+import learn
+from engines import open_engine
+from identify import Identifier
+from image import UserError
+
+SECRET = "AAF-never_to_be-seen"
+TOKEN = f"123456:{SECRET}"
+TITLES = [f"Film {film} ({1990 + film})" for film in range(4)]
+
+
+def encoded(image: Image.Image, quality: int = 85) -> bytes:
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=quality)
+    return packed.getvalue()
+
+
+class Home:
+    """An index of four films, a bot's database, and the Telegram that has the users' pictures."""
+
+    def __init__(self, folder: Path, server: TelegramServer):
+        self.folder, self.server, self.model, self.index = folder, server, folder / "export", folder / "index"
+        self.base = bot_updates.open_base(folder / "bot.sqlite")
+
+    def run(self, command: str, *arguments: str) -> int:
+        return index.main([command, *arguments, "--index", str(self.index)])
+
+    def learn(self, *arguments: str) -> int:
+        where = ["--db", str(self.folder / "bot.sqlite"), "--sheet", str(self.folder / "learn.png")]
+        return self.run("learn", *where, "--model", str(self.model), "--api-base", self.server.base, *arguments)
+
+    def confirm(self, name: str, film: str, picture: bytes | None, who: str | None = "ann", verdict="right") -> None:
+        """A picture that a user sent, and what he said of it."""
+        if picture is not None:
+            self.server.files[name] = picture
+        row = (f"id-{name}", time.time(), name, "movie", "[]", verdict, film, who)
+        self.base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def listed(self) -> list[list[str]]:
+        path = self.folder / "learn.txt"
+        return [line.split("\t") for line in path.read_text().splitlines()] if path.exists() else []
+
+    def names(self, title: str = TITLES[0]) -> list[str]:
+        return self.arrays(title, "name")[0].tolist()
+
+    def arrays(self, title: str, *names: str) -> list[np.ndarray]:
+        """Arrays of a film, then its vectors."""
+        engine = open_engine(self.index)
+        film = engine.load()["films"][title]
+        return [*engine.get(film["frames"], *names), engine.get_vectors(film["vectors"])]
+
+    def theirs(self, title: str = TITLES[0]) -> int:
+        return sum(name.startswith(learn.SOURCE) for name in self.names(title))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    write_model(folder / "export", 8)
+    for film, title in enumerate(TITLES):
+        write_film(folder / "raw" / title, film, range(6))
+    command = ["add", str(folder / "raw"), "--model", str(folder / "export"), "--index", str(folder / "index")]
+    assert index.main(command) == 0
+    return folder
+
+
+@pytest.fixture
+def home(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("TELEGRAM_BOT_TOKEN", TOKEN)
+    with TelegramServer(TOKEN, {}) as server:
+        home = Home(Path(shutil.copytree(built, tmp_path / "home")), server)
+        yield home
+        home.base.close()
+
+
+def shot(number: int, film: int = 0) -> bytes:
+    """A scene of a film that the index does not hold."""
+    return encoded(draw_frame(film, 40 + number, 0, (480, 272)))
+
+
+def test_the_owner_sees_and_accepts_what_users_confirmed(home, capsys):
+    home.confirm("a", TITLES[0], shot(0))
+    home.confirm("b", TITLES[0], shot(1), verdict="wrong")  # the answer was, and this film was picked
+    home.confirm("c", TITLES[1], shot(2, film=1), who=None)
+    home.confirm("wish", "Stalker", shot(3), verdict="wish")
+    home.confirm("unheard", "Solaris (1972)", shot(4))
+    before = home.names()
+    assert home.learn() == 0
+    out, err = capsys.readouterr()
+    assert [line[3] for line in sorted(home.listed(), key=lambda line: line[3])] == [TITLES[0], TITLES[0], TITLES[1]]
+    assert Image.open(home.folder / "learn.png").size[0] > 1000 and "Solaris (1972): 1 pictures" in err
+    assert SECRET not in out + err and home.names() == before  # nothing is added without the owner
+    kept = ["\t".join(line) for line in home.listed() if line[3] == TITLES[0]]
+    (home.folder / "learn.txt").write_text("\n".join([*kept, "1\t../../x/y.jpg\t0\tx", "nonsense"]))
+    assert home.learn("--accept", str(home.folder / "learn.txt")) == 0
+    assert f"{TITLES[0]}: 2 stills added" in capsys.readouterr().out
+    assert (home.theirs(), home.theirs(TITLES[1])) == (2, 0) and home.run("check") == 0
+    assert home.learn() == 0 and "nothing new" in capsys.readouterr().out  # neither the taken nor the refused
+    identifier = Identifier(home.model)
+    identifier.index = index.Index(home.index, identifier)
+    best = identifier.identify(shot(1)).candidates[0]
+    assert best.title == TITLES[0] and best.evidence["file"].startswith(learn.SOURCE)
+    assert best.evidence["time_ms"] is None and best.evidence["similarity"] > 0.99
+
+
+def test_only_what_was_shown_is_added(home):
+    home.confirm("a", TITLES[0], shot(0))
+    assert home.learn() == 0
+    home.confirm("late", TITLES[0], shot(1))
+    assert home.learn("--accept", "all") == 0 and home.theirs() == 1
+    assert home.learn() == 0 and len(home.listed()) == 1
+    assert home.learn("--accept", "all") == 0 and home.theirs() == 2
+
+
+def test_one_user_gives_a_few_pictures_and_each_once(home):
+    for k in range(8):
+        home.confirm(f"eager{k}", TITLES[0], shot(k), who="eager")
+    home.confirm("same", TITLES[0], encoded(draw_frame(0, 40, 0, (480, 272)), 70), who="other")
+    home.confirm("known", TITLES[0], encoded(draw_frame(0, 3, 0), 92), who="other")  # the index has it
+    assert home.learn("--per-user", "3") == 0
+    assert len(home.listed()) == 4  # three of eager's, and the known
+    assert home.learn("--accept", "all") == 0 and home.theirs() == 3
+    assert home.learn("--per-user", "3") == 0 and home.theirs() == 3  # accepted ones count
+
+
+def test_adding_the_film_again_keeps_what_was_learned(home):
+    home.confirm("a", TITLES[0], shot(0))
+    assert home.learn() == home.learn("--accept", "all") == 0
+    write_film(home.folder / "raw" / TITLES[0], 0, range(8))
+    assert home.run("add", str(home.folder / "raw"), "--model", str(home.model)) == 0
+    assert home.theirs() == 1 and any(name.startswith("07_") for name in home.names())
+
+
+def test_all_of_it_is_taken_out_again(home, capsys):
+    arrays = "embedding", "time", "thumbs", "ends", "worn", "of"
+    before = home.arrays(TITLES[0], *arrays)
+    for k in range(3):
+        home.confirm(f"f{k}", TITLES[0], shot(k))
+    assert home.learn() == home.learn("--accept", "all") == 0 and home.theirs() == 3
+    assert home.run("remove", "--source", "telegram") == 0 and "3 stills" in capsys.readouterr().out
+    assert all(np.array_equal(a, b) for a, b in zip(before, home.arrays(TITLES[0], *arrays), strict=True))
+    assert {file.parent.name for file in home.index.glob("telegram/*/*.jpg")} == {"refused"} and home.run("check") == 0
+    assert home.learn() == 0 and not home.listed()[3:] and "nothing new" in capsys.readouterr().out
+    assert home.run("remove", "--source", "telegram") == 0  # nothing is left to remove
+
+
+def test_pictures_that_cant_be_had_are_skipped(home, capsys):
+    home.confirm("gone", TITLES[0], None)
+    home.confirm("broken", TITLES[0], b"no picture at all")
+    home.confirm("good", TITLES[0], shot(0))
+    assert home.learn() == 1
+    err = capsys.readouterr().err
+    assert err.count("can't be had") == 1 and SECRET not in err
+    assert [line[3] for line in home.listed()] == [TITLES[0]]
+
+
+def test_what_is_wrong_is_told_in_a_line(home, capsys, monkeypatch, tmp_path):
+    home.confirm("a", TITLES[0], shot(0))
+    monkeypatch.chdir(tmp_path)  # no .env
+    for token, words in (("", "TELEGRAM_BOT_TOKEN"), ("1:other", "can't be had")):
+        monkeypatch.setenv("TELEGRAM_BOT_TOKEN", token)
+        assert home.learn() > 0
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1 and "other" not in err
+    assert home.run("learn", "--db", str(tmp_path / "none.sqlite"), "--model", str(home.model)) == 2
+    assert "--db" in capsys.readouterr().err
+    assert home.learn("--accept", str(tmp_path / "none.txt")) == 1 and "none.txt" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        home.run("remove")
+    with pytest.raises(UserError, match="folder"):
+        learn.folder_of("http://milvus:19530")
+
+
+def test_titles_never_become_paths(home, tmp_path):
+    title = "../../Escape/../(2001)"
+    film = write_film(tmp_path / "stills", 5, range(3))
+    assert home.run("add", str(film), "--title", title, "--model", str(home.model)) == 0
+    home.confirm("up", title, shot(1, film=5), who="../up")
+    home.base.execute("UPDATE answers SET id = '../../up'")
+
+    def outside() -> set[str]:
+        return {str(path) for path in tmp_path.parent.rglob("*") if home.index not in path.parents}
+
+    before = outside()
+    assert home.learn() == home.learn("--accept", "all") == 0 and home.theirs(title) == 1
+    assert {Path(path).name for path in outside() - before} == {"learn.png", "learn.txt"}
+
+
+def test_a_file_of_a_local_server_is_read_by_its_path(home, tmp_path):
+    home.server.local = tmp_path
+    home.confirm("a", TITLES[0], shot(0))
+    assert home.learn() == 0 and len(home.listed()) == 1 and not home.server.named("file")
