@@ -23,6 +23,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def machine() -> str:
     """One line: CPU, cores, the flags that matter here, versions, date."""
     found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     cpu = " ".join([found[1] if found else os.uname().machine, *(flag for flag in FLAGS if flag in cpu_flags())])
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "onnxruntime", "openvino"))
+    packages = [package for package in ("torch", "onnxruntime", "openvino") if find_spec(package)]
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"{cpu}, {os.cpu_count()} cores; Python {sys.version.split()[0]}, {versions}; {time.strftime('%Y-%m-%d')}"
 
 
@@ -422,11 +424,26 @@ async def bench_bot(*, frames: Path, model: Path = Path("export"), users: int = 
     show(f"Bot, {model}, {identifier.runtime} {identifier.format}, {users} users x {each} frames at once", rows, note)
 
 
+def bench_cuda(
+    *, out: Path, minutes: int = 9, films: int = 257, per_film: int = 230, epochs: int = 10,
+    archs: str = "all", detector: str = "yolo11n.pt", again: str = "",
+) -> None:  # fmt: skip
+    """All that a GPU is for, on rendered films, each part in a process of its own: OUT/cuda.md and cuda.json.
+
+    What is left undone is done when it is called again; parts whose names begin with AGAIN are done anew.
+    """
+    options = dict(locals())
+    from bench_cuda import run_all
+
+    run_all(**options)
+
+
 def get_parser() -> argparse.ArgumentParser:
     """A command a function, whose parameters are its arguments; those after * are flags."""
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
-    for run in (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot):
+    runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
+    for run in (*runs, bench_cuda):
         about = run.__doc__.split("\n")[0]
         sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
         sub.set_defaults(run=run)
