@@ -72,10 +72,10 @@ def make_films(it, name: str, films: int) -> dict:
     return {"frames": count} | {f"{key}, frames/s": count / value for key, value in seconds.items()}
 
 
-def recipe_for(arch: str, count: int, **more) -> dict:
-    """For speed: 224 pixels, large batches. count: training frames."""
+def fast_recipe(arch: str, count: int) -> dict:
+    """224 pixels, large batches. count: training frames."""
     batch = min(512 if arch in ("mobilenetv2", CLIP) else 256, count // 4)
-    return {"epochs": 3, "batch_size": batch, "train_size": 224, "lr": 3e-4} | more
+    return {"epochs": 3, "batch_size": batch, "train_size": 224, "lr": 3e-4}
 
 
 def time_training(it, arch: str, compiled: bool) -> dict:
@@ -89,10 +89,11 @@ def time_training(it, arch: str, compiled: bool) -> dict:
     torch.cuda.reset_peak_memory_stats() if GPU else None
     with tempfile.TemporaryDirectory(dir=it.out) as out:
         how = {"arch": arch, "pretrained": False, "compiled": compiled, "out": Path(out)}
-        run = train.train_model(it.small, recipe=recipe_for(arch, count), **how)
+        run = train.train_model(it.small, recipe=fast_recipe(arch, count), **how)
         epochs = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     best = max(epochs, key=lambda row: float(row["images_per_s"]))
     figures |= {"images/s": float(best["images_per_s"]), "MFU": float(best["mfu"])}
+    figures |= {} if compiled else {"times the original's": figures["images/s"] / figures["original's images/s"]}
     figures |= {f"loss in epoch {row['epoch']}": float(row["train_loss"]) for row in (epochs[0], epochs[-1])}
     return figures | {"GPU memory, GB": torch.cuda.max_memory_allocated() / 1e9 if GPU else 0.0}
 
@@ -100,7 +101,7 @@ def time_training(it, arch: str, compiled: bool) -> dict:
 def check_resuming(it) -> dict:
     """A run in one piece and one that is stopped after an epoch and resumed: their figures are to be alike."""
     count, keep = len(choose_rows(read_manifest(it.small))[0]["train"]), train.keep_epoch
-    how = {"arch": it.one, "pretrained": False, "recipe": recipe_for(it.one, count, epochs=2), "out": it.out / "resume"}
+    how = {"arch": it.one, "pretrained": False, "recipe": fast_recipe(it.one, count), "out": it.out / "resume"}
 
     def stop(*args) -> None:
         keep(*args)
@@ -133,7 +134,8 @@ def check_torchrun(it) -> dict:
         it.out / "torchrun",
         "--overwrite",
     ]
-    nccl = re.search("NCCL version.*", torchrun(1, "train.py", it.small, *argv, NCCL_DEBUG="VERSION"))
+    text = torchrun(1, "train.py", it.small, *argv, NCCL_DEBUG="VERSION", GLOO_SOCKET_IFNAME="lo")
+    nccl = re.search("NCCL version.*", text)
     if GPU and not nccl:
         raise RuntimeError("nccl was not used")
     (test,) = (it.out / "torchrun").glob("*/test.json")
@@ -142,6 +144,7 @@ def check_torchrun(it) -> dict:
 
 def time_filter(it) -> dict:
     """Frames/s of filter.py's detector alone, and of several filter.py on one GPU once they run."""
+    os.environ["YOLO_OFFLINE"] = "true"  # else ultralytics waits for an answer from the network
     from filter import person_detector
 
     if not Path(it.detector).exists():
@@ -152,12 +155,12 @@ def time_filter(it) -> dict:
     start = time.perf_counter()
     detect(pictures)
     figures = {"detector, frames/s": len(pictures) / (time.perf_counter() - start), "frames with persons": persons}
-    processes = max(1, os.cpu_count() // 3)
+    processes = max(1, min(os.cpu_count() // 2, it.films // 4))
     with tempfile.TemporaryDirectory(dir=it.out) as out:
         argv = (it.out / "raw-small", "--out", out, "--detector", it.detector, "--min-frames", 2)
         torchrun(processes, "filter.py", *argv)
         done = sorted(path.stat().st_mtime for path in Path(out, ".filter").glob("*.json"))  # when each film was
-    share = (len(done) - processes) / len(done)  # behind the first film of each process, which loads the detector
+    share = (len(done) - processes) / len(done)  # without the first film of each process, which loads the detector
     frames = share * len(expand([str(it.out / "raw-small")]))
     return figures | {f"{processes} filter.py, frames/s": frames / (done[-1] - done[processes - 1])}
 
@@ -180,39 +183,36 @@ def check_export(it) -> dict:
     return {"logits apart by": apart, "in bf16": relative_error(logits[1], exported), "same film": alike}
 
 
-def train_table(it, arch: str) -> dict:
-    """The original's table: runs on 5, 50 and all films, and a head in closed form on the features of the last."""
-    runs = {f"{arch}-{n}": ({}, n) for n in (5, 50, it.films) if n <= it.films}
-    if arch != CLIP:
+def train_table(it, arch: str, numbers: list[int]) -> dict:
+    """Rows of the original's table, a run for each number of films; on all films also a head in closed form."""
+    runs, figures = {f"{arch}-{films}": ({}, films) for films in numbers}, {}
+    if it.films in numbers and arch != CLIP:
         runs[f"{arch}-{it.films}-head"] = {"init": it.out / "runs" / f"{arch}-{it.films}" / "best.pt"}, it.films
     for name, (more, films) in runs.items():
-        if (it.out / "runs" / name / "test.json").exists():
-            continue
-        recipe = {"epochs": it.epochs, "batch_size": 256 if films > 50 else 64}
+        start, recipe = time.perf_counter(), {"epochs": it.epochs, "batch_size": 256 if films > 50 else 64}
         recipe = {"epochs": 0} if more else recipe | {"lr": 1e-3 if arch in ARCHITECTURES[:3] else 3e-4}
         how = {"arch": arch, "out": it.out / "runs", "name": name, "resume": True}
         how |= {"pretrained": False, "subset": films if films < it.films else None}
-        run = train.train_model(it.large, recipe=recipe, **how, **more)
-        (run / "last.pt").unlink()  # a gigabyte
-    return {"runs": len(runs)}
-
-
-def list_parts(archs: list[str], films: int, few: int = 40) -> dict[str, tuple]:
-    """{name: (function, arguments, seconds it may take)}, in order. few: films of the dataset for speeds."""
-    parts = {"machine": (measure_machine, (), 90), "films": (make_films, ("small", min(few, films)), 120)}
-    parts |= {f"train {arch}": (time_training, (arch, False), 100) for arch in archs}
-    parts |= {"resume": (check_resuming, (), 120), "export": (check_export, (), 90)}
-    parts |= {"torchrun": (check_torchrun, (), 90), "filter": (time_filter, (), 120)}
-    parts |= {f"compiled {arch}": (time_training, (arch, True), 150) for arch in archs}
-    parts |= {"films of the table": (make_films, ("large", films), 300)} if films > few else {}
-    return parts | {f"table {arch}": (train_table, (arch,), 600) for arch in archs}
+        if not (it.out / "runs" / name / "test.json").exists():  # else it was done before this part was cut off
+            run = train.train_model(it.large, recipe=recipe, **how, **more)
+            (run / "last.pt").unlink()  # a gigabyte
+            figures[f"{name}, s"] = time.perf_counter() - start
+    return figures
 
 
 def run_all(*, out: Path, minutes: float, archs: str, again: str, **more) -> None:
-    """Do and report the parts. Raises UserError where one of them fails or overruns."""
-    names = list(ARCHITECTURES) if archs == "all" else archs.split(",")
-    it = SimpleNamespace(out=out.resolve(), small=out.resolve() / "small", **more)
-    it.one = "deit_base_patch16_224" if "deit_base_patch16_224" in names else names[0]
-    parts = list_parts(names, it.films)
-    it.large = it.out / "large" if "films of the table" in parts else it.small
-    run_parts(parts, it, minutes, again)
+    """Do and report the parts, in the order of their worth. Raises UserError where one of them fails or overruns."""
+    names, few, deit = ARCHITECTURES if archs == "all" else archs.split(","), 40, "deit_base_patch16_224"
+    it = SimpleNamespace(out=out.resolve(), one=deit if deit in names else names[0], **more)
+    it.small, it.large = it.out / "small", it.out / ("large" if it.films > few else "small")
+    parts = {"machine": (measure_machine, (), 90), "films": (make_films, ("small", min(few, it.films)), 120)}
+    parts |= {f"train {arch}": (time_training, (arch, False), 100) for arch in names}
+    parts |= {"resume": (check_resuming, (), 120), "export": (check_export, (), 90)}
+    parts |= {"torchrun": (check_torchrun, (), 90), "filter": (time_filter, (), 120)}
+    parts |= {f"compiled {arch}": (time_training, (arch, True), 150) for arch in names}
+    parts |= {"films of the table": (make_films, ("large", it.films), 300)} if it.films > few else {}
+    parts |= {f"table {arch}": (train_table, (arch, [it.films]), 600) for arch in names}
+    few = [films for films in (50, 5) if films < it.films]
+    parts |= {f"fewer films {arch}": (train_table, (arch, few), 300) for arch in names if few}
+    patience = 1 if GPU else 5
+    run_parts({name: (*part, patience * limit) for name, (*part, limit) in parts.items()}, it, minutes, again)

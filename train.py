@@ -233,7 +233,7 @@ def train_epoch(run: Run, state: State, net: nn.Module, schedule, images) -> tup
     torch.manual_seed(seed)
     labels, steps = run.labels["train"], len(images) // batch
     weights = torch.from_numpy(np.bincount(labels).astype(float) ** -recipe["balance"])[labels]
-    order = torch.multinomial(weights, len(labels), replacement=recipe["balance"] > 0)  # or a permutation
+    order = torch.multinomial(weights, len(labels), replacement=recipe["balance"] > 0)  # at 0 a permutation
     torch.manual_seed(seed + 1_000_000 * (rank + 1))  # augmentation and dropout
     targets = torch.from_numpy(labels)[order].to(device)  # all at once: a copy a step would wait for the GPU
     order = order.to(images.device) if isinstance(images, torch.Tensor) else order

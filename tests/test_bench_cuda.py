@@ -29,7 +29,7 @@ def test_dry_run_does_every_part(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # a minute of C++
     weights, out = SHARED / "weights" / "yolo11n.onnx", tmp_path / "out"
     argv = ["cuda", "--out", str(out), "--films", "5", "--per-film", "24", "--epochs", "1", "--archs", "test_resnet"]
-    argv += ["--detector", str(weights)]
+    argv += ["--detector", str(weights), "--minutes", "30"]
     assert bench.main(argv) == 0, capsys.readouterr().err
     report = read(out)
     names = ["machine", "films", "train test_resnet", "resume", "export", "torchrun", "filter", "compiled test_resnet"]
