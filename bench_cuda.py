@@ -14,8 +14,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +24,7 @@ import torch
 
 import train
 from bench import original_loop
-from bench_parts import run_parts
+from bench_parts import run_parts, torchrun
 from data import choose_rows, read_manifest
 from device import choose_device, git_commit, has_bf16, peak_flops
 from image import UserError, expand, read_image
@@ -43,19 +41,6 @@ def measure_machine(it) -> dict:
     figures |= {"GPU": torch.cuda.get_device_name(), "GB": torch.cuda.mem_get_info()[1] / 1e9} if GPU else {}
     kinds = {"bf16": True, "fp32, TF32 on a GPU": False} if has_bf16(device) else {"fp32": False}
     return figures | {f"{name}, TFLOP/s": peak_flops(device, bf16) / 1e12 for name, bf16 in kinds.items()}
-
-
-def torchrun(processes: int, script: str, *args, **environment: str) -> str:
-    """What a script of ours prints under torchrun. Raises RuntimeError where it fails."""
-    # without a network there may be nobody to ask for the address of this host
-    launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
-    command = [sys.executable, "-m", *launcher, Path(__file__).with_name(script), *args]
-    how = {"env": os.environ | environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([str(word) for word in command], **how) as process:
-        lines = [print(line, end="", flush=True) or line for line in process.stdout]
-    if process.returncode:
-        raise RuntimeError(f"{script} ended with {process.returncode}")
-    return "".join(lines)
 
 
 def make_films(it, name: str, films: int) -> dict:
@@ -150,18 +135,17 @@ def time_filter(it) -> dict:
     if not Path(it.detector).exists():
         return {"skipped": f"no weights {it.detector}; name them with --detector"}
     detect = person_detector(it.detector, confidence=0.25, device=None, batch=32, size="600x256")
-    pictures = [read_image(file) for file in expand([str(it.out / "raw-small")])[:512]]
+    files, processes = expand([str(it.out / "raw-small")]), max(1, min(os.cpu_count() // 2, it.films // 4))
+    pictures = [read_image(file) for file in files[:512]]
     persons = sum(seen > 0 for seen in detect(pictures))  # warms up
     start = time.perf_counter()
     detect(pictures)
     figures = {"detector, frames/s": len(pictures) / (time.perf_counter() - start), "frames with persons": persons}
-    processes = max(1, min(os.cpu_count() // 2, it.films // 4))
     with tempfile.TemporaryDirectory(dir=it.out) as out:
         argv = (it.out / "raw-small", "--out", out, "--detector", it.detector, "--min-frames", 2)
         torchrun(processes, "filter.py", *argv)
         done = sorted(path.stat().st_mtime for path in Path(out, ".filter").glob("*.json"))  # when each film was
-    share = (len(done) - processes) / len(done)  # without the first film of each process, which loads the detector
-    frames = share * len(expand([str(it.out / "raw-small")]))
+    frames = len(files) * (1 - processes / len(done))  # without each process's first film, when it loads the detector
     return figures | {f"{processes} filter.py, frames/s": frames / (done[-1] - done[processes - 1])}
 
 
@@ -212,7 +196,8 @@ def run_all(*, out: Path, minutes: float, archs: str, again: str, **more) -> Non
     parts |= {f"compiled {arch}": (time_training, (arch, True), 150) for arch in names}
     parts |= {"films of the table": (make_films, ("large", it.films), 300)} if it.films > few else {}
     parts |= {f"table {arch}": (train_table, (arch, [it.films]), 600) for arch in names}
-    few = [films for films in (50, 5) if films < it.films]
-    parts |= {f"fewer films {arch}": (train_table, (arch, few), 300) for arch in names if few}
-    patience = 1 if GPU else 5
-    run_parts({name: (*part, patience * limit) for name, (*part, limit) in parts.items()}, it, minutes, again)
+    fewer = [films for films in (50, 5) if films < it.films]
+    parts |= {f"fewer films {arch}": (train_table, (arch, fewer), 300) for arch in names if fewer}
+    run_parts(
+        {name: (*part, limit if GPU else 5 * limit) for name, (*part, limit) in parts.items()}, it, minutes, again
+    )

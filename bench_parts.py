@@ -5,12 +5,27 @@ import faulthandler
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
 
 from image import UserError, atomic_write
 from report import markdown_table
+
+
+def torchrun(processes: int, script: str, *args, **environment: str) -> str:
+    """For parts: what a script of ours prints under torchrun. Raises RuntimeError where it fails."""
+    # without a network there may be nobody to ask for the address of this host
+    launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-m", *launcher, Path(__file__).with_name(script), *args]
+    how = {"env": os.environ | environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([str(word) for word in command], **how) as process:
+        lines = [print(line, end="", flush=True) or line for line in process.stdout]
+    if process.returncode:
+        raise RuntimeError(f"{script} ended with {process.returncode}")
+    return "".join(lines)
 
 
 def work(function, it, args: tuple, log: Path) -> None:
@@ -40,7 +55,7 @@ def run_part(name: str, it, function, args: tuple, limit: float) -> dict:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-                time.sleep(5)  # torchrun ends its processes meanwhile
+                time.sleep(5 if late or process.exitcode else 0)  # torchrun ends its processes meanwhile
         process.kill()
     row = {"state": "overran" if late else "failed", "s": round(time.monotonic() - start, 1)}
     if not late and answer.exists():
