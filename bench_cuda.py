@@ -33,10 +33,9 @@ from probe import predict
 
 GPU = torch.cuda.is_available()
 
-# ------------------------------------------- parts: (what run_all was asked for, ...) -> {figure: value}
-
 
 def measure_machine(it) -> dict:
+    """The first part: what run_all was asked for -> {figure: value}, as all of them."""
     device, figures = choose_device(None), {"cores": os.cpu_count(), "torch": torch.__version__, "commit": git_commit()}
     figures |= {"GPU": torch.cuda.get_device_name(), "GB": torch.cuda.mem_get_info()[1] / 1e9} if GPU else {}
     kinds = {"bf16": True, "fp32, TF32 on a GPU": False} if has_bf16(device) else {"fp32": False}
@@ -70,7 +69,6 @@ def time_training(it, arch: str, compiled: bool) -> dict:
     if not compiled:  # first, since choose_device allows TF32, which the original did not
         device = torch.device("cuda" if GPU else "cpu")
         figures["original's images/s"] = original_loop(it.small, arch, classes, min(64, count // 4), 24, device)
-        torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats() if GPU else None
     with tempfile.TemporaryDirectory(dir=it.out) as out:
         how = {"arch": arch, "pretrained": False, "compiled": compiled, "out": Path(out)}
@@ -193,11 +191,10 @@ def run_all(*, out: Path, minutes: float, archs: str, again: str, **more) -> Non
     parts |= {f"train {arch}": (time_training, (arch, False), 100) for arch in names}
     parts |= {"resume": (check_resuming, (), 120), "export": (check_export, (), 90)}
     parts |= {"torchrun": (check_torchrun, (), 90), "filter": (time_filter, (), 120)}
-    parts |= {f"compiled {arch}": (time_training, (arch, True), 150) for arch in names}
+    parts |= {f"compiled {arch}": (time_training, (arch, True), 240) for arch in names}
     parts |= {"films of the table": (make_films, ("large", it.films), 300)} if it.films > few else {}
     parts |= {f"table {arch}": (train_table, (arch, [it.films]), 600) for arch in names}
     fewer = [films for films in (50, 5) if films < it.films]
     parts |= {f"fewer films {arch}": (train_table, (arch, fewer), 300) for arch in names if fewer}
-    run_parts(
-        {name: (*part, limit if GPU else 5 * limit) for name, (*part, limit) in parts.items()}, it, minutes, again
-    )
+    slow = 1 if GPU else 5
+    run_parts({name: (*part, slow * limit) for name, (*part, limit) in parts.items()}, it, minutes, again)
