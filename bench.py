@@ -24,6 +24,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def machine() -> str:
     """One line: CPU, cores, the flags that matter here, versions, date."""
     found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     cpu = " ".join([found[1] if found else os.uname().machine, *(flag for flag in FLAGS if flag in cpu_flags())])
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "onnxruntime", "openvino"))
+    packages = [package for package in ("torch", "onnxruntime", "openvino") if find_spec(package)]
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"{cpu}, {os.cpu_count()} cores; Python {sys.version.split()[0]}, {versions}; {time.strftime('%Y-%m-%d')}"
 
 
@@ -466,6 +468,20 @@ def bench_robust(
     show(title, figures, note)
 
 
+def bench_cuda(
+    *, out: Path, minutes: int = 9, films: int = 257, per_film: int = 230, epochs: int = 10,
+    archs: str = "all", detector: str = "yolo11n.pt", again: str = "",
+) -> None:  # fmt: skip
+    """All that a GPU is for, on rendered films, each part in a process of its own: OUT/cuda.md and cuda.json.
+
+    What is left undone is done when it is called again; parts whose names begin with AGAIN are done anew.
+    """
+    options = dict(locals())
+    from bench_cuda import run_all
+
+    run_all(**options)
+
+
 def get_parser() -> argparse.ArgumentParser:
     """A command a function, whose parameters are its arguments; those after * are flags."""
     from bench_index import bench_collection, bench_index, bench_moments
@@ -473,7 +489,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
     runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
-    for run in (*runs, bench_robust, bench_index, bench_collection, bench_moments):
+    for run in (*runs, bench_robust, bench_cuda, bench_index, bench_collection, bench_moments):
         about = run.__doc__.split("\n")[0]
         sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
         sub.set_defaults(run=run)

@@ -42,7 +42,7 @@ def choose_device(device: str | None) -> torch.device:
         keep_memory()
     else:
         torch.cuda.set_device(where)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     return where
 
 

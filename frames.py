@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Subset
 from torchvision.ops import roi_align
-from torchvision.transforms import RandomResizedCrop
 from tqdm import tqdm
 
 from image import UserError, preprocess, read_image
@@ -33,9 +32,8 @@ def load_frames(files: list[Path], spec: dict, size: tuple[int, int] | None = No
 class FrameStore:
     """The frames of a manifest, decoded once each, when a run first asks for them, into one file of uint8.
 
-    The file is [all rows, height, width, 3], as nanoGPT's train.bin is one of tokens; a second one of a byte a row says
-    which are there. Both are named by the frames' files, the preprocessing and the size (width, height; by default the
-    preprocessing's), so that folds, runs and exports share them. folder: usually .frames in the dataset.
+    It is [all rows, height, width, 3]; a second one of a byte a row says which are there. Both are named by the frames'
+    files, preprocessing and size (width, height), so that folds, runs and exports share them, usually in DATA/.frames.
     """
 
     def __init__(self, rows: list[dict], spec: dict, folder: Path, size: tuple[int, int] | None = None):
@@ -81,39 +79,50 @@ class FrameStore:
         return Subset(frames, torch.tensor([row["place"] for row in rows], dtype=torch.long))
 
 
+def take_batch(frames: Subset | torch.Tensor, pick: slice | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Frames uint8 [N, H, W, 3] on the device; to a GPU through pinned memory, so that nobody waits for them."""
+    part = frames[pick]
+    return (part.pin_memory() if device.type != part.device.type else part).to(device, non_blocking=True)
+
+
 def to_device(frames: Subset, device: torch.device) -> Subset | torch.Tensor:
     """All of them on a GPU, if they take less than half of what is free there; else as they are."""
-    nbytes = len(frames) * math.prod(frames.dataset.shape[1:])
-    if device.type != "cuda" or nbytes > 0.5 * torch.cuda.mem_get_info(device)[0]:
+    shape = (len(frames), *frames.dataset.shape[1:])
+    if device.type != "cuda" or math.prod(shape) > 0.5 * torch.cuda.mem_get_info(device)[0]:
         return frames
-    return torch.cat([frames[start : start + 1024].to(device) for start in range(0, len(frames), 1024)])
+    there = torch.empty(shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(frames), 256):
+        there[start : start + 256] = take_batch(frames, slice(start, start + 256), device)
+    return there
 
 
 def normalise(frames: torch.Tensor, spec: dict) -> torch.Tensor:
     """uint8 or 0..255 float [N, S, S, 3] -> float32 [N, 3, S, S], channels last in memory."""
-    mean, std = (torch.tensor(spec[k], device=frames.device) * 255 for k in ("mean", "std"))
+    mean, std = (torch.tensor(spec[k]).to(frames.device, non_blocking=True) * 255 for k in ("mean", "std"))
     return ((frames.float() - mean) / std).permute(0, 3, 1, 2)
 
 
 def augment(frames: torch.Tensor, spec: dict, recipe: dict, size: int) -> torch.Tensor:
     """Random crops, flips and wear of a batch at once, on its device. uint8 [N, H, W, 3] -> float32 [N, 3, size, size].
 
-    What users send: pieces of a frame, mirrored uploads, other brightness, blurred and small pictures, subtitles. Draws
-    from torch's generators.
+    What users send: pieces of a frame, mirrored uploads, other brightness, blurred and small pictures, subtitles. The
+    draws are torch's, and a GPU is never waited for.
     """
     count, device = len(frames), frames.device
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return torch.rand(*shape, device=device) * (high - low) + low
 
-    # crops of torchvision's sizes; the original's aspect ratios are in pixels, ours in shares of each side
-    shape = torch.tensor(frames.shape[1:3])
-    sides = shape if recipe["aspect"] else torch.tensor([1000, 1000])
-    ratio = (3 / 4, 4 / 3) if recipe["crop"] < 1 else (sides[1] / sides[0],) * 2
-    blank = torch.empty(1, *sides, device="meta")
-    boxes = [RandomResizedCrop.get_params(blank, [recipe["crop"], 1.0], ratio) for _ in range(count)]
-    top, left, height, width = (torch.tensor(boxes) * (shape / sides).repeat(2)).to(device).T
-    boxes = torch.stack([torch.arange(count, device=device), left, top, left + width, top + height], 1)
+    # torchvision's crops: the first of ten shapes that fits, cut to fit if none does; in shares of width and height
+    (height, width), numbers = frames.shape[1:3], torch.arange(count, device=device)
+    spread = math.log(4 / 3) if recipe["crop"] < 1 else 0.0
+    area, ratio = uniform(recipe["crop"], 1, count, 10), uniform(-spread, spread, count, 10).exp()
+    if recipe["aspect"] and spread:  # the original's aspect ratios are in pixels
+        ratio *= height / width
+    sides = torch.stack([area * ratio, area / ratio]).sqrt()
+    wide, high = sides[:, numbers, (sides <= 1).all(0).float().argmax(1)].clamp(max=1)
+    left, top = uniform(0, 1, count) * (1 - wide) * width, uniform(0, 1, count) * (1 - high) * height
+    boxes = torch.stack([numbers, left, top, left + wide * width, top + high * height], 1)
     images = roi_align(frames.permute(0, 3, 1, 2).float(), boxes, size, sampling_ratio=1, aligned=True)
     images = torch.where(uniform(0, 1, count, 1, 1, 1) < recipe["flip"], images.flip(3), images)
     if strength := recipe["colour"]:

@@ -11,7 +11,8 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import assign_folds, choose_rows
-from frames import normalise
+from device import synchronised_clock
+from frames import normalise, take_batch
 from image import UserError, preprocess, read_image
 from metrics import fit_temperature, measure
 from wear import COPIES, wear
@@ -24,7 +25,9 @@ def predict(model, frames: Subset, spec: dict, *, device, bf16: bool, batch: int
     rows = [(torch.zeros(0, 1), torch.zeros(0, 1))] if not len(frames) else []
     for start in range(0, len(frames), batch):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            rows.append([out.float().cpu() for out in model(normalise(frames[start : start + batch].to(device), spec))])
+            inputs = normalise(take_batch(frames, slice(start, start + batch), device), spec)
+            rows.append([out.float().to("cpu", non_blocking=True) for out in model(inputs)])
+    synchronised_clock(device)  # what comes from a GPU is there now
     logits, embedding = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
     return logits, embedding
 
@@ -43,6 +46,7 @@ def fit_head(embedding: torch.Tensor, labels: torch.Tensor, shrinkage: float, we
     means = embedding.new_zeros(len(totals), embedding.shape[1]).index_add_(0, labels, embedding * weights[:, None])
     means /= totals[:, None]
     within = (embedding - means[labels]) * (weights / (totals[labels] * len(totals))).sqrt()[:, None]
+    within = within.double() if within.is_cuda else within  # there float32 products are rounded to TF32
     covariance, means = (within.T @ within).double(), means.double()
     ridge = shrinkage * covariance.trace() / len(covariance)
     covariance = (1 - shrinkage) * covariance + ridge * torch.eye(len(covariance), device=embedding.device)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data import choose_rows, label_rows, read_manifest, split_fingerprint, write_csv
 from device import choose_device, git_commit, has_bf16, peak_flops, process_group, process_rank, start_wandb, world_size
-from frames import FrameStore, Subset, augment, to_device
+from frames import FrameStore, Subset, augment, take_batch, to_device
 from image import UserError, atomic_write, one_line_errors
 from metrics import measure, significantly_worse
 from models import ARCHITECTURES, Checkpoint, build_model, is_transformer, preprocessing_for, read_state
@@ -158,7 +158,7 @@ def decode_frames(run: Run, data: Path, rows: list[dict], cache: Path | None) ->
         parts.append((FrameStore(rows, run.spec, cache, size), "train", "crops"))
     for store, split, _ in parts if process_rank() == 0 else ():
         store.decode(run.chosen[split])
-    if world_size() > 1:
+    if dist.is_initialized():
         dist.barrier()
     run.frames = {key: store.take(run.chosen[split]) for store, split, key in parts}
 
@@ -232,11 +232,11 @@ def train_epoch(run: Run, state: State, net: nn.Module, schedule, images) -> tup
     seed = run.args["seed"] + 1000 * state.epoch  # a resumed run draws what an unbroken one draws
     torch.manual_seed(seed)
     labels, steps = run.labels["train"], len(images) // batch
-    # a permutation, or draws weighted by film size ** -balance
     weights = torch.from_numpy(np.bincount(labels).astype(float) ** -recipe["balance"])[labels]
-    order = torch.multinomial(weights, len(labels), replacement=recipe["balance"] > 0)
+    order = torch.multinomial(weights, len(labels), replacement=recipe["balance"] > 0)  # at 0 a permutation
     torch.manual_seed(seed + 1_000_000 * (rank + 1))  # augmentation and dropout
-    targets = torch.from_numpy(labels).to(device)
+    targets = torch.from_numpy(labels)[order].to(device)  # all at once: a copy a step would wait for the GPU
+    order = order.to(images.device) if isinstance(images, torch.Tensor) else order
     state.model.train()
     if recipe["intermediate"] and recipe["probe"]:  # the head was fitted to these statistics
         state.model.norm.eval()
@@ -247,11 +247,11 @@ def train_epoch(run: Run, state: State, net: nn.Module, schedule, images) -> tup
             losses[0].item()  # waits for the GPU
             start = time.perf_counter()
         schedule.step_update(state.epoch * steps + k)
-        pick = order[k * batch : (k + 1) * batch][rank::world]
-        inputs = augment(images[pick].to(device, non_blocking=True), run.spec, recipe, run.size)
+        mine = slice(k * batch + rank, (k + 1) * batch, world)
+        inputs = augment(take_batch(images, order[mine], device), run.spec, recipe, run.size)
         with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
             logits, _ = net(inputs.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), targets[pick.to(device)], label_smoothing=recipe["smoothing"])
+        loss = F.cross_entropy(logits.float(), targets[mine], label_smoothing=recipe["smoothing"])
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         state.optimiser.step()
@@ -259,7 +259,7 @@ def train_epoch(run: Run, state: State, net: nn.Module, schedule, images) -> tup
             state.ema.update(state.model, step=state.epoch * steps + k + 2)
         losses.append(loss.detach())
     losses = torch.stack(losses)
-    if world > 1:
+    if dist.is_initialized():
         dist.all_reduce(losses)
     if not losses.isfinite().all():
         at = int((~losses.isfinite()).nonzero()[0]) + 1
@@ -295,7 +295,7 @@ def epochs_to_train(run: Run, state: State) -> int:
     if len(right) and epochs[0] and not significantly_worse(np.ones(len(right), bool), right):
         epochs, wrong = [0], int((~right).sum())
         print(f"it is wrong on {wrong} val frames: training could not beat that beyond chance (--probe 0 trains)")
-    if world_size() > 1:
+    if dist.is_initialized():
         dist.broadcast_object_list(epochs, 0)
     return epochs[0]
 
@@ -319,7 +319,7 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
             print(f"val top-1 {blank['top1']:.4f}  balanced {blank['balanced']:.4f}", flush=True)
         epochs = epochs_to_train(run, state)
         net, images = state.model, to_device(run.frames["crops"], run.device) if state.epoch < epochs else None
-        if world > 1:  # it gives all processes the first one's weights, too
+        if dist.is_initialized():  # it gives all processes the first one's weights, too
             net = nn.parallel.DistributedDataParallel(net, [run.device.index] if run.device.type == "cuda" else None)
         net = torch.compile(net) if opt.compiled else net
         peak = 0.0  # operations a second; the best of all epochs, since something else may run beside

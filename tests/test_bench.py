@@ -22,6 +22,7 @@ COMMANDS = {
     "isa": "",
     "bot": "--frames frames",
     "robust": "data export --index index",
+    "cuda": "--out cuda",
 }
 
 
