@@ -248,7 +248,8 @@ def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> 
     rows["probe.py"] = {name: clock(fit, features, labels)}
     features, labels = draw(frames, films)
     seconds = [clock(fit, features, labels), clock(fit, features, labels)]
-    seconds.append(clock(cross_fit, features, labels, np.arange(frames) // films % 5, 0.3, device))
+    parts = features, labels, np.ones(frames, np.float32)
+    seconds.append(clock(cross_fit, parts, np.arange(frames) // films % 5, 0.3, device))
     rows["probe.py"][f"fit, refit, five cross-fits, {frames:,} frames of {films} films, s"] = sum(seconds)
     show(f"Probe, {dims:,} features a frame, {device.type}", rows)
 
@@ -450,6 +451,21 @@ async def bench_bot(
     show(f"Bot, {model}, {identifier.runtime} {identifier.format}, {users} users x {each} frames at once", rows, note)
 
 
+def bench_robust(
+    data: Path, model: Path, *, index: str = "", frames: int = 40, sheet: Path = Path("robust.png")
+) -> None:
+    """Answers to test frames as they are and changed as people change them, at most so many a film; draws each way.
+
+    --index answers with the index in that folder, which is made of the frames for training if it is not there.
+    """
+    from bench_robust import measure_ways
+
+    figures, asked = measure_ways(data, model, index, frames, sheet)
+    title = f"Changed frames, {model}{f' with {index}' if index else ''}, {asked}"
+    note = f"Named right takes 30% of what is asked to be of unknown films. {sheet} shows the ways."
+    show(title, figures, note)
+
+
 def get_parser() -> argparse.ArgumentParser:
     """A command a function, whose parameters are its arguments; those after * are flags."""
     from bench_index import bench_collection, bench_index, bench_moments
@@ -457,7 +473,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
     runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
-    for run in (*runs, bench_index, bench_collection, bench_moments):
+    for run in (*runs, bench_robust, bench_index, bench_collection, bench_moments):
         about = run.__doc__.split("\n")[0]
         sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
         sub.set_defaults(run=run)

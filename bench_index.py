@@ -28,7 +28,7 @@ from engines import EXACT, open_engine
 from identify import Identifier
 from image import UserError, read_image
 from metrics import known_unknown
-from vectors import embed_film, list_stills, pack_vectors
+from vectors import embed_film, keep_vectors, list_stills
 from wear import WAYS as ALL_WAYS
 
 WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}
@@ -71,9 +71,9 @@ def write_drawn(folder: Path, frames: int, count: int = 200) -> list[tuple]:
     state = {"format": index.FORMAT, "model": model, "basis": basis, "rule": rule, "settled": films, "films": {}}
     best, nearest = np.full(count, -1.0), np.zeros(count, int)
     for number in range(films):
-        name = engine.put_vectors(str(number), pack_vectors(draw_film(number, each)))
-        state["films"][f"Film {number}"] = {"frames": shared, "vectors": name, "own": -1.0, "stored": each}
-        alike = (engine.get_vectors(name) @ asked.T).max(0)
+        film = keep_vectors(engine, str(number), draw_film(number, each))
+        state["films"][f"Film {number}"] = film | {"frames": shared, "own": -1.0, "stored": each}
+        alike = (engine.get_vectors(film["vectors"]) @ asked.T).max(0)
         nearest[alike > best] = number
         best = np.maximum(best, alike)
     engine.commit(state)

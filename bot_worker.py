@@ -9,12 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 from pebble import ProcessPool
 
 import image
 from identify import Identifier, find_index
-from image import UserError, find_still, read_image
+from image import UserError, cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 ROOM = 300_000_000  # bytes that pictures may take there beside the model
@@ -104,16 +103,13 @@ def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
 
     pictures: their bytes or paths. look: None, "still" for the still inside a screenshot, or "mirror".
     """
-    frames = []
-    for picture in pictures:
-        if look == "still":
-            rgb = read_image(picture)
-            left, top, right, bottom = find_still(rgb)
-            picture = rgb[top:bottom, left:right]
-        frame = model.load(picture)
-        frames.append(frame[:, ::-1] if look == "mirror" else frame)
+    frames = [model.read(picture) for picture in pictures]
+    if look == "still":
+        frames = [cut_still(rgb) for rgb in frames]
+    elif look == "mirror":
+        frames = [rgb[:, ::-1] for rgb in frames]
     try:
-        return model.answer_together(np.stack(frames), FILMS if model.index else 3).as_dict()
+        return (model.look if look else model.identify)(frames, FILMS if model.index else 3).as_dict()
     except UserError as error:  # of the index's engine, and none of the picture's
         log.warning("%s", " ".join(str(error).split()))
         raise RuntimeError("index") from None

@@ -323,7 +323,11 @@ def export_model(
         check = check_rule(rule, logits["test"], labels["test"], logits["unknown_test"], unknown_share)
         report = {"scores": scores, "checks": {"calibrated": check, "rule of the original": original}, "shares": shown}
         figures = measure(logits["test"], labels["test"])
-        contract.accuracy = {"split": checkpoint.args["split"], "frames": {k: len(v) for k, v in parts.items()}}
+        contract.accuracy = {
+            "split": checkpoint.args["split"],
+            "fold": checkpoint.args["fold"],
+            "frames": {k: len(v) for k, v in parts.items()},
+        }
         contract.accuracy |= {k: figures[k] for k in ("top1", "balanced")} | check
         contract.decision = {"targets": TARGETS, "unknown_share": unknown_share}
         stages.done(f"rule: score {rule.score}, temperature {rule.temperature:.2f}")

@@ -14,14 +14,14 @@ import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
-from image import MAX_BYTES, UserError, atomic_write, expand, one_line_errors, preprocess, read_image
+from image import MAX_BYTES, UserError, atomic_write, cut_still, expand, one_line_errors, preprocess, read_image
 
 FORMAT = "movie-by-frame 2"  # of an exported file
 MAX_SECONDS = 10.0  # for one image
@@ -202,13 +202,15 @@ class Answer:
     kind: str  # "movie", "shortlist" or "unknown"
     candidates: list[Candidate]  # best first, whatever the kind
     ms: float  # time for this frame, milliseconds
+    look: str | None = None  # "still": by the picture inside a screenshot
 
     def as_dict(self) -> dict:
         candidates = [{"title": c.title, "confidence": round(c.confidence, 4)} for c in self.candidates]
         for item, candidate in zip(candidates, self.candidates, strict=True):
             if proof := candidate.evidence:
                 item["evidence"] = proof | {"thumbnail": base64.b64encode(proof["thumbnail"]).decode()}
-        return {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
+        found = {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
+        return found | ({"look": self.look} if self.look else {})
 
 
 class Identifier:
@@ -239,30 +241,42 @@ class Identifier:
         if shapes != wanted | {"embedding": shapes.get("embedding")}:
             raise UserError(f"--model {self.path}: its outputs {shapes} don't fit its {count} classes; export it again")
 
+    def read(self, image) -> np.ndarray:
+        """Path, bytes, PIL image or RGB uint8 array -> RGB uint8 [H, W, 3]. Raises UserError if unreadable."""
+        # twice the model's size, so that the final resize and the bars still see real detail
+        return read_image(image, draft=2 * self.preprocessing["size"] if self.preprocessing["draft"] else None)
+
     def load(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> model input uint8 [S, S, 3]. Raises UserError if unreadable."""
-        # twice the model's size, so that the final resize and the bars still see real detail
-        draft = 2 * self.preprocessing["size"] if self.preprocessing["draft"] else None
-        return preprocess(read_image(image, draft=draft), self.preprocessing)
+        return preprocess(self.read(image), self.preprocessing)
 
     def identify(self, image, top: int = 3) -> Answer:
-        """Answer for one frame: path, bytes, PIL image or RGB uint8 array [H, W, 3]. Raises UserError if unreadable."""
+        """Answer for a frame: path, bytes, PIL image or RGB uint8 [H, W, 3]; or one for a list of frames of a film.
+
+        If they are unknown and screenshots, the pictures inside are looked at. Raises UserError if one is unreadable.
+        """
         start = time.perf_counter()
-        (answer,) = self.answers(self.load(image)[None], top)
-        return Answer(answer.kind, answer.candidates, (time.perf_counter() - start) * 1000)
+        pictures = [self.read(one) for one in (image if isinstance(image, list) else [image])]
+        answer = self.look(pictures, top)
+        if answer.kind == "unknown":
+            stills = [cut_still(rgb) for rgb in pictures]
+            if any(still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)):
+                second = replace(self.look(stills, top), look="still")
+                answer = max(answer, second, key=lambda it: (it.kind != "unknown", it.candidates[0].confidence))
+        return replace(answer, ms=(time.perf_counter() - start) * 1000)
+
+    def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
+        """One answer for pictures uint8 [H, W, 3] of one film: by the mean of what the model says."""
+        start = time.perf_counter()
+        # in turn, so that memory stays as it is
+        rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures]
+        outputs = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
+        return self.make_answers(outputs, top, start)[0]
 
     def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
         """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""
         start = time.perf_counter()
         return self.make_answers(self.run(batch), top, start) if len(batch) else []
-
-    def answer_together(self, batch: np.ndarray, top: int = 3) -> Answer:
-        """One answer for several pictures of one film, uint8 [N, S, S, 3]: by the mean of what the model says."""
-        start = time.perf_counter()
-        rows = [self.run(row[None]) for row in batch]  # one by one: memory stays as it is
-        return self.make_answers({name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}, top, start)[
-            0
-        ]
 
     def make_answers(self, outputs: dict[str, np.ndarray], top: int, start: float) -> list[Answer]:
         """Answers for outputs of run; ms is the share of the time since start (perf_counter)."""
@@ -302,7 +316,8 @@ def format_answer(answer: Answer, guess: bool = False) -> str:
     """One line for people."""
     listed = " | ".join(f"{c.title} ({c.confidence:.0%})" for c in answer.candidates)
     if answer.kind == "movie":
-        return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%})"
+        inside = ", by the still inside it" if answer.look else ""
+        return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%}{inside})"
     if answer.kind == "shortlist":
         return f"one of: {listed}"
     return "I don't know this film" + (f"; best guess: {listed}" if guess else "")
@@ -394,24 +409,6 @@ def answer_with_index(identifier: Identifier, outputs: dict[str, np.ndarray], to
     return [Answer(answer.kind, answer.candidates, ms) for answer in answers]
 
 
-def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
-    """Write a sheet: the frame that was asked for, then each candidate's nearest still, its title and similarity."""
-    cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
-    for candidate in answer.candidates:
-        if proof := candidate.evidence:
-            at = "" if proof["time_ms"] is None else f", {proof['time_ms'] // 60000}:{proof['time_ms'] // 1000 % 60:02}"
-            cells.append((read_image(proof["thumbnail"]), f"{candidate.title}{at} ({proof['similarity']:.2f})"))
-    sheet = Image.new("RGB", (len(cells) * side, side), "white")
-    for place, (picture, text) in enumerate(cells):
-        picture = ImageOps.contain(picture if place == 0 else Image.fromarray(picture), (side - 8, side - 40))
-        sheet.paste(picture, (place * side + 4, 4))
-        lines = [text[k : k + 38] for k in range(0, min(len(text), 76), 38)]
-        draw = ImageDraw.Draw(sheet)
-        draw.text((place * side + 4, side - 32), "\n".join(lines), fill="black", font=ImageFont.load_default(11))
-    with atomic_write(path) as file:
-        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Name the film that each frame comes from.")
     parser.add_argument("frames", nargs="*", metavar="FRAME", help="image files, folders of images, or - for stdin")
@@ -448,7 +445,7 @@ def main(argv: list[str] | None = None) -> int:
     how = {"runtime": args.runtime, "format": args.format, "precision": args.precision}
     identifier = Identifier(args.model, **how, threads=args.threads)
     if place := args.index or find_index(args.model):
-        from index import Index
+        from index import Index, draw_evidence
 
         identifier.index = Index(place, identifier)
     if args.evidence and (not identifier.index or args.frames == ["-"] or len(expand(args.frames)) != 1):

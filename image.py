@@ -210,19 +210,19 @@ def _bar_pair(rows: np.ndarray) -> tuple[int, int]:
     return first + edge, last + edge
 
 
-def find_still(rgb: np.ndarray) -> tuple[int, int, int, int]:
-    """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; the whole where it is not one.
+def find_still(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; None where it is no screenshot.
 
     rgb: uint8 [H, W, 3]. Interfaces are flat: cells of one colour that a corner of the screenshot has, too, count -2,
-    all others 1, and the rectangle of the largest sum is the still. It must be wider than tall, and at least half of
-    what lies around it flat.
+    all others 1, and the rectangle of the largest sum is the still, to a cell. It must be wider than tall, and at least
+    half of what lies around it flat.
     """
-    height, width = rgb.shape[:2]
+    x, y, x2, y2 = find_bars(rgb)
+    rgb, (width, height) = rgb[y:y2, x:x2], (x2 - x, y2 - y)
     scale, side = max(1, round(max(height, width) / 640)), 8
     rows, columns = height // scale // side, width // scale // side
-    whole = 0, 0, width, height
     if min(rows, columns) < 8:
-        return whole
+        return None
     small = np.asarray(Image.fromarray(rgb).reduce(scale))[: rows * side, : columns * side].astype(np.int16)
     cells = small.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows, columns, -1, 3)
     flat, mean = np.ptp(cells, axis=2).max(-1) <= 12, cells.mean(2)
@@ -243,9 +243,15 @@ def find_still(rgb: np.ndarray) -> tuple[int, int, int, int]:
     inside, around = (bottom - top) * (right - left), plain.sum() - plain[top:bottom, left:right].sum()
     share = inside / (rows * columns)
     if not 0.06 <= share <= 0.8 or around < 0.5 * (rows * columns - inside) or right - left < bottom - top:
-        return whole
+        return None
     pixels = side * scale
-    return left * pixels, top * pixels, width if right == columns else right * pixels, bottom * pixels
+    return x + left * pixels, y + top * pixels, x2 if right == columns else x + right * pixels, y + bottom * pixels
+
+
+def cut_still(rgb: np.ndarray) -> np.ndarray:
+    """The picture inside a screenshot, or rgb as it is."""
+    left, top, right, bottom = find_still(rgb) or (0, 0, rgb.shape[1], rgb.shape[0])
+    return rgb[top:bottom, left:right]
 
 
 def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: tuple[int, int] | None = None) -> np.ndarray:

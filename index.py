@@ -18,12 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import learn
 from data import find_films
 from engines import Folder, Milvus, open_engine
-from identify import Answer, Candidate, Identifier, draw_evidence, reference_frames, relative_error
-from image import UserError, one_line_errors
+from identify import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
+from image import UserError, atomic_write, one_line_errors, read_image
 from vectors import (
     UNKNOWN_SHARE,
     ask_itself,
@@ -32,13 +33,15 @@ from vectors import (
     fit_projection,
     fit_rule,
     is_dense,
+    join,
+    keep_vectors,
     list_stills,
     own_threshold,
-    pack_vectors,
     project_all,
+    read_middles,
 )
 
-FORMAT = "movie-by-frame index 1"
+FORMAT = "movie-by-frame index 2"
 FIT_FRAMES, FIT_FILMS = 6000, 300  # what projection and thresholds are fitted on
 STRETCH_MS, ALIKE = 5000, 0.1  # frames of a film so near in time, and nearly as like, are one stretch of proof
 GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
@@ -106,7 +109,7 @@ def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     for title, film in films.items():
         embedding, when = engine.get(film["frames"], "embedding", "time")
         vectors = project_all(embedding, project, offset)
-        film["vectors"] = engine.put_vectors(title, pack_vectors(vectors))
+        film |= keep_vectors(engine, title, vectors)
         film["own"] = own[chosen.index(title)] if title in chosen else own_threshold(vectors, when, rule["second"])
 
 
@@ -131,7 +134,7 @@ def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, ide
     film["imdb"] = next((str(still["imdb"]) for still in stills if still["imdb"]), None)
     if state["basis"]:
         vectors = project_all(rows["embedding"], *engine.get(state["basis"], "project", "offset"))
-        film["vectors"] = engine.put_vectors(title, pack_vectors(vectors))
+        film |= keep_vectors(engine, title, vectors)
         film["own"] = own_threshold(vectors, rows["time"], state["rule"]["second"])
     state["films"][title] = film
     engine.commit(state)
@@ -171,6 +174,7 @@ class Index:
             raise UserError(f"--index {self.engine}: holds no films yet; python index.py add --help", 2)
         basis = self.engine.get(state["basis"], "project", "offset")
         self.best_by_film = self.engine.searcher(state, [film["vectors"] for film in films.values()])
+        self.middles = read_middles([*films.values()])
         self.basis, self.rule, self.films, self.titles = basis, state["rule"], films, [*films]
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
@@ -178,7 +182,7 @@ class Index:
         self.refresh()
         found = []
         for vector in project_all(embedding, *self.basis):
-            scores = film_scores(self.best_by_film(vector)[None])[0]
+            scores = film_scores(join(self.best_by_film(vector), self.middles @ vector)[None])[0]
             order = np.argsort(-scores, kind="stable")[:top].tolist()
             score, own = scores[order[0]], self.films[self.titles[order[0]]]["own"]
             named = score >= max(self.rule["movie"], own)
@@ -206,6 +210,24 @@ class Index:
         found |= dict(zip(("time_ms", "from_ms", "to_ms"), times, strict=True))
         cut = [0, *ends.tolist()][best : best + 2]
         return found | {"thumbnail": self.engine.get_part(about["frames"], "thumbs", *cut)}
+
+
+def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
+    """Write a sheet: the frame that was asked for, then each candidate's nearest still, its title and similarity."""
+    cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
+    for candidate in answer.candidates:
+        if proof := candidate.evidence:
+            at = "" if proof["time_ms"] is None else f", {proof['time_ms'] // 60000}:{proof['time_ms'] // 1000 % 60:02}"
+            cells.append((read_image(proof["thumbnail"]), f"{candidate.title}{at} ({proof['similarity']:.2f})"))
+    sheet = Image.new("RGB", (len(cells) * side, side), "white")
+    for place, (picture, text) in enumerate(cells):
+        picture = ImageOps.contain(picture if place == 0 else Image.fromarray(picture), (side - 8, side - 40))
+        sheet.paste(picture, (place * side + 4, 4))
+        lines = [text[k : k + 38] for k in range(0, min(len(text), 76), 38)]
+        draw = ImageDraw.Draw(sheet)
+        draw.text((place * side + 4, side - 32), "\n".join(lines), fill="black", font=ImageFont.load_default(11))
+    with atomic_write(path) as file:
+        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
 
 
 # ------------------------------------------------------------------------------------------------ commands

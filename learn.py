@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from engines import Folder, open_engine
 from identify import Identifier
 from image import UserError, atomic_write
-from vectors import SAME, THUMB, embed_film, list_stills, pack_vectors, project_all
+from vectors import SAME, THUMB, embed_film, keep_vectors, list_stills, project_all
 
 SOURCE = "telegram:"  # before the file names of such stills in an index
 ALIGNED, SHEET = ("embedding", "name", "time", "until", "shot"), 200  # arrays of a row a still; pictures at a time
@@ -99,7 +99,7 @@ def store(engine: Folder, state: dict, title: str, rows: dict) -> None:
     """Make rows those of a film; its own threshold stays that of its own stills."""
     film, basis = state["films"][title], engine.get(state["basis"], "project", "offset")
     film |= {"frames": engine.put(title, rows), "stored": len(rows["name"])}
-    film["vectors"] = engine.put_vectors(title, pack_vectors(project_all(rows["embedding"], *basis)))
+    film |= keep_vectors(engine, title, project_all(rows["embedding"], *basis))
 
 
 def folder_of(engine) -> Path:

@@ -1,15 +1,20 @@
 """The linear probe: a head fitted in closed form on a frozen network's features, and how it answers unseen folds."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import assign_folds, choose_rows
 from frames import normalise
-from image import UserError
+from image import UserError, preprocess, read_image
 from metrics import fit_temperature, measure
+from wear import COPIES, wear
 
 
 @torch.no_grad()
@@ -24,18 +29,20 @@ def predict(model, frames: Subset, spec: dict, *, device, bf16: bool, batch: int
     return logits, embedding
 
 
-def fit_head(embedding: torch.Tensor, labels: torch.Tensor, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_head(embedding: torch.Tensor, labels: torch.Tensor, shrinkage: float, weights: torch.Tensor | None = None):
     """(weight float64 [C, D], bias [C]) of the linear discriminant of embeddings [N, D], labels [N], in closed form.
 
     Fisher 1936: the covariance within films, here the mean of the films' own so that a long film weighs no more than a
-    short one, shrunk towards its mean variance (Friedman 1989); equal priors. Raises UserError for nan.
+    short one, shrunk towards its mean variance (Friedman 1989); equal priors. weights: of the frames, [N], by default
+    all alike. Raises UserError for nan.
     """
     if not embedding.isfinite().all():
         raise UserError("the network's features are not finite; use --precision fp32, or another --init")
-    counts = labels.bincount().to(embedding.dtype)
-    means = embedding.new_zeros(len(counts), embedding.shape[1]).index_add_(0, labels, embedding)
-    means /= counts[:, None]
-    within = (embedding - means[labels]) / (counts[labels, None] * len(counts)).sqrt()
+    weights = torch.ones_like(embedding[:, 0]) if weights is None else weights
+    totals = labels.bincount(weights).to(embedding.dtype)
+    means = embedding.new_zeros(len(totals), embedding.shape[1]).index_add_(0, labels, embedding * weights[:, None])
+    means /= totals[:, None]
+    within = (embedding - means[labels]) * (weights / (totals[labels] * len(totals))).sqrt()[:, None]
     covariance, means = (within.T @ within).double(), means.double()
     ridge = shrinkage * covariance.trace() / len(covariance)
     covariance = (1 - shrinkage) * covariance + ridge * torch.eye(len(covariance), device=embedding.device)
@@ -44,23 +51,64 @@ def fit_head(embedding: torch.Tensor, labels: torch.Tensor, shrinkage: float) ->
 
 
 @torch.no_grad()
-def start_head(model: nn.Module, embedding: np.ndarray, labels: np.ndarray, shrinkage: float, temperature=1.0) -> None:
-    """fit_head into the model's head, logits over temperature: training from there bends features less (Kumar 2022)."""
-    device = model.head.weight.device
-    weight, bias = fit_head(torch.from_numpy(embedding).to(device), torch.from_numpy(labels).to(device), shrinkage)
+def start_head(model: nn.Module, features: tuple[np.ndarray, ...], shrinkage: float, temperature=1.0) -> None:
+    """fit_head into the model's head, logits over temperature: training from there bends features less (Kumar 2022).
+
+    features: what with_copies gives.
+    """
+    embedding, labels, weights = (torch.from_numpy(part).to(model.head.weight.device) for part in features)
+    weight, bias = fit_head(embedding, labels, shrinkage, weights)
     model.head.weight.copy_(weight / temperature)
     model.head.bias.copy_(bias / temperature)
 
 
-def cross_fit(embedding: np.ndarray, labels: np.ndarray, folds: np.ndarray, shrinkage: float, device) -> np.ndarray:
-    """Logits float32 [N, C] of each frame by a head fitted without its fold, int [N] (-1: always fitted on, zeros)."""
-    logits = np.zeros((len(labels), labels.max() + 1), np.float32)
-    features, targets = torch.from_numpy(embedding).to(device), torch.from_numpy(labels).to(device)
+def cross_fit(features: tuple[np.ndarray, ...], folds: np.ndarray, shrinkage: float, device) -> np.ndarray:
+    """Logits float32 [N, C] of each frame by a head fitted without its fold, int [N] (-1: always fitted on, zeros).
+
+    features: (embedding [N, D], labels [N], weights [N]).
+    """
+    embedding, labels, weights = (torch.from_numpy(part).to(device) for part in features)
+    logits = np.zeros((len(labels), int(labels.max()) + 1), np.float32)
     for k in tqdm(np.unique(folds[folds >= 0]), unit="fit", desc="folds", disable=None, leave=False):
         out = torch.from_numpy(folds == k).to(device)
-        weight, bias = fit_head(features[~out], targets[~out], shrinkage)
-        logits[folds == k] = (features[out].double() @ weight.T + bias).float().cpu().numpy()
+        weight, bias = fit_head(embedding[~out], labels[~out], shrinkage, weights[~out])
+        logits[folds == k] = (embedding[out].double() @ weight.T + bias).float().cpu().numpy()
     return logits
+
+
+def worn_frames(rows: list[dict], spec: dict) -> np.ndarray:
+    """A worn copy, uint8 [S, S, 3], of each frame of these rows of the manifest, the same whenever it is made."""
+
+    def copy(row: dict) -> np.ndarray:
+        image, rng = (
+            Image.fromarray(read_image(row["file"], draft=2 * spec["size"])),
+            np.random.default_rng(row["place"]),
+        )
+        return preprocess(np.asarray(wear(image, row["place"] % len(COPIES), rng)), spec)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return np.stack(list(pool.map(copy, rows)))
+
+
+def with_copies(model: nn.Module, run, *splits: str, norm: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(embedding [N, D], labels [N], weights [N]) of the frames of splits, then of a worn copy of each. run: train.Run.
+
+    Copies teach the head which directions say nothing of the film: people send crops, photos of screens, small files.
+    norm: give the embedding its statistics, those of the (one) split.
+    """
+    parts, share = [run.predict(model, split)[1] for split in splits], run.recipe["copies"]
+    if norm:
+        parts = [model.set_norm(torch.from_numpy(parts[0])).numpy()]
+    labels, rows = np.concatenate([run.labels[split] for split in splits]), []
+    weights = np.ones(len(labels), np.float32)
+    if share:
+        rows = [row for split in splits for row in run.chosen[split]]
+        how = {"device": run.device, "bf16": run.bf16}
+        for start in tqdm(range(0, len(rows), 64), unit="batch", desc="copies", disable=None, leave=False):
+            worn = torch.from_numpy(worn_frames(rows[start : start + 64], run.spec))
+            parts.append(predict(model, worn, run.spec, **how)[1])
+        labels, weights = np.tile(labels, 2), np.r_[weights, np.full(len(labels), share, np.float32)]
+    return np.concatenate(parts), labels, weights
 
 
 def start_probe(model: nn.Module, run) -> None:
@@ -70,13 +118,11 @@ def start_probe(model: nn.Module, run) -> None:
     """
     if not (run.recipe["intermediate"] or run.recipe["probe"]):
         return
-    embedding = run.predict(model, "train")[1]
-    if run.recipe["intermediate"]:
-        embedding = model.set_norm(torch.from_numpy(embedding)).numpy()
+    features = with_copies(model, run, "train", norm=run.recipe["intermediate"])
     if run.recipe["probe"]:
-        start_head(model, embedding, run.labels["train"], run.recipe["probe"])
+        start_head(model, features, run.recipe["probe"])
         temperature = fit_temperature(run.predict(model, "val")[0], run.labels["val"])
-        start_head(model, embedding, run.labels["train"], run.recipe["probe"], temperature)
+        start_head(model, features, run.recipe["probe"], temperature)
 
 
 def refit_probe(model: nn.Module, run) -> dict | None:
@@ -89,11 +135,11 @@ def refit_probe(model: nn.Module, run) -> dict | None:
     folds = assign_folds(run.chosen["train"] + run.chosen["val"])
     if not (folds >= 0).any():
         return None
-    labels = np.r_[run.labels["train"], run.labels["val"]]
-    embedding = np.concatenate([run.predict(model, split)[1] for split in ("train", "val")])
-    logits = cross_fit(embedding, labels, folds, run.recipe["probe"], run.device)
+    features, count = with_copies(model, run, "train", "val"), len(folds)
+    labels = features[1][:count]
+    logits = cross_fit(features, np.resize(folds, len(features[1])), run.recipe["probe"], run.device)[:count]
     temperature = fit_temperature(logits[folds >= 0], labels[folds >= 0])
-    start_head(model, embedding, labels, run.recipe["probe"], temperature)
+    start_head(model, features, run.recipe["probe"], temperature)
     out = {"folds": folds, "labels": labels, "logits": logits / np.float32(temperature)}
     return {key: torch.from_numpy(value) for key, value in out.items()}
 

@@ -14,20 +14,21 @@ RECIPES = {
         "epochs": 10, "batch_size": 64, "lr": 1e-4, "weight_decay": 1e-4, "schedule": "step", "warmup": 0.0,
         "layer_decay": 1.0, "probe": 0.0, "ema": 0.0, "smoothing": 0.0, "balance": 0.0, "crop": 0.08,
         "train_size": 224, "flip": 0.0, "colour": 0.0, "corrupt": 0.0, "keep_bars": True, "select": "top1",
-        "intermediate": False, "refit": False, "aspect": True, "decay_all": True,
+        "intermediate": False, "refit": False, "aspect": True, "decay_all": True, "copies": 0.0,
     },
     "best": {
         "epochs": 16, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.1,
         "layer_decay": 1.0, "probe": 0.0, "ema": 0.98, "smoothing": 0.1, "balance": 1.0, "crop": 0.2,
         "train_size": 192, "flip": 0.5, "colour": 0.1, "corrupt": 0.1, "keep_bars": False, "select": "balanced",
-        "intermediate": False, "refit": False, "aspect": False, "decay_all": False,
+        "intermediate": False, "refit": False, "aspect": False, "decay_all": False, "copies": 0.0,
     },
 }  # fmt: skip
 # pretrained networks start from a linear probe, which on a few hundred frames is seldom beaten
-LINEAR_PROBE = {"probe": 0.3, "intermediate": True, "refit": True}
+LINEAR_PROBE = {"probe": 0.3, "copies": 0.1, "intermediate": True, "refit": True}
 # and transformers bend easily: they are fine-tuned with small steps, smaller ones in the first layers
 VIT_FINE_TUNING = LINEAR_PROBE | {"epochs": 6, "lr": 5e-5, "layer_decay": 0.84, "crop": 0.5, "smoothing": 0.05}
-SHARES = ("warmup", "layer_decay", "ema", "smoothing", "balance", "crop", "flip", "colour", "corrupt", "probe")
+SHARES = ("warmup", "layer_decay", "ema", "smoothing", "balance", "crop", "flip", "colour", "corrupt")
+SHARES += ("probe", "copies")
 CHOICES = {"schedule": ["cosine", "step"], "select": ["top1", "balanced"]}
 RECIPE_HELP = {
     "epochs": "passes over the training frames; 0 for the probe alone",
@@ -46,6 +47,7 @@ RECIPE_HELP = {
     "colour": "strength of brightness, contrast and saturation changes; 0 for none",
     "corrupt": "chance of blur, noise or a subtitle bar; 0 for none",
     "probe": "shrinkage of the linear discriminant that starts the head before others learn; 0 for none",
+    "copies": "weight of a worn copy beside its frame where the probe is fitted; 0 for none",
     "intermediate": "let early blocks, which see palette and grain, speak beside the last; not CLIP's",
     "refit": "where the probe stays the best, fit it again on train and val frames together",
     "aspect": "crops of torchvision's aspect ratios, in pixels of the frame; else shares of each side",
@@ -65,12 +67,13 @@ def choose_recipe(arch: str, classes: list[str], wanted: dict, name: str, init, 
     if clip:
         if wanted.get("probe"):
             raise UserError("--probe: CLIP's head starts from texts", 2)
-        recipe |= {"probe": 0.0, "refit": False}
+        recipe |= {"probe": 0.0, "copies": 0.0, "refit": False}
     if wanted.get("intermediate") and not model.intermediate:
         raise UserError(f"--intermediate: {arch} has no early blocks that can be read", 2)
     recipe["intermediate"] = bool(model.intermediate)
-    if wanted.get("refit") and not recipe["probe"]:
-        raise UserError("--refit fits a probe again; it needs --probe and a linear head", 2)
+    for flag in ("refit", "copies"):
+        if wanted.get(flag) and not recipe["probe"]:
+            raise UserError(f"--{flag} is of a probe; it needs --probe and a linear head", 2)
     recipe["zero_shot"] = bool(clip and (Path(init).is_dir() if init else pretrained))
     if not (recipe["epochs"] or recipe["probe"] or recipe["zero_shot"]):
         raise UserError("--epochs 0 leaves the head as it began; it needs --probe and a linear head", 2)

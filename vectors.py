@@ -3,31 +3,34 @@
 Nothing to run here; index.py does. numpy and scipy, with any exported model.
 """
 
+import base64
 import hashlib
 import io
-import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
-from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
+from PIL import Image
 
 from data import list_frames
+from engines import unit_length
 from identify import Identifier
 from image import UserError, read_image
+from wear import COPIES, wear
 
 # measured on 20 real films, DINOv2-S (RESULTS.md)
 DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn frames of films known from video
 SHRINK = 0.3  # of the covariance within films towards a multiple of the identity
 EVEN = -0.1  # power of each dimension's variance by which it is weighed: a little less for those that part films most
-WEAR = 0.1  # weight of what wear changes beside what changes within a film
+WEAR = 0.2  # weight of what wear changes beside what changes within a film
+MEAN = 0.5  # how much the middle of a film's frames counts beside the nearest of them
 SECOND = 0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
 PARTS = 4  # of the films; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
-RIGHT, CONTAINS, UNKNOWN_SHARE = 0.95, 0.80, 0.3  # targets of movie and shortlist, share of frames of unknown films
+RIGHT, CONTAINS = 0.96, 0.80  # targets of movie (a point over the promise, since frames come worn) and of shortlist
+UNKNOWN_SHARE = 0.3  # of frames asked about unknown films
 OWN = 0.03  # a film is named only above this quantile of the scores of its own frames
 WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
 SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
@@ -44,35 +47,6 @@ def list_stills(folder: Path, every: int) -> list[dict]:
         known = when is not None and 0 <= when < 1e12
         stills.append(frame | {"file": name, "path": folder / frame["file"], "time": int(when) if known else -1})
     return stills
-
-
-def wear(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:
-    """The picture as people send it: 0 a photo of a screen, 1 a crop, 2 small and compressed several times."""
-    if kind == 1:
-        width, height = (int(side * rng.uniform(0.6, 0.9)) for side in image.size)
-        left, top = int(rng.uniform(0, image.width - width)), int(rng.uniform(0, image.height - height))
-        return image.crop((left, top, left + width, top + height))
-    width = int(rng.integers(200, 360)) if kind == 2 else 640
-    small = image.resize((width, max(16, round(width * image.height / image.width))), Image.Resampling.BILINEAR)
-    if kind == 0:
-        across, down = small.size
-        corners = [(0, 0), (0, down), (across, down), (across, 0)]  # as Pillow goes round
-        quad = [
-            c + rng.uniform(-0.08, 0.05) * side
-            for corner in corners
-            for c, side in zip(corner, small.size, strict=True)
-        ]
-        small = small.transform(small.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
-        y, x = np.mgrid[:down, :across].astype(np.float32)
-        angle, spot = rng.uniform(0, math.pi), rng.uniform(0, 1, 3)
-        moire = 1 + 0.06 * np.sin(rng.uniform(0.8, 1.8) * (x * math.cos(angle) + y * math.sin(angle)))
-        glare = 80 * np.exp(-(((x / across - spot[0]) ** 2 + (y / down - spot[1]) ** 2) / (0.05 + 0.2 * spot[2])))
-        lit = np.asarray(small, np.float32) * (moire * rng.uniform(0.7, 1))[..., None] + glare[..., None] + 8
-        small = Image.fromarray(lit.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0.7, 2)))
-        small = ImageEnhance.Color(small).enhance(rng.uniform(0.7, 1.1))
-    packed = io.BytesIO()
-    small.save(packed, "JPEG", quality=int(rng.integers(12, 40)) if kind == 2 else 60)
-    return open_image(packed).convert("RGB")
 
 
 def look_at(still: dict, kind: int | None, identifier: Identifier) -> tuple:
@@ -98,7 +72,7 @@ def embed_film(stills: list[dict], identifier: Identifier) -> dict:
     Near-duplicates are stored once; until is the time of the last of a run of them. Raises UserError without a still.
     """
     kinds = dict.fromkeys(np.linspace(0, len(stills) - 1, min(WORN, len(stills))).astype(int).tolist())
-    kinds = {place: k % 3 for k, place in enumerate(kinds)}
+    kinds = {place: k % len(COPIES) for k, place in enumerate(kinds)}
     vectors, thumbs, kept, worn, worn_of = [], [], [], [], []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for start in range(0, len(stills), CHUNK):
@@ -182,8 +156,7 @@ def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) 
 
 def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Embeddings [N, D] -> float32 [N, d] of length 1."""
-    vectors = embedding.astype(np.float32) @ project - offset
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return unit_length(embedding.astype(np.float32) @ project - offset)
 
 
 def pack_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -191,8 +164,24 @@ def pack_vectors(vectors: np.ndarray) -> np.ndarray:
     return np.round(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-9))).astype(np.int8)
 
 
+def keep_vectors(engine, title: str, vectors: np.ndarray) -> dict:
+    """Give a film's vectors [n, d] to an engine; returns what the state says of them: their name, and their middle."""
+    middle = unit_length(vectors.sum(0, keepdims=True))[0].astype(np.float16)
+    return {"vectors": engine.put_vectors(title, pack_vectors(vectors)), "middle": base64.b64encode(middle).decode()}
+
+
+def read_middles(films: list[dict]) -> np.ndarray:
+    """The middles that keep_vectors wrote, float32 [F, d]."""
+    return np.stack([np.frombuffer(base64.b64decode(film["middle"]), np.float16) for film in films]).astype(np.float32)
+
+
+def join(nearest: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """How like a frame is to a film: by its nearest frame, and by the middle of its frames, of any equal shape."""
+    return (nearest + MEAN * middle) / (1 + MEAN)
+
+
 def film_scores(best: np.ndarray) -> np.ndarray:
-    """Scores [N, F] from the similarity of each film's nearest frame [N, F]; with under 4 films they are the same."""
+    """Scores [N, F] from the similarity of each film [N, F]; with under 4 films they are the same."""
     if best.shape[1] < MANY:
         return best
     order = np.sort(best, axis=1)
@@ -220,6 +209,15 @@ def is_dense(when: np.ndarray) -> bool:
     return 2 * len(known) > max(2, len(when)) and bool(np.median(np.diff(np.sort(known))) <= DENSE_MS)
 
 
+def ask_within(vectors: np.ndarray, when: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """How like frames asked [n] of a film are to the rest of it, each with its surroundings left out."""
+    apart = held_apart(when)
+    left_out = apart[asked][:, None] == apart
+    nearest = np.where(left_out, -1, vectors[asked] @ vectors.T).max(1)
+    middle = unit_length(vectors.sum(0) - left_out.astype(np.float32) @ vectors)
+    return join(nearest, (vectors[asked] * middle).sum(1))
+
+
 def ask_itself(films: list[dict], sample: int) -> dict:
     """Questions that an index asks itself: its frames with their surroundings left out, and with their film left out.
 
@@ -229,16 +227,19 @@ def ask_itself(films: list[dict], sample: int) -> dict:
     """
     embedding = np.concatenate([film["embedding"] for film in films])
     owner = np.repeat(np.arange(len(films)), [len(film["embedding"]) for film in films])
-    apart = np.concatenate([held_apart(film["time"]) for film in films])
     parts = np.random.default_rng(13).permutation(len(films)) % min(PARTS, len(films))
-    asked = [np.flatnonzero(owner == f) for f in range(len(films))]
-    asked = [at[np.linspace(0, len(at) - 1, min(sample, len(at))).astype(int)] for at in asked]
+    asked = [np.linspace(0, len(film["time"]) - 1, min(sample, len(film["time"]))).astype(int) for film in films]
     found = {name: [] for name in ("known", "film", "best", "held", "second", "unknown", "stranger")}
+
+    def middles(vectors: np.ndarray) -> np.ndarray:
+        return unit_length(np.add.reduceat(vectors, np.searchsorted(owner, np.arange(len(films)))))
+
     vectors = project_all(embedding, *fit_projection(embedding, owner, np.concatenate([f["change"] for f in films])))
+    middle = middles(vectors)
     for f, at in enumerate(asked):
-        alike = vectors[at] @ vectors.T
-        alike[(owner == f) & (apart[at][:, None] == apart)] = -1
-        best = nearest_by_film(alike, owner, len(films))
+        own = vectors[owner == f]
+        best = join(nearest_by_film(own[at] @ vectors.T, owner, len(films)), own[at] @ middle.T)
+        best[:, f] = ask_within(own, films[f]["time"], at)
         scores = film_scores(best)
         found["second"] += np.sort(best, axis=1)[:, -2:][:, 0].tolist()
         found["known"] += scores.max(1).tolist()
@@ -249,11 +250,12 @@ def ask_itself(films: list[dict], sample: int) -> dict:
         stay = parts[owner] != part
         change = np.concatenate([film["change"] for film, p in zip(films, parts, strict=True) if p != part])
         vectors = project_all(embedding, *fit_projection(embedding[stay], owner[stay], change))
+        middle = middles(vectors)
         for f in np.flatnonzero(parts == part).tolist():
-            alike = vectors[asked[f]] @ vectors[owner != f].T
-            number = owner[owner != f] - (owner[owner != f] > f)
-            found["unknown"] += film_scores(nearest_by_film(alike, number, len(films) - 1)).max(1).tolist()
-            found["stranger"] += [f] * len(asked[f])
+            own, rest = vectors[owner == f][asked[f]], np.delete(np.arange(len(films)), f)
+            best = join(nearest_by_film(own @ vectors.T, owner, len(films)), own @ middle.T)[:, rest]
+            found["unknown"] += film_scores(best).max(1).tolist()
+            found["stranger"] += [f] * len(own)
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -317,7 +319,4 @@ def fit_rule(asked: dict, sizes: np.ndarray) -> dict:
 
 def own_threshold(vectors: np.ndarray, when: np.ndarray, second: float) -> float:
     """The OWN quantile of a film's scores of its own frames; second: what the second film is like in the mean."""
-    alike = vectors @ vectors.T
-    apart = held_apart(when)
-    alike[apart[:, None] == apart] = -1
-    return float(np.quantile(alike.max(1), OWN) - SECOND * second)
+    return float(np.quantile(ask_within(vectors, when, np.arange(len(vectors))), OWN) - SECOND * second)

@@ -1,11 +1,16 @@
 """python -m pytest tests/test_bench.py"""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
 
 import bench
+from bench_robust import measure_answers
+from data import read_manifest
+from identify import Answer, Candidate
+from wear import WAYS
 
 COMMANDS = {
     "render": "",
@@ -16,6 +21,7 @@ COMMANDS = {
     "infer": "best.pt --frames frames",
     "isa": "",
     "bot": "--frames frames",
+    "robust": "data export --index index",
 }
 
 
@@ -55,3 +61,29 @@ def test_ratio_is_over_one_where_a_row_is_better(capsys):
     assert "| old | 30.00 | 10.00 | A |" in lines
     assert "| new | 10.00 (3.00x) | 15.00 (1.50x) |  |" in lines
     assert "| half |  |  | B |" in lines and lines[-1] == "A note."
+
+
+def test_robust_asks_in_every_way_and_counts_as_a_person_would(exported, dataset, tmp_path, capsys):
+    sheet, place = tmp_path / "ways.png", tmp_path / "index"
+    line = ["robust", str(dataset), str(exported), "--frames", "3", "--sheet", str(sheet)]
+    assert bench.main(line) == 0
+    rows = [row.split("|")[1].strip() for row in capsys.readouterr().out.splitlines() if row.startswith("| ")]
+    assert rows[2:] == list(WAYS) and sheet.stat().st_size > 10_000
+    assert bench.main([*line, "--index", str(place)]) == 0
+    known = json.loads((place / "index.json").read_text())["films"]
+    rows = read_manifest(dataset)
+    assert {title: film["stills"] for title, film in known.items()} == {
+        title: sum(row["movie"] == title and row["split"] in ("train", "val") for row in rows) for title in known
+    }  # no test frame is in it, and no unknown film
+
+
+def test_figures_of_answers():
+    films = np.array(["A", "A", "B", "B"])
+    known = [Answer("movie", [Candidate("A", 0.9)], 1.0), Answer("movie", [Candidate("B", 0.9)], 1.0)]
+    known += [Answer("shortlist", [Candidate("A", 0.5), Candidate("B", 0.4)], 1.0)]
+    known += [Answer("unknown", [Candidate("B", 0.1)], 3.0)]
+    unknown = [Answer("movie", [Candidate("A", 0.9)], 1.0), Answer("unknown", [Candidate("A", 0.2)], 1.0)]
+    row = measure_answers(known, films, unknown)
+    assert row["top-1"] == "0.500" and row["balanced (95%, by films)"].startswith("0.500 (0.50 to 0.50)")
+    assert row["known named"].startswith("0.500 (0.00 to 1.00)") and row["helpful"] == "0.500"
+    assert row["named right"] == f"{0.7 * 0.25 / (0.7 * 0.5 + 0.3 * 0.5):.3f}" and row["unknown not named"] == "0.500"

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import identify
-from identify import Identifier, choose_file
-from image import PREPROCESSING, UserError, find_bars, natural_key, preprocess, read_image
+from identify import Answer, Candidate, Identifier, choose_file, format_answer
+from image import PREPROCESSING, UserError, find_bars, find_still, natural_key, preprocess, read_image
+from wear import screenshot
 
 ROOT = Path(identify.__file__).parent
 
@@ -269,14 +270,14 @@ def test_reference_frames_are_the_same_everywhere():
 def test_an_image_that_takes_too_long_is_refused(exported, dataset, monkeypatch):
     identifier = Identifier(exported / "model.onnx")
     files = [str(f) for f in sorted((dataset / "movies").glob("*/*.jpg"))[:2]]
-    real, go_on = identifier.load, threading.Event()
+    real, go_on = identifier.read, threading.Event()
 
     def slow(data):
         if data == files[0]:
             go_on.wait(30)
         return real(data)
 
-    monkeypatch.setattr(identifier, "load", slow)
+    monkeypatch.setattr(identifier, "read", slow)
     monkeypatch.setattr(identify, "MAX_SECONDS", 0.2)
     answers = identify.identify_files(identifier, files)
     _, first = next(answers)
@@ -300,10 +301,44 @@ def test_several_pictures_of_one_film_get_one_answer(exported, dataset):
     files = sorted((dataset / "movies").glob("*/*.jpg"))[:3]
     identifier = Identifier(exported / "model.onnx", runtime="onnxruntime")
     batch = np.stack([identifier.load(file) for file in files])
-    answer, mean = identifier.answer_together(batch), identifier.run(batch)["probabilities"].mean(0)
+    answer, mean = identifier.look([identifier.read(file) for file in files]), identifier.run(batch)
+    mean = mean["probabilities"].mean(0)
     assert [c.title for c in answer.candidates] == [identifier.classes[c] for c in np.argsort(-mean, kind="stable")]
     assert [c.confidence for c in answer.candidates] == pytest.approx(sorted(mean, reverse=True), abs=1e-5)
     assert identifier.answers(batch[:0]) == []
+    assert [c.title for c in identifier.identify(files).candidates] == [c.title for c in answer.candidates]
+
+
+def test_the_still_inside_a_screenshot_is_found_and_plain_pictures_stay_whole():
+    rng = np.random.default_rng(0)
+    texture = Image.fromarray(rng.integers(0, 255, (60, 108, 3), np.uint8)).resize((540, 300), Image.Resampling.BICUBIC)
+    for seed in range(4):  # light and dark interfaces, at several heights
+        screen = screenshot(texture, np.random.default_rng(seed))
+        left, top, right, bottom = find_still(np.asarray(screen))
+        assert (left, right) == (0, 540) and abs(bottom - top - 300) <= 24
+        inside = np.asarray(screen.crop((left, top, right, bottom)), float)
+        assert inside.std(axis=1).mean() > 30  # texture, no interface
+    assert find_still(np.asarray(texture)) is None
+    assert find_still(np.zeros((400, 300, 3), np.uint8)) is None  # nothing in it
+    assert find_still(np.zeros((20, 20, 3), np.uint8)) is None
+
+
+def test_an_unknown_screenshot_is_looked_at_again_and_the_answer_says_so(exported, dataset):
+    identifier = Identifier(exported / "model.onnx", runtime="onnxruntime")
+    file = sorted((dataset / "movies").glob("*/*.jpg"))[0]
+    screen = screenshot(Image.open(file).convert("RGB"), np.random.default_rng(1))
+    identifier.contract.decision |= {"movie": 2.0, "shortlist": 2.0}  # all is unknown
+    seen, look = [], identifier.look
+    identifier.look = lambda pictures, top=3: seen.append(pictures[0].shape) or look(pictures, top)
+    identifier.identify(screen)
+    assert len(seen) == 2 and seen[1][0] < seen[0][0]  # the whole, then what lies inside
+    identifier.contract.decision |= {"movie": 0.0, "shortlist": 0.0}
+    assert identifier.identify(screen).look is None and len(seen) == 3
+    identifier.look = lambda pictures, top=3: Answer(
+        "movie" if pictures[0].shape[0] < seen[0][0] else "unknown", [Candidate("A", 0.5)], 1.0
+    )
+    answer = identifier.identify(screen)
+    assert answer.as_dict()["look"] == "still" and "still inside" in format_answer(answer)
 
 
 @pytest.mark.parametrize(

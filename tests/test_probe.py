@@ -67,15 +67,25 @@ def test_a_model_answers_as_its_probe_at_its_temperature():
     images += torch.from_numpy(labels).view(-1, 1, 1, 1)
     with torch.no_grad():
         embedding = model(images)[1].numpy()
-        start_head(model, embedding, labels, 0.3, temperature=2.0)
+        start_head(model, (embedding, labels, np.ones(len(labels), np.float32)), 0.3, temperature=2.0)
         logits = model(images)[0].numpy()
     np.testing.assert_allclose(softmax(logits), softmax(linear_discriminant(embedding, labels, 0.3) / 2), atol=1e-3)
+
+
+def test_a_frame_of_weight_two_counts_as_two_frames():
+    embedding, labels = draw_films(40, 3)
+    weights = np.where(np.arange(40) % 3, 1, 2).astype(np.float32)
+    twice = np.repeat(np.arange(40), weights.astype(int))
+    found = fit_head(*(torch.from_numpy(part) for part in (embedding, labels)), 0.3, torch.from_numpy(weights))
+    wanted = fit_head(torch.from_numpy(embedding[twice]), torch.from_numpy(labels[twice]), 0.3)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_cross_fit_answers_as_heads_fitted_without_the_fold():
     embedding, labels = draw_films()
     folds = np.random.default_rng(1).integers(-1, 4, len(labels))
-    logits = cross_fit(embedding, labels, folds, 0.3, torch.device("cpu"))
+    logits = cross_fit((embedding, labels, np.ones(len(labels), np.float32)), folds, 0.3, torch.device("cpu"))
     assert logits.dtype == np.float32 and not logits[folds == -1].any()
     for k in range(4):
         fit = folds != k
