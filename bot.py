@@ -56,6 +56,7 @@ TEXTS = Path(__file__).with_name("bot_texts.toml")
 FLOOD, FLOOD_SECONDS = 20, 60.0  # frames of a user in so many seconds
 IN_HAND, PAGE = 3, 20  # frames fetched at a time, of which the model takes one; films a page
 NEWS, TITLE = 60.0, 100  # seconds until we ask again which films there are; letters of a title that users tell
+KEPT = 500  # answers whose stills stay in memory for "show another", 25 KB each
 LIKE = (0.8, 0.6, 0.4)  # similarity, for words; a film's other copy has 0.73 to 0.99, other films under 0.62 (DINOv2-S)
 LOOKS = {"x": "still", "m": "mirror"}  # by buttons; words for them stand in the texts
 SAID = "text audio document voice contact location venue poll dice sticker video video_note story"  # not a pin, a join
@@ -80,7 +81,7 @@ class App:
         self.tasks, self.waiting = set(), set()  # of updates in hand; those of them that wait for the model
         self.models, self.users = asyncio.Semaphore(IN_HAND), weakref.WeakValueDictionary()  # a lock a user: take turns
         self.frames = collections.Counter()  # of a user in the last FLOOD_SECONDS
-        self.times = collections.deque([0.0], 1000)  # ms of the last answers
+        self.times, self.stills = collections.deque([0.0], 1000), {}  # ms and stills of the last answers
 
     def know(self, about, _, films: dict[str, str | None], memory: int) -> None:
         """What describe_model tells."""
@@ -99,8 +100,10 @@ class App:
         self.base.executemany(insert, [(name,) for name in what])
 
     def judge(self, answer: str, verdict: str, film: str | None) -> None:
+        (before,) = self.base.execute("SELECT verdict FROM answers WHERE id = ?", (answer,)).fetchone()
         self.base.execute("UPDATE answers SET verdict = ?, film = ? WHERE id = ?", (verdict, film, answer))
-        self.count(verdict)
+        if verdict != before:  # a film may follow
+            self.count(verdict)
 
     def hash(self, user: User) -> str:
         return hashlib.blake2b(str(user.id).encode(), key=self.key.encode()[:64], digest_size=12).hexdigest()
@@ -121,15 +124,11 @@ def keyboard(*rows: list[tuple[str, str]]) -> InlineKeyboardMarkup | None:
     """Buttons from rows of (text, data or address); data is at most 64 bytes."""
 
     def button(text: str, data: str) -> types.InlineKeyboardButton:
-        return types.InlineKeyboardButton(
-            text=text[:60], **{"url" if data.startswith("https:") else "callback_data": data}
-        )
+        kind = "url" if data.startswith("https:") else "callback_data"
+        return types.InlineKeyboardButton(text=text[:60], **{kind: data})
 
-    return (
-        InlineKeyboardMarkup(inline_keyboard=[[button(*it) for it in row] for row in rows if row])
-        if any(rows)
-        else None
-    )
+    buttons = [[button(*it) for it in row] for row in rows if row]
+    return InlineKeyboardMarkup(inline_keyboard=buttons) if buttons else None
 
 
 def link(app: App, texts: dict, title: str) -> list[tuple[str, str]]:
@@ -141,15 +140,16 @@ def link(app: App, texts: dict, title: str) -> list[tuple[str, str]]:
 def describe_proof(texts: dict, proof: dict, of: str) -> str:
     """In words, how much alike the nearest known still is, and when it comes in its film."""
     alike = texts["alike"][sum(proof["similarity"] < limit for limit in LIKE)]
-    seconds = None if proof["time_ms"] is None else proof["time_ms"] // 1000
-    at = "" if seconds is None else f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    return texts["proof"].format(of=of, alike=alike, at=texts["at"].format(time=at) if at else "")
+    seconds, at = (proof["time_ms"] or 0) // 1000, ""
+    if proof["time_ms"] is not None:
+        at = texts["at"].format(time=f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}")
+    return texts["proof"].format(of=of, alike=alike, at=at)
 
 
 def compose(app: App, texts: dict, kind: str, candidates: list[dict], answer: str, place: int = 0) -> tuple:
-    """(words, buttons, JPEG or None) of an answer. kind: as Answer has it, "guess" for the best guess at an unknown
+    """(words, buttons, JPEG or None) of an answer.
 
-    film, or "next" for the one at a place further down.
+    kind: as Answer has it, "guess" for the best guess at an unknown film, "next" for the film at a place further down.
     """
     shown, titles = candidates[place], [local_title(candidate["title"], texts) for candidate in candidates[:3]]
     title, best, proof = local_title(shown["title"], texts), candidates[0]["confidence"], shown.get("evidence")
@@ -161,15 +161,14 @@ def compose(app: App, texts: dict, kind: str, candidates: list[dict], answer: st
     rows = [[(texts["right"], f"{f'c{place}' if place else 'r'}:{answer}"), (texts["wrong"], f"w:{answer}")]]
     if kind == "shortlist":
         rows = [[(title, f"c{i}:{answer}")] for i, title in enumerate(titles)] + [[(texts["none"], f"w:{answer}")]]
-    found = app.base.execute("SELECT still FROM stills WHERE answer = ? AND place = ?", (answer, place)).fetchone()
+    still = app.stills.get(answer, {}).get(place)
     if proof:
         listed = kind in ("shortlist", "guess")
         text += "\n" + describe_proof(texts, proof, texts["of"].format(title=title) if listed else "")
-    further = (
-        [(texts["another"], f"s{(place + 1) % len(candidates)}:{answer}")] if found and len(candidates) > 1 else []
-    )
-    rows += [further + (link(app, texts, shown["title"]) if kind != "shortlist" else [])]
-    return text, keyboard(*rows), found and found[0]
+    rows += [link(app, texts, shown["title"]) if kind != "shortlist" else []]
+    if still and len(candidates) > 1:
+        rows[-1] = [(texts["another"], f"s{(place + 1) % len(candidates)}:{answer}"), *rows[-1]]
+    return text, keyboard(*rows), still
 
 
 async def download(bot: Bot, pictures: list) -> list[bytes | str]:
@@ -299,8 +298,9 @@ async def name_pictures(message: Message, app: App, texts: dict, pictures, who: 
             typing.cancel()
     answer, candidates = secrets.token_urlsafe(9), result["candidates"]  # in the buttons: nobody guesses another's
     stills = [(candidate.get("evidence") or {}).pop("thumbnail", "") for candidate in candidates]
-    rows = [(answer, k, time.time(), base64.b64decode(still)) for k, still in enumerate(stills) if still]
-    app.base.executemany("INSERT INTO stills VALUES (?, ?, ?, ?)", rows)
+    app.stills[answer] = {k: base64.b64decode(still) for k, still in enumerate(stills) if still}
+    if len(app.stills) > KEPT:
+        del app.stills[next(iter(app.stills))]
     row = (answer, time.time(), pictures[0].file_id, result["kind"], json.dumps(candidates), asker and app.hash(asker))
     app.base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, NULL, NULL, ?)", row)
     app.count("frames", result["kind"])
@@ -394,7 +394,7 @@ async def show(message: Message, text: str | None, markup: InlineKeyboardMarkup 
     with contextlib.suppress(*IN_VAIN):
         if still:
             photo = types.BufferedInputFile(still, "still.jpg")
-            media = types.InputMediaPhoto(media=photo, caption=text, has_spoiler=is_spoiler(message))
+            media = types.InputMediaPhoto(media=photo, caption=text[:1024], has_spoiler=is_spoiler(message))
             with contextlib.suppress(exceptions.TelegramBadRequest):
                 await message.edit_media(media, reply_markup=markup)
                 return

@@ -31,7 +31,6 @@ SCHEMA = """
 PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
 CREATE TABLE IF NOT EXISTS answers
     (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT, who TEXT);
-CREATE TABLE IF NOT EXISTS stills (answer TEXT, place INTEGER, time REAL, still BLOB, PRIMARY KEY (answer, place));
 CREATE TABLE IF NOT EXISTS counts (day TEXT, what TEXT, n INTEGER, PRIMARY KEY (day, what));
 CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT, sending INTEGER DEFAULT 0);
 CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
@@ -41,7 +40,7 @@ log = logging.getLogger("bot")
 
 
 def open_base(path: Path | str) -> sqlite3.Connection:
-    """Answers with verdicts and stills, updates until they are answered, languages, counts. Raises UserError."""
+    """Answers with verdicts, updates until they are answered, languages, counts. Raises UserError."""
     try:
         base = sqlite3.connect(path, isolation_level=None)
         base.executescript(SCHEMA)
@@ -245,10 +244,9 @@ def can_be_repeated(error: Exception, twice: bool) -> bool:
 
 
 async def tidy(base: sqlite3.Connection) -> None:
-    """Hourly: forget updates and stills of two days ago, answers that nobody judged in 90, and what lay there."""
+    """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
     while True:
-        for table in ("updates", "stills"):
-            base.execute(f"DELETE FROM {table} WHERE time < ?", (time.time() - 2 * 86400,))
+        base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
         base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (time.time() - 90 * 86400,))
         base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         await asyncio.sleep(3600)

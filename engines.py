@@ -165,9 +165,14 @@ class Folder:
         """
         number, pack = {name: place for place, name in enumerate(names)}, state.get("pack")
         packed = np.array([number.pop(name, -1) for name in pack["films"]] if pack else [], int)  # -1: removed since
-        parts = [self.get_vectors(name) for name in number]  # those that faiss does not hold
-        starts, tail = np.cumsum([0] + [len(part) for part in parts])[:-1], np.array([*number.values()], int)
-        vectors, parts = np.concatenate(parts) if parts else None, None
+        tail, stored = np.array([*number.values()], int), {f["vectors"]: f["stored"] for f in state["films"].values()}
+        starts, vectors = np.cumsum([0, *(stored[name] for name in number)]), None  # of films that faiss does not hold
+        for name, start in zip(number, starts, strict=False):  # in place, so that memory holds them once
+            part = self.get_vectors(name)
+            vectors = np.empty((starts[-1], part.shape[1]), np.float32) if vectors is None else vectors
+            with self.reading(name):
+                vectors[start : start + stored[name]] = part
+        starts = starts[:-1]
         if pack:
             faiss, ends = import_faiss(), np.cumsum(pack["rows"])
             with self.reading(pack["file"]):
