@@ -1,16 +1,12 @@
 // The page: pictures in, answers out; worker.js does the work.
 
-const MAX_BYTES = 20e6; // as image.py
-const MAX_PIXELS = 50e6;
-const MIN_SIDE = 16;
+const [MAX_BYTES, MAX_PIXELS, MIN_SIDE] = [20e6, 50e6, 16]; // as image.py
 const TEXTS = {
-  en: {
-    title: "What film is this?", choose: "Choose frames", drop: "or drop or paste them here", camera: "Take a photo",
-    private: "Pictures are looked at in your browser. They are not sent and not kept.",
+  en: { // and what stands in index.html
     loading: "Fetching the model: {loaded} of {total} MB", starting: "Starting the model…",
-    ready: "Ready. Films known: {films}.", working: "Looking…", movie: "This looks like {title}.",
+    ready: "Ready. Films known: {films}.", working: "Looking…", time: "{ms} ms", movie: "This looks like {title}.",
     shortlist: "I doubt a little. Perhaps one of these:", unknown: "I don't know this film. Try another frame.",
-    time: "{ms} ms", missing: "There is no model here ({detail} can't be fetched). Make one with export.py --web.",
+    missing: "There is no model here ({detail} can't be fetched). Make one with export.py --web.",
     format: "This model has another format ({detail}). Export it again with export.py --web.",
     embedder: "This model was taught no films. Export a trained run with export.py --web.",
     broken: "The model can't run here: {detail}", engine: "web/vendor is missing on this host: run make web there.",
@@ -22,9 +18,9 @@ const TEXTS = {
     title: "Что это за фильм?", choose: "Выбрать кадры", drop: "или перетащить или вставить их сюда",
     camera: "Сфотографировать", private: "Кадры смотрит сам браузер. Они никуда не отправляются и не сохраняются.",
     loading: "Загружаю модель: {loaded} из {total} МБ", starting: "Запускаю модель…",
-    ready: "Готово. Знаю фильмов: {films}.", working: "Смотрю…", movie: "Похоже, это {title}.",
+    ready: "Готово. Знаю фильмов: {films}.", working: "Смотрю…", time: "{ms} мс", movie: "Похоже, это {title}.",
     shortlist: "Немного сомневаюсь. Возможно, один из этих:", unknown: "Я не знаю этот фильм. Попробуй другой кадр.",
-    time: "{ms} мс", missing: "Здесь нет модели ({detail} не загружается). Её создаёт export.py --web.",
+    missing: "Здесь нет модели ({detail} не загружается). Её создаёт export.py --web.",
     format: "У этой модели другой формат ({detail}). Экспортируй её заново: export.py --web.",
     embedder: "Эта модель не знает фильмов. Экспортируй обученную: export.py --web.",
     broken: "Модель здесь не работает: {detail}", engine: "На этом сервере нет web/vendor: запусти там make web.",
@@ -39,8 +35,9 @@ const find = (selector, inside = document) => inside.querySelector(selector);
 const [input, status, progress, answer] = ["input", "#status", "progress", "#answer"].map((at) => find(at));
 
 document.documentElement.lang = language;
-document.title = say("title");
-for (const element of document.querySelectorAll("[data-text]")) element.textContent = say(element.dataset.text);
+for (const element of document.querySelectorAll("[data-text]"))
+  element.textContent = TEXTS[language][element.dataset.text] ?? element.textContent;
+document.title = find("h1").textContent;
 
 // ------------------------------------------------------------------------------------------------- the worker
 
@@ -54,14 +51,15 @@ function ask(message) {
 
 // offline visits; without a service worker (plain http, private windows) the page works all the same
 async function keepFiles() {
-  const registration = await navigator.serviceWorker.register("sw.js");
-  const { installing } = registration;
-  if (!installing || registration.active) return;
-  const over = () => /activated|redundant/.test(installing.state);
-  await new Promise((done) => (installing.onstatechange = () => over() && done()));
+  const { installing, active } = await navigator.serviceWorker.register("sw.js");
+  if (!installing || active) return;
+  await new Promise((done) => {
+    installing.onstatechange = () => /activated|redundant/.test(installing.state) && done();
+  });
 }
 
 async function start() {
+  status.textContent = say("starting");
   if (!globalThis.WebAssembly) return { error: "wasm" };
   await keepFiles().catch(() => {});
   // from a blob it is bound by this page's policy, from a file it would have none
@@ -78,7 +76,7 @@ function showProgress({ loaded, total }) {
   progress.hidden = false;
   progress.value = loaded / total;
   const [done, all] = [loaded, total].map((bytes) => (bytes / 1e6).toFixed(1));
-  status.textContent = loaded < total ? say("loading", { loaded: done, total: all }) : say("starting");
+  status.textContent = say(loaded < total ? "loading" : "starting", { loaded: done, total: all });
 }
 
 const loading = start().then((found) => {
@@ -128,10 +126,9 @@ async function look(file, card) {
   else if (!found.error) found = await ask({ blob: file });
   const [best] = found.candidates ?? [];
   const ms = Math.round(performance.now() - begun);
-  const data = { kind: found.error ? "error" : found.kind, title: best?.title ?? "", ms, file: file.name };
+  const data = { kind: found.kind ?? "error", title: best?.title ?? "", ms, file: file.name };
   data.confidence = best?.confidence.toFixed(4) ?? "";
-  Object.assign(card.dataset, data);
-  Object.assign(answer.dataset, data);
+  for (const place of [card, answer]) Object.assign(place.dataset, data);
   if (picture && !found.error) card.prepend(picture);
   find("h2", card).textContent = say(found.error ?? found.kind, { ...found, title: best?.title });
   find("p", card).textContent = found.error ? file.name : say("time", { ms });

@@ -11,18 +11,13 @@ ort.env.wasm.numThreads = 1; // static hosts can't set the headers that threads 
 ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
 let contract, session;
 
-class Failure extends Error {
-  constructor(key, detail = "") {
-    super(key);
-    Object.assign(this, { key, detail });
-  }
-}
+const failure = (key, detail = "") => Object.assign(new Error(key), { key, detail });
 
 // ------------------------------------------------------------------------------------------------ the model
 
 async function download(url) {
   const response = await fetch(url).catch(() => null);
-  if (!response?.ok) throw new Failure("missing", new URL(url).pathname);
+  if (!response?.ok) throw failure("missing", new URL(url).pathname);
   const total = Number(response.headers.get("content-length"));
   const reader = response.body.getReader();
   const parts = [];
@@ -35,36 +30,26 @@ async function download(url) {
   }
 }
 
-async function readJson(url) {
-  const bytes = await download(url);
-  try {
-    return JSON.parse(new TextDecoder().decode(bytes));
-  } catch {
-    throw new Failure("missing", new URL(url).pathname); // a host that answers everything with a page
-  }
-}
-
 async function load(url) {
-  contract = await readJson(new URL("model.json", url));
+  const about = new Response(await download(new URL("model.json", url)));
+  contract = await about.json().catch(() => Promise.reject(failure("missing", "model.json"))); // a page in its place
   const { format, preprocessing: spec, classes } = contract;
-  if (format !== FORMAT) throw new Failure("format", String(format ?? "?").slice(0, 40));
-  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw new Failure("format", spec.interpolation);
-  if (!classes.length) throw new Failure("embedder");
-  let bytes;
-  if (url.endsWith(".onnx")) bytes = await download(url);
-  else bytes = await download(new URL("model.web.onnx", url)).catch(() => download(new URL("model.int8.onnx", url)));
+  if (format !== FORMAT) throw failure("format", String(format ?? "?").slice(0, 40));
+  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("format", spec.interpolation);
+  if (!classes.length) throw failure("embedder");
+  const fetched = url.endsWith(".onnx") ? download(url) : download(new URL("model.web.onnx", url));
+  const bytes = await fetched.catch(() => download(new URL("model.int8.onnx", url))); // of an export without --web
   try {
     session = await ort.InferenceSession.create(bytes);
     for (let run = 0; run < 2; run++) await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
   } catch (error) {
-    throw new Failure("broken", error.message.slice(0, 200));
+    throw failure("broken", error.message.slice(0, 200));
   }
   return { films: classes.length };
 }
 
 async function infer(pixels) {
-  const { size } = contract.preprocessing;
-  const image = new ort.Tensor("uint8", pixels, [1, size, size, 3]);
+  const image = new ort.Tensor("uint8", pixels, [1, contract.preprocessing.size, contract.preprocessing.size, 3]);
   const { probabilities, known } = await session.run({ image }, ["probabilities", "known"]);
   return { probabilities: probabilities.data, known: known.data[0] };
 }
@@ -73,7 +58,7 @@ async function infer(pixels) {
 
 async function readPicture(blob, draft) {
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }).catch(() => {
-    throw new Failure("picture");
+    throw failure("picture");
   });
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d", { alpha: false, willReadFrequently: true });
@@ -89,23 +74,17 @@ async function readPicture(blob, draft) {
 }
 
 // the mean of each times x times pixels
-function reduce(picture, times) {
-  if (times === 1) return picture;
-  const [width, height] = [picture.width, picture.height].map((side) => Math.ceil(side / times));
-  const data = new Uint8ClampedArray(width * height * 4);
-  for (let y = 0; y < height; y++)
-    for (let x = 0; x < width; x++) {
-      const [right, low] = [Math.min((x + 1) * times, picture.width), Math.min((y + 1) * times, picture.height)];
-      let [r, g, b, n] = [0, 0, 0, 0];
-      for (let v = y * times; v < low; v++)
-        for (let u = x * times, p = 4 * (v * picture.width + u); u < right; u++, p += 4, n++) {
-          r += picture.data[p];
-          g += picture.data[p + 1];
-          b += picture.data[p + 2];
-        }
-      data.set([r / n, g / n, b / n], 4 * (y * width + x));
-    }
-  return { data, width, height };
+function reduce({ data, width, height }, times) {
+  if (times === 1) return { data, width, height };
+  const [across, down] = [width, height].map((side) =>
+    Array.from({ length: Math.ceil(side / times) }, (_, place) => {
+      const count = Math.min(times, side - place * times);
+      return [place * times, new Int32Array(count).fill(Math.round(2 ** 22 / count))];
+    }),
+  );
+  const narrow = resize(data, 0, 4, 4 * width, height, across, 4, 4 * across.length);
+  const small = resize(narrow, 0, 4 * across.length, 4, across.length, down, 4 * across.length, 4);
+  return { data: small, width: across.length, height: down.length };
 }
 
 function findBars({ data, width, height }) {
@@ -133,7 +112,8 @@ function barPair(rows) {
   if (first < 0) return [0, 0]; // a black frame has no bars
   for (const [a, b, all] of [[first, last, back], [last, first, rows]]) {
     const strip = all.slice(0, a);
-    const [mean, solid] = [(row) => row, (row) => row >= 0.985].map((of) => strip.reduce((s, row) => s + of(row), 0) / a);
+    const mean = strip.reduce((sum, row) => sum + row, 0) / a;
+    const solid = strip.filter((row) => row >= 0.985).length / a;
     if (a > b && a <= limit && mean >= 0.8 && solid >= 0.4) {
       first = last = a; // the other one has text in it
       break;
@@ -158,36 +138,33 @@ function resampling([radius, kernel], from, to) {
   });
 }
 
-// one direction of a resize: lines of `step` between pixels and `next` between lines, 8 bits in and out
-function resize(data, offset, step, next, lines, table, out, outStep, outNext) {
+// one direction of a resize in 8 bits: pixels lie `step` apart and lines `next`, in what comes out toStep and toNext
+function resize(data, offset, step, next, lines, table, toStep, toNext) {
+  const out = new Uint8ClampedArray(Math.max(table.length * toStep, lines * toNext));
   table.forEach(([start, weights], place) => {
     for (let line = 0; line < lines; line++) {
       let p = offset + line * next + start * step;
-      let r = 1 << 21;
-      let g = 1 << 21;
-      let b = 1 << 21;
+      let [r, g, b] = [1 << 21, 1 << 21, 1 << 21];
       for (let k = 0; k < weights.length; k++, p += step) {
         r += weights[k] * data[p];
         g += weights[k] * data[p + 1];
         b += weights[k] * data[p + 2];
       }
-      const q = place * outStep + line * outNext;
+      const q = place * toStep + line * toNext;
       out[q] = r >> 22;
       out[q + 1] = g >> 22;
       out[q + 2] = b >> 22;
     }
   });
+  return out;
 }
 
 function prepare(picture, { size, interpolation, crop_bars }) {
   const { data, width, height } = picture;
   const [left, top, right, bottom] = crop_bars ? findBars(picture) : [0, 0, width, height];
   const [across, down] = [right - left, bottom - top].map((side) => resampling(KERNELS[interpolation], side, size));
-  const narrow = new Uint8ClampedArray((bottom - top) * size * 3);
-  const small = new Uint8ClampedArray(size * size * 3);
-  resize(data, 4 * (top * width + left), 4, 4 * width, bottom - top, across, narrow, 3, 3 * size);
-  resize(narrow, 0, 3 * size, 3, size, down, small, 3 * size, 3);
-  return new Uint8Array(small.buffer);
+  const narrow = resize(data, 4 * (top * width + left), 4, 4 * width, bottom - top, across, 3, 3 * size);
+  return new Uint8Array(resize(narrow, 0, 3 * size, 3, size, down, 3 * size, 3).buffer);
 }
 
 // ------------------------------------------------------------------------------------------------- the answer
