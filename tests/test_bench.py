@@ -16,6 +16,7 @@ COMMANDS = {
     "infer": "best.pt --frames frames",
     "isa": "",
     "bot": "--frames frames",
+    "web": "--frames frames",
 }
 
 
