@@ -1,9 +1,10 @@
 # make demo    render films, filter, train, export, identify: the whole pipeline, offline
 # make test    the tests
+# make web     the page that answers in a browser, on http://127.0.0.1:8000/web/?model=/export/
 # make .venv   only the environment; each of the above makes it first
 PYTHON ?= python3
 
-.PHONY: demo test lint .venv
+.PHONY: demo test lint web .venv
 
 demo: .venv
 	.venv/bin/python demo/demo.py
@@ -16,6 +17,18 @@ lint: .venv
 	.venv/bin/ruff format --check .
 
 .venv: .venv/installed
+
+web: web/vendor
+	@echo "http://127.0.0.1:8000/web/?model=/export/ (Ctrl-C stops it)"
+	$(PYTHON) -m http.server 8000 --bind 127.0.0.1
+
+# of ONNX Runtime's 148 MB the three files that one thread of WebAssembly needs
+web/vendor: web/package-lock.json
+	cd web && npm ci --ignore-scripts --no-audit --no-fund --silent
+	mkdir -p $@
+	cd web/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm ../../../vendor
+	rm -r web/node_modules
+	touch $@
 
 # servers without a desktop lack the libraries of opencv-python, which ultralytics asks for: take the headless build there
 .venv/installed: requirements.txt requirements-bot.txt

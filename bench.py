@@ -3,7 +3,7 @@
 python bench.py render                                                  # a quick look: frames a second on one core
 python bench.py infer runs/RUN/best.pt --model export --frames FOLDER   # JPEG to answer: torch against the export
 python bench.py bot --model export --frames FOLDER                      # bot.py under load, on loopback
-python bench.py --help                                                  # and scrape, filter, train, isa, index ...
+python bench.py --help                                                  # and scrape, filter, train, index, web ...
 """
 
 import argparse
@@ -482,6 +482,68 @@ def bench_cuda(
     run_all(**options)
 
 
+def bench_web(*, frames: Path, model: Path = Path("export"), count: int = 30) -> None:
+    """The page of web/ in Chromium, headless, one thread: every .onnx of an export, from drop to answer.
+
+    Cold is a new browser's first visit, to its first answer. The longest block is of the page's main thread, from 50 ms
+    on (Long Tasks). count: frames, each alone, after as many that warm up. Needs playwright and a browser.
+    """
+    import functools
+    import http.server
+    import shutil
+    import threading
+
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise UserError("bench.py web drives a browser: pip install playwright", 2) from None
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    web, rows = Path(__file__).with_name("web"), {}
+    if not program or not (web / "vendor").exists():
+        raise UserError("bench.py web needs a browser and web/vendor: apt-get install chromium; make web/vendor", 2)
+    watch = """window.blocks = [0]; const note = (list) => list.getEntries().forEach((it) => blocks.push(it.duration));
+        new PerformanceObserver(note).observe({ type: "longtask", buffered: true });"""
+    pictures, names = sample(frames, count), ["model.onnx", "model.int8.onnx", "model.web.onnx"]
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        Path(folder, "web").symlink_to(web.resolve())
+        Path(folder, "export").symlink_to(model.resolve())
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pages, times = {}, {}
+
+        def answer(name: str, picture: str) -> float:
+            pages[name].set_input_files("input[type=file]", picture)
+            pages[name].wait_for_selector("article[data-kind]:first-child")
+            return float(pages[name].get_attribute("#answer", "data-ms"))
+
+        for name in (name for name in names if (model / name).exists()):
+            pages[name], times[name] = driver.chromium.launch(executable_path=program).new_page(), []
+            pages[name].add_init_script(watch)
+            start = time.perf_counter()
+            pages[name].goto(f"http://127.0.0.1:{server.server_port}/web/?model=/export/{name}")
+            answer(name, pictures[0])
+            rows[name] = {"cold, ms": 1000 * (time.perf_counter() - start), "MB": (model / name).stat().st_size / 1e6}
+        for picture in 2 * pictures:
+            for name in pages:
+                times[name].append(answer(name, picture))
+        for name, page in pages.items():
+            warm = times[name][len(pictures) :]
+            rows[name] |= {"ms": np.median(warm), "fastest, ms": min(warm)}
+            rows[name]["longest block, ms"] = f"{page.evaluate('Math.max(...blocks)'):.0f}"
+        server.shutdown()
+    page = sum(file.stat().st_size for file in web.iterdir() if file.suffix in (".html", ".js", ".css")) / 1e3
+    show(
+        f"Page, {model}, {len(pictures)} frames",
+        rows,
+        f"The page itself: {page:.0f} KB, beside ONNX Runtime and model.",
+    )
+
+
 def get_parser() -> argparse.ArgumentParser:
     """A command a function, whose parameters are its arguments; those after * are flags."""
     from bench_index import bench_collection, bench_index, bench_moments
@@ -489,7 +551,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
     runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
-    for run in (*runs, bench_robust, bench_cuda, bench_index, bench_collection, bench_moments):
+    for run in (*runs, bench_web, bench_robust, bench_cuda, bench_index, bench_collection, bench_moments):
         about = run.__doc__.split("\n")[0]
         sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
         sub.set_defaults(run=run)

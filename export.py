@@ -8,7 +8,6 @@ python export.py --arch vit_small_patch14_dinov2 --init hub --frames stills/    
 
 import argparse
 import contextlib
-import io
 import logging
 import shutil
 import sys
@@ -28,10 +27,12 @@ from identify import Contract, Identifier, reference_frames, relative_error
 from image import UserError, expand, one_line_errors
 from metrics import measure, significantly_worse
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
+from quantise import write_int8, write_web
 from report import draw_calibration, write_card, write_report
 from rule import ORIGINAL_RULE, TARGETS, UNKNOWN_SHARE, Rule, check_rule, fit_rule
 
-FILES = {"model.onnx", "model.int8.onnx", "openvino", "model.json", "report.md", "README.md", "calibration.png"}
+WEB = "model.web.onnx"
+FILES = {"model.onnx", "model.int8.onnx", WEB, "openvino", "model.json", "report.md", "README.md", "calibration.png"}
 CALIBRATION_FRAMES = 100
 OPSET = 18
 MAX_DROP = 0.5  # points of balanced accuracy
@@ -79,87 +80,6 @@ def write_onnx(module: Exported, path: Path) -> None:
             value.name += "_inner"
     program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
-
-
-def head_nodes(model) -> list[str]:
-    """Names of the nodes behind the embedding of an onnx.ModelProto: head, probabilities and known stay in float."""
-    seen, names = {"embedding"}, []
-    for node in model.graph.node:  # in topological order
-        if seen & set(node.input):
-            seen |= set(node.output)
-            names.append(node.name)
-    return names
-
-
-def quantise(model, frames: np.ndarray, *, transformer: bool, depthwise: bool, keep: list[str]):
-    """int8 by NNCF of an OpenVINO model, calibrated on frames uint8 [N, S, S, 3].
-
-    Weights have 7 bits: CPUs without VNNI add pairs of products in 16 bits, which saturate with 8. Activations keep
-    their whole range: NNCF's mean over frames clips, and puts ResNet-50's logits off by 19% instead of 3%, DINOv2's by
-    8% instead of 6%. The few weights of depthwise layers drift: their biases must make up for it (Nagel 2019). keep:
-    names of nodes that stay in float.
-    """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nncf wakes it, and it looks for CUDA
-    import nncf
-
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    from nncf.quantization.advanced_parameters import OverflowFix
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-
-    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE)
-    advanced.activations_range_estimator_params = RangeEstimatorParametersSet.MINMAX
-    if transformer:
-        advanced.smooth_quant_alphas = nncf.AdvancedSmoothQuantParameters(matmul=0.5, convolution=-1)
-    options = {
-        "preset": nncf.QuantizationPreset.MIXED,
-        "subset_size": len(frames),
-        "model_type": nncf.ModelType.TRANSFORMER if transformer else None,
-        "ignored_scope": nncf.IgnoredScope(patterns=[f"{name}(/.*)?" for name in keep], validate=False),
-        "advanced_parameters": advanced,
-    }
-    data = nncf.Dataset(list(frames[:, None]))
-    with contextlib.redirect_stdout(io.StringIO()):
-        return nncf.quantize(model, data, **options, fast_bias_correction=transformer or not depthwise)
-
-
-def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndarray | None, transformer: bool) -> None:
-    """int8 by ONNX Runtime, which runs its own best, and for OpenVINO; without a sample only what needs none."""
-    import onnx
-    import openvino
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Frames(CalibrationDataReader):
-        def __init__(self):
-            self.rows = iter(sample)
-
-        def get_next(self) -> dict | None:
-            return next(({"image": row[None]} for row in self.rows), None)
-
-    logging.getLogger().setLevel(logging.ERROR)  # it logs through the root logger
-    prepared = fp32.with_suffix(".prepared.onnx")
-    quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
-    model = onnx.load(prepared)
-    keep, options = head_nodes(model), {"per_channel": True, "weight_type": QuantType.QInt8}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    if transformer:
-        kinds = ["MatMul", "Gemm"]
-        options |= {"reduce_range": True, "op_types_to_quantize": kinds, "nodes_to_exclude": keep}
-        quantize_dynamic(prepared, onnx_path, **options)
-        # patches and first block, one in fifteen products, make a third of the error of int8
-        products = [node.name for node in onnx.load(fp32).graph.node if node.op_type in kinds]
-        keep += [node.name for node in convolutions[:1]] + products[:6]
-    elif sample is not None:
-        kinds = ["Conv", "Gemm", "Add", "Clip", "Relu"]  # in 8 bits: 7 put MobileNetV2 off by 25% instead of 16%
-        options |= {"activation_type": QuantType.QUInt8, "op_types_to_quantize": kinds, "nodes_to_exclude": keep}
-        quantize_static(prepared, onnx_path, Frames(), **options)
-    prepared.unlink()
-    if sample is not None:
-        depthwise = any(a.name == "group" and a.i > 1 for node in convolutions for a in node.attribute)
-        model = openvino.convert_model(fp32)
-        model = quantise(model, sample, transformer=transformer, depthwise=depthwise, keep=keep)
-        openvino_path.parent.mkdir(exist_ok=True)
-        openvino.save_model(model, openvino_path, compress_to_fp16=False)
 
 
 @contextlib.contextmanager
@@ -231,11 +151,13 @@ def measure_formats(out: Path, frames: dict, labels: dict, gate: tuple[str, ...]
     """
     found, exact = {}, {}
     ways = {"onnxruntime fp32": None, "onnxruntime int8": None, "openvino int8": None, "openvino int8 in f32": "f32"}
+    ways |= {"onnxruntime web": None} if (out / WEB).exists() else {}
     splits = [split for split in SPLITS[1:] if len(frames[split])]
     truth = np.concatenate([labels[split] for split in gate])
     for way, precision in ways.items():
         runtime, kind = way.split()[:2]
-        model = Identifier(out, runtime=runtime, format=kind, precision=precision)
+        place = {"path": out / WEB} if kind == "web" else {"path": out, "format": kind}
+        model = Identifier(**place, runtime=runtime, precision=precision)
         logits = {split: run_batches(model.run, frames[split])["logits"] for split in splits}
         exact = exact or logits
         times = []
@@ -259,7 +181,7 @@ def measure_formats(out: Path, frames: dict, labels: dict, gate: tuple[str, ...]
     return found
 
 
-def write_files(module: Exported, contract: Contract, work: Path, sample, stages: Stages) -> Contract:
+def write_files(module: Exported, contract: Contract, work: Path, sample, stages: Stages, web: bool) -> Contract:
     """All files of an export but those for people; returns the contract with its self-test."""
     fp32, int8, vino = work / "model.onnx", work / "model.int8.onnx", work / "openvino" / "model.xml"
     name, frames = module.outputs[0], reference_frames(contract.preprocessing["size"])
@@ -267,9 +189,11 @@ def write_files(module: Exported, contract: Contract, work: Path, sample, stages
     stages.done("ONNX fp32", fp32)
     write_int8(fp32, int8, vino, sample, is_transformer(module))
     how = f"calibrated on {len(sample)} frames" if sample is not None else "what needs no frames to calibrate"
-    stages.done(f"int8, {how}", int8, vino.with_suffix(".bin"))
+    if web:
+        write_web(fp32, int8, work / WEB, is_transformer(module))
+    stages.done(f"int8, {how}", int8, work / WEB, vino.with_suffix(".bin"))
     wanted = module.run(frames)[name]
-    for path in (path for path in (fp32, int8, vino) if path.exists()):
+    for path in (path for path in (fp32, work / WEB, int8, vino) if path.exists()):
         test = {"output": name, "values": [[float(f"{x:.5g}") for x in row] for row in wanted], "relative_error": 0.0}
         contract = replace(contract, self_test=test)
         contract.save(path)
@@ -289,13 +213,14 @@ def export_model(
     frames: Path | None = None,
     max_drop: float = MAX_DROP,
     unknown_share: float = UNKNOWN_SHARE,
+    web: bool = False,
 ) -> dict:
     """Export everything and return the report. out appears whole, or stays as it was.
 
     data: what the checkpoint was trained on; the rule is fitted on frames that its head had not seen, and checked on
     test. Without data (an embedder, the original's weights) frames may name a folder of any frames to calibrate int8
     with. max_drop: points of balanced accuracy that an int8 file may lose beyond chance. unknown_share: of the frames
-    that people send, how many are of other films. Raises UserError.
+    that people send, how many are of other films. web: write model.web.onnx too. Raises UserError.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     stages, model, classes = Stages(5 if data else 2), checkpoint.build(), checkpoint.classes
@@ -338,7 +263,7 @@ def export_model(
     if rule:
         contract.decision |= {"score": rule.score, "movie": rule.movie, "shortlist": rule.shortlist}
     with fresh_folder(out) as work:
-        contract = write_files(Exported(model, checkpoint.preprocessing, rule), contract, work, sample, stages)
+        contract = write_files(Exported(model, checkpoint.preprocessing, rule), contract, work, sample, stages, web)
         if data:
             gate = ("test",) if held_out else ("val", "test")
             report["formats"] = measure_formats(work, parts, labels, gate, max_drop)
@@ -378,6 +303,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help=text)
     text = f"share of frames of other films among those that people send (default: {UNKNOWN_SHARE})"
     parser.add_argument("--unknown-share", type=float, metavar="SHARE", help=text)
+    parser.add_argument("--web", action="store_true", help=f"write {WEB} too, for the browser page in web/")
     group = parser.add_argument_group("weights of the original project, or an embedder without films")
     group.add_argument("--classes", type=Path, help="the original's classes.txt, lines `Title (Year): index`")
     group.add_argument("--arch", help=f"one of the six or a timm name (default: {ORIGINAL_ARCH})")
@@ -411,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = convert_original(arch, args.checkpoint, read_classes(args.classes))
     else:
         checkpoint = Checkpoint.load(args.checkpoint)
-    options = {"frames": args.frames, "max_drop": MAX_DROP if args.max_drop is None else args.max_drop}
+    options = {"frames": args.frames, "max_drop": MAX_DROP if args.max_drop is None else args.max_drop, "web": args.web}
     options["unknown_share"] = UNKNOWN_SHARE if args.unknown_share is None else args.unknown_share
     export_model(checkpoint, (args.data or DATA) if own else None, args.out, **options)
     print("\n" + (args.out / "report.md").read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ COMMANDS = {
     "bot": "--frames frames",
     "robust": "data export --index index",
     "cuda": "--out cuda",
+    "web": "--frames frames",
 }
 
 

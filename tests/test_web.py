@@ -1,0 +1,432 @@
+"""python -m pytest tests/test_web.py"""
+
+import base64
+import functools
+import http.server
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import pytest
+from conftest import draw_frame, shared
+from PIL import Image
+
+import export
+from identify import Contract, Identifier, relative_error
+from image import IMAGE_SUFFIXES, PREPROCESSING
+from quantise import write_web
+
+WEB = Path(__file__).parent.parent / "web"
+READY = "#answer[aria-busy=false]"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files, as `python -m http.server` gives them; asked: all that was asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *args):
+        self.asked.append(self.path)
+
+
+def serve(folder: Path) -> http.server.ThreadingHTTPServer:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("needs a browser: apt-get install chromium")
+    if not (WEB / "vendor").exists():
+        pytest.skip("needs web/vendor: make web/vendor")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def frames(raw, tmp_path_factory) -> list[Path]:
+    """Frames of known and unknown films, and pictures of all kinds that people send."""
+    folder = tmp_path_factory.mktemp("frames")
+    plain = draw_frame(1, 3, 0, (640, 360))
+    for name, size, box in (("wide.png", (640, 480), (0, 60)), ("tall.jpg", (800, 360), (80, 0))):
+        barred = Image.new("RGB", size)
+        barred.paste(plain, box)
+        barred.save(folder / name)
+    text = Image.new("RGB", (640, 480))
+    text.paste(plain, (0, 60))
+    text.paste((200, 200, 200), (200, 440, 440, 450))  # a subtitle in the lower bar
+    text.save(folder / "subtitle.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    plain.save(folder / "turned.jpg", exif=turned)
+    plain.convert("L").save(folder / "grey.jpg")
+    plain.quantize(64).save(folder / "palette.gif")
+    faded = plain.convert("RGBA")
+    faded.putalpha(Image.linear_gradient("L").resize(plain.size))
+    faded.save(folder / "faded.png")
+    plain.save(folder / "near.webp", lossless=True)
+    for name in ("large.jpg", "large.png"):
+        draw_frame(2, 5, 1, (2200, 1240)).save(folder / name)
+    Image.new("RGB", (320, 180)).save(folder / "black.png")
+    return [*sorted(raw.glob("Film [0-5]*/0[02]_0.jpg")), *sorted(folder.iterdir())]
+
+
+@pytest.fixture(scope="module")
+def site(exported, frames, tmp_path_factory) -> Path:
+    """A host's folder: web/, and export/ with thresholds in the widest gaps, so that all kinds of answer occur."""
+    root = tmp_path_factory.mktemp("site")
+    shutil.copytree(WEB, root / "web")
+    for name in ("export", "lens"):
+        (root / name).mkdir()
+    file = root / "export" / "model.web.onnx"
+    write_web(exported / "model.onnx", exported / "model.int8.onnx", file, False)
+    contract = Contract(**json.loads((exported / "model.json").read_text()))
+    settle(file, contract, frames)
+    write_lens(root / "lens" / "model.web.onnx")
+    lens = replace(contract, classes=["A", "B", "C", "D"], preprocessing=PREPROCESSING)
+    settle(root / "lens" / "model.web.onnx", lens, frames)
+    return root
+
+
+def settle(file: Path, contract: Contract, frames: list[Path]) -> None:
+    """Give a model its contract, with thresholds in the widest gaps between frames."""
+    contract.save(file)
+    identifier = Identifier(file, runtime="onnxruntime")
+    known = np.sort([identifier.run(identifier.load(frame)[None])["known"][0] for frame in frames])
+    low, high = np.sort(np.argsort(np.diff(known))[-2:])
+    levels = {"shortlist": float(known[low : low + 2].mean()), "movie": float(known[high : high + 2].mean())}
+    contract = replace(contract, decision=contract.decision | levels)
+    contract.save(file)
+    contract.save(file.with_name("model.json"))
+
+
+def write_lens(path: Path) -> None:
+    """A model that sees every pixel: three sums over 8 x 8 cells weighed by 1 or -1, and how neighbours differ."""
+    size, make = PREPROCESSING["size"], onnx.helper.make_node
+    cells = np.random.default_rng(13).choice([-1, 1], (8, 8, 3, 3))
+    weight = cells.repeat(size // 8, 0).repeat(size // 8, 1).reshape(-1, 3) * (0.1 / size**2 / 3)
+    constants = {"w": weight.astype(np.float32), "flat": np.array([-1, size * size * 3]), "gain": np.float32([0.3])}
+    constants |= {name: np.array([value]) for name, value in (("0", 0), ("1", 1), ("2", 2), ("-1", -1), ("end", size))}
+    nodes = [
+        make("Cast", ["image"], ["x"], to=1),
+        make("Reshape", ["x", "flat"], ["row"]),
+        make("MatMul", ["row", "w"], ["sums"]),
+        make("Slice", ["x", "1", "end", "2"], ["right"]),
+        make("Slice", ["x", "0", "-1", "2"], ["left"]),
+        make("Sub", ["right", "left"], ["step"]),
+        make("Abs", ["step"], ["size"]),
+        make("ReduceMean", ["size"], ["mean"], axes=[1, 2], keepdims=0),
+        make("ReduceMean", ["mean"], ["sharp"], axes=[1], keepdims=1),
+        make("Mul", ["sharp", "gain"], ["edges"]),
+        make("Concat", ["sums", "edges"], ["logits"], axis=1),
+        make("Sigmoid", ["logits"], ["probabilities"]),
+        make("ReduceMax", ["probabilities"], ["known"], axes=[1], keepdims=0),
+        make("Identity", ["logits"], ["embedding"]),
+    ]
+    shapes = {"logits": ["N", 4], "probabilities": ["N", 4], "known": ["N"], "embedding": ["N", 4]}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "lens",
+        [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", size, size, 3])],
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.fixture(scope="module")
+def host(site) -> str:
+    server = serve(site)
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def context(browser):
+    with browser.new_context(locale="en-GB", viewport={"width": 1000, "height": 800}) as context:
+        yield context
+
+
+@pytest.fixture
+def page(context, host):
+    return visit(context, host)
+
+
+def visit(context, host: str, model: str = "/export/"):
+    page = context.new_page()
+    page.goto(f"{host}/web/?model={model}")
+    page.wait_for_selector(READY, state="attached")
+    return page
+
+
+def answers(page, files: list[Path]) -> list[dict]:
+    """Hand files to the page's file input -> data-* of their answers, in order."""
+    page.set_input_files("input[type=file]", files)
+    return collect(page, len(files))
+
+
+def collect(page, count: int) -> list[dict]:
+    """data-* of the last count answers, in the order of their pictures; the newest stands on top."""
+    page.wait_for_selector(READY, state="attached")
+    found = page.evaluate("[...document.querySelectorAll('article')].map((card) => ({...card.dataset}))")
+    shown = page.evaluate("({...document.querySelector('#answer').dataset})")
+    assert shown == found[0]
+    return found[:count][::-1]
+
+
+def compare(page, model: Path, files: list[Path], points: float) -> set[str]:
+    """The kinds of answer, after checking that each is identify.py's, three candidates to so many points."""
+    identifier, kinds = Identifier(model / "model.web.onnx", runtime="onnxruntime"), set()
+    found = answers(page, files)
+    shown = page.evaluate(
+        """[...document.querySelectorAll("article")].map((card) =>
+          [...card.querySelectorAll("meter")].map((meter) => [meter.ariaLabel, meter.value]))"""
+    )[::-1]
+    for file, row, listed in zip(files, found, shown, strict=True):
+        (wanted,) = identifier.answers(identifier.load(file)[None])
+        assert (row["file"], row["kind"], row["title"]) == (file.name, wanted.kind, wanted.candidates[0].title)
+        assert abs(float(row["confidence"]) - listed[0][1]) < 1e-4
+        for (title, confidence), candidate in zip(listed, wanted.candidates, strict=True):
+            assert title == candidate.title and abs(confidence - candidate.confidence) < points / 100, file
+        kinds.add(wanted.kind)
+    return kinds
+
+
+def test_answers_are_those_of_identify(page, site, frames):
+    assert compare(page, site / "export", frames, 2) == {"movie", "shortlist", "unknown"}
+
+
+def test_pictures_are_prepared_as_identify_prepares_them(context, host, site, frames):
+    assert compare(visit(context, host, "/lens/"), site / "lens", frames, 0.12) == {"movie", "shortlist", "unknown"}
+
+
+def test_real_frames_are_prepared_as_identify_prepares_them(context, host, site):
+    files = sorted(file for file in shared("frames").rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)[::20]
+    assert len(compare(visit(context, host, "/lens/"), site / "lens", files, 0.12)) == 3
+
+
+def drop(page, event: str, files: list[Path]) -> None:
+    """Dispatch a drop or paste event that carries files."""
+    packed = [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files]
+    page.evaluate(
+        """([kind, files]) => {
+          const data = new DataTransfer();
+          for (const [name, text] of files)
+            data.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name));
+          const how = { bubbles: true, cancelable: true };
+          document.body.dispatchEvent(kind === "drop"
+            ? new DragEvent(kind, { ...how, dataTransfer: data })
+            : new ClipboardEvent(kind, { ...how, clipboardData: data }));
+        }""",
+        [event, packed],
+    )
+
+
+def test_drop_and_paste_answer_as_the_picker_does(page, frames):
+    some = frames[:3]
+    wanted = [row | {"ms": 0} for row in answers(page, some)]
+    for event in ("drop", "paste"):
+        drop(page, event, some)
+        assert [row | {"ms": 0} for row in collect(page, 3)] == wanted
+    assert page.locator("article").count() == 9
+    assert page.locator("article img").count() == 9
+
+
+def test_a_picture_dropped_while_the_model_loads_is_answered(context, host, frames):
+    page = context.new_page()
+    page.goto(f"{host}/web/?model=/export/", wait_until="commit")
+    page.set_input_files("input[type=file]", frames[0])
+    page.wait_for_selector("article[data-kind]")
+    assert page.get_attribute("#answer", "data-kind") in ("movie", "shortlist", "unknown")
+
+
+def test_hostile_files_are_sentences_and_the_next_picture_is_answered(page, frames, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("<script>document.title = 'taken'</script>")
+    vector = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="90"><script>top.document.title=1</script></svg>'
+    )
+    (tmp_path / "vector.svg").write_text(vector)
+    (tmp_path / "bytes.jpg").write_bytes(frames[0].read_bytes() + bytes(20_000_000))
+    Image.new("1", (9000, 6000)).save(tmp_path / "pixels.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    (tmp_path / "<img src=x onerror=alert(1)>.jpg").write_bytes(b"no")
+    words = {"bytes": "20 MB", "pixels": "50 megapixels", "small": "too small"}
+    files = sorted(tmp_path.iterdir())
+    found = answers(page, [*files, frames[0]])
+    for row in found[:-1]:
+        assert row["kind"] == "error" and row["title"] == row["confidence"] == "", row
+    texts = page.locator("article h2").all_text_contents()[1:][::-1]
+    assert all(words.get(file.stem, "not a picture") in text for file, text in zip(files, texts, strict=True))
+    assert found[-1]["kind"] != "error" and page.title() == "What film is this?"
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(frames[0].read_bytes()[:-900])
+    assert [row["file"] for row in answers(page, [cut, frames[0]])] == ["cut.jpg", frames[0].name]
+
+
+def test_unknown_films_are_owned_up_to_in_english_and_russian(browser, host, site, frames):
+    identifier = Identifier(site / "export" / "model.web.onnx", runtime="onnxruntime")
+    kinds = [answer.kind for answer in identifier.answers(np.stack([identifier.load(frame) for frame in frames]))]
+    frame = frames[kinds.index("unknown")]
+    for locale, title, sentence in (
+        ("en-US", "What film is this?", "I don't know this film. Try another frame."),
+        ("ru-RU", "Что это за фильм?", "Я не знаю этот фильм. Попробуй другой кадр."),
+        ("fr-FR", "What film is this?", "I don't know this film. Try another frame."),
+    ):
+        with browser.new_context(locale=locale) as context:
+            page = visit(context, host)
+            answers(page, [frame])
+            assert page.title() == page.inner_text("h1") == title
+            assert page.get_attribute("html", "lang") == ("ru" if locale == "ru-RU" else "en")
+            assert page.inner_text("h2") == sentence and page.locator("li meter").count() == 3
+            assert page.inner_text("[role=status]") == f"{frame.name}: {sentence}"  # what a screen reader says
+
+
+def test_a_second_visit_answers_offline(context, site, frames):
+    server = serve(site)
+    host = f"http://127.0.0.1:{server.server_port}"
+    page = visit(context, host)
+    wanted = answers(page, frames[:2])
+    page.close()
+    server.shutdown()
+    server.server_close()
+    page = visit(context, host)
+    assert [row | {"ms": 0} for row in answers(page, frames[:2])] == [row | {"ms": 0} for row in wanted]
+
+
+def test_a_new_export_is_taken_at_the_next_visit_and_an_old_one_not_fetched_again(context, site, frames, tmp_path):
+    shutil.copytree(site, tmp_path / "site")
+    server = serve(tmp_path / "site")
+    host = f"http://127.0.0.1:{server.server_port}"
+    (before,) = answers(visit(context, host), frames[:1])
+    page, sizes = context.new_page(), []
+    page.on("response", lambda response: sizes.append((response.url, response.from_service_worker)))
+    page.goto(f"{host}/web/?model=/export/")
+    page.wait_for_selector(READY, state="attached")
+    assert any(url.endswith("model.web.onnx") and kept for url, kept in sizes)
+    file = tmp_path / "site" / "export" / "model.json"
+    renamed = [f"New {title}" for title in json.loads(file.read_text())["classes"]]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"classes": renamed}))
+    assert answers(visit(context, host), frames[:1])[0]["title"] == f"New {before['title']}"
+    server.shutdown()
+
+
+def test_models_that_cannot_be_used_are_sentences(context, host, site, frames):
+    contract = json.loads((site / "export" / "model.json").read_text())
+    bicubic = contract["preprocessing"] | {"interpolation": "spline"}
+    cases = {
+        "old": ({"format": "movie-by-frame 1"}, "movie-by-frame 1"),
+        "kernel": ({"preprocessing": bicubic}, "spline"),
+        "embedder": ({"classes": []}, "taught no films"),
+        "broken": ({}, "can't run here"),
+        "alone": ({}, "model.int8.onnx can't be fetched"),
+    }
+    for name, (change, _) in cases.items():
+        (site / name).mkdir(exist_ok=True)
+        (site / name / "model.json").write_text(json.dumps(contract | change))
+    (site / "broken" / "model.web.onnx").write_bytes(b"\x08\x08 no model")
+    (site / "page").mkdir(exist_ok=True)
+    (site / "page" / "model.json").write_text("<!doctype html>")
+    words = {name: word for name, (_, word) in cases.items()}
+    for name, word in (words | {"page": "no model here", "nowhere": "/nowhere/model.json"}).items():
+        page = visit(context, host, f"/{name}/")
+        assert word in page.inner_text("#status.error"), name
+        assert answers(page, [frames[0]])[0]["kind"] == "error"
+
+
+def test_a_browser_without_webassembly_and_a_host_without_vendor_are_sentences(browser, host, site, tmp_path):
+    with browser.new_context() as context:
+        context.add_init_script("delete globalThis.WebAssembly")
+        assert "WebAssembly" in visit(context, host).inner_text("#status.error")
+    shutil.copytree(site, tmp_path / "site", ignore=shutil.ignore_patterns("vendor"))
+    server = serve(tmp_path / "site")
+    with browser.new_context() as context:
+        page = visit(context, f"http://127.0.0.1:{server.server_port}")
+        assert "make web" in page.inner_text("#status.error")
+    server.shutdown()
+
+
+def test_keyboard_alone_is_enough(page, frames):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "file"
+    assert page.evaluate("getComputedStyle(document.querySelector('#drop')).outlineStyle") == "solid"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    assert chooser.value.is_multiple()
+    chooser.value.set_files(frames[:2])
+    assert len(collect(page, 2)) == 2
+
+
+def test_pages_fit_phones_and_follow_the_colour_scheme(browser, host, site, frames):
+    colours = {}
+    for scheme in ("light", "dark"):
+        phone = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
+        with browser.new_context(**phone, color_scheme=scheme, locale="ru-RU") as context:
+            page = visit(context, host)
+            answers(page, frames[:2])
+            page.evaluate("document.querySelector('li span').textContent = 'X'.repeat(90)")
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+            assert page.is_visible("#camera")
+            colours[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            with page.expect_file_chooser():
+                page.tap("#camera")
+            assert page.get_attribute("input[type=file]", "capture") == "environment"
+    assert colours["light"] != colours["dark"]
+
+
+def test_pictures_cannot_leave_the_page(context, host, frames):
+    page, other, urls = visit(context, host), Handler.asked, []
+    context.on("request", lambda request: urls.append(request.url))
+    answers(page, frames[:1])
+    assert not [url for url in urls if not url.startswith("blob:")]
+    server = serve(WEB)
+    reach = f"fetch('http://127.0.0.1:{server.server_port}/leak').then(() => 'sent', () => 'blocked')"
+    for place in (page, *page.workers):
+        assert place.evaluate(reach) == "blocked"
+    assert page.workers and not any("leak" in path for path in other)
+    kept = page.evaluate(
+        "caches.keys().then(async ([name]) => (await (await caches.open(name)).keys()).map((r) => r.url))"
+    )
+    assert any(url.endswith("model.web.onnx") for url in kept) and not any("blob:" in url for url in kept)
+    server.shutdown()
+
+
+def test_the_page_is_small():
+    files = [WEB / name for name in ("index.html", "app.js", "worker.js", "sw.js", "style.css")]
+    assert sum(file.stat().st_size for file in files) <= 60_000
+
+
+def test_the_model_for_the_web_is_small_and_near_float(exported, raw, tmp_path):
+    write_web(exported / "model.onnx", exported / "model.int8.onnx", tmp_path / "w.onnx", False)
+    exact, small = (Identifier(path, runtime="onnxruntime") for path in (exported / "model.onnx", tmp_path / "w.onnx"))
+    batch = np.stack([exact.load(file) for file in sorted(raw.glob("*/00_0.jpg"))])
+    assert relative_error(small.run(batch)["logits"], exact.run(batch)["logits"]) < 0.05
+    model = onnx.load(tmp_path / "w.onnx")
+    wide = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    assert not any(node.input[1] in wide for node in model.graph.node if node.op_type == "Conv")
+
+
+@pytest.mark.parametrize(("arch", "dynamic"), [("test_vit", True), ("test_resnet", False)])
+def test_export_web_chooses_by_architecture(arch, dynamic, tmp_path):
+    import timm
+    import torch
+
+    torch.save(timm.create_model(arch, num_classes=2).state_dict(), tmp_path / "weights.pt")
+    argv = ["--arch", arch, "--init", str(tmp_path / "weights.pt"), "--out", str(tmp_path / "e")]
+    assert export.main([*argv, "--web"]) == 0
+    assert "model.web.onnx" in {path.name for path in (tmp_path / "e").iterdir()}
+    kinds = {node.op_type for node in onnx.load(tmp_path / "e" / "model.web.onnx").graph.node}
+    assert ("DynamicQuantizeLinear" in kinds) is dynamic and ("DequantizeLinear" in kinds) is not dynamic
+    assert Identifier(tmp_path / "e" / "model.web.onnx").contract.self_test["relative_error"] < 0.1
+    assert export.main(argv) == 0 and not (tmp_path / "e" / "model.web.onnx").exists()

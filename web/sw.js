@@ -1,0 +1,28 @@
+// Keeps what the page loads: what the server has not changed since comes from the cache, and offline everything does.
+
+self.oninstall = (event) => {
+  self.skipWaiting();
+  event.waitUntil(caches.open("movie-by-frame").then((cache) => cache.addAll(["./", "app.js", "style.css"])));
+};
+self.onactivate = (event) => event.waitUntil(self.clients.claim());
+self.onfetch = (event) => {
+  const here = new URL(event.request.url).origin === location.origin;
+  if (here && event.request.method === "GET") event.respondWith(answer(event));
+};
+
+async function answer(event) {
+  const cache = await caches.open("movie-by-frame");
+  const url = event.request.url.split(/[?#]/)[0];
+  const kept = await cache.match(url);
+  const [tag, date] = ["etag", "last-modified"].map((name) => kept?.headers.get(name));
+  const headers = tag ? { "if-none-match": tag } : date ? { "if-modified-since": date } : {};
+  try {
+    const response = await fetch(url, { headers, redirect: event.request.redirect });
+    if (response.status === 304) return kept;
+    if (response.ok) event.waitUntil(cache.put(url, response.clone()));
+    return response;
+  } catch (error) {
+    if (kept) return kept;
+    throw error;
+  }
+}
