@@ -94,23 +94,20 @@ def worn_frames(rows: list[dict], spec: dict) -> np.ndarray:
         return np.stack(list(pool.map(copy, rows)))
 
 
-def with_copies(model: nn.Module, run, *splits: str, norm: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(embedding [N, D], labels [N], weights [N]) of the frames of splits, then of a worn copy of each. run: train.Run.
+def with_copies(model: nn.Module, run, split: str, norm: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(embedding [N, D], labels [N], weights [N]) of a split's frames, then of a worn copy of each. run: train.Run.
 
     Copies teach the head which directions say nothing of the film: people send crops, photos of screens, small files.
-    norm: give the embedding its statistics, those of the (one) split.
+    norm: give the embedding the statistics of these frames.
     """
-    parts, share = [run.predict(model, split)[1] for split in splits], run.recipe["copies"]
+    parts, labels, share = [run.predict(model, split)[1]], run.labels[split], run.recipe["copies"]
     if norm:
         parts = [model.set_norm(torch.from_numpy(parts[0])).numpy()]
-    labels, rows = np.concatenate([run.labels[split] for split in splits]), []
-    weights = np.ones(len(labels), np.float32)
-    if share:
-        rows = [row for split in splits for row in run.chosen[split]]
-        how = {"device": run.device, "bf16": run.bf16}
-        for start in tqdm(range(0, len(rows), 64), unit="batch", desc="copies", disable=None, leave=False):
-            worn = torch.from_numpy(worn_frames(rows[start : start + 64], run.spec))
-            parts.append(predict(model, worn, run.spec, **how)[1])
+    weights, rows = np.ones(len(labels), np.float32), run.chosen[split] if share else []
+    for start in tqdm(range(0, len(rows), 64), unit="batch", desc="copies", disable=None, leave=False):
+        worn = torch.from_numpy(worn_frames(rows[start : start + 64], run.spec))
+        parts.append(predict(model, worn, run.spec, device=run.device, bf16=run.bf16)[1])
+    if rows:
         labels, weights = np.tile(labels, 2), np.r_[weights, np.full(len(labels), share, np.float32)]
     return np.concatenate(parts), labels, weights
 
@@ -118,7 +115,7 @@ def with_copies(model: nn.Module, run, *splits: str, norm: bool = False) -> tupl
 def start_probe(model: nn.Module, run) -> None:
     """Give the embedding its statistics and the head its linear probe, with the temperature that val asks for.
 
-    run: train.Run.
+    run: train.Run, whose features are kept for refit_probe.
     """
     if not (run.recipe["intermediate"] or run.recipe["probe"]):
         return
@@ -127,6 +124,7 @@ def start_probe(model: nn.Module, run) -> None:
         start_head(model, features, run.recipe["probe"])
         temperature = fit_temperature(run.predict(model, "val")[0], run.labels["val"])
         start_head(model, features, run.recipe["probe"], temperature)
+    run.features = features if run.recipe["refit"] else None
 
 
 def refit_probe(model: nn.Module, run) -> dict | None:
@@ -139,9 +137,14 @@ def refit_probe(model: nn.Module, run) -> dict | None:
     folds = assign_folds(run.chosen["train"] + run.chosen["val"])
     if not (folds >= 0).any():
         return None
-    features, count = with_copies(model, run, "train", "val"), len(folds)
-    labels = features[1][:count]
-    logits = cross_fit(features, np.resize(folds, len(features[1])), run.recipe["probe"], run.device)[:count]
+    parts = [run.features or with_copies(model, run, "train"), with_copies(model, run, "val")]
+    features = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    counts = [len(run.chosen[split]) for split in ("train", "val")]
+    # row of a frame, for each frame and each copy
+    rows = [np.resize(np.arange(count), len(part[1])) for count, part in zip(counts, parts, strict=True)]
+    own = np.concatenate([np.arange(len(part[1])) < count for count, part in zip(counts, parts, strict=True)])
+    labels, places = features[1][own], np.concatenate([rows[0], counts[0] + rows[1]])
+    logits = cross_fit(features, folds[places], run.recipe["probe"], run.device)[own]
     temperature = fit_temperature(logits[folds >= 0], labels[folds >= 0])
     start_head(model, features, run.recipe["probe"], temperature)
     out = {"folds": folds, "labels": labels, "logits": logits / np.float32(temperature)}

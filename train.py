@@ -89,6 +89,7 @@ class Run:
     size: int  # pixels of training crops
     operations: int  # multiply-adds of one crop
     frames: dict[str, Subset] = field(default_factory=dict)  # as the model takes them; "crops": larger, to crop from
+    features: tuple | None = None  # what the probe was fitted on, see probe.with_copies
     logger: object = None  # of Weights & Biases
 
     def predict(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -198,8 +199,8 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     batch = min(recipe["batch_size"], len(chosen["train"])) // world * world
     if not batch:
         raise UserError(f"--batch-size {recipe['batch_size']}: must be {world} or more, one a process", 2)
-    labels = label_rows(chosen, classes)
-    run = Run(folder, classes, chosen, labels, spec, recipe, args, device, bf16, batch, size, operations)
+    about = (folder, classes, chosen, label_rows(chosen, classes), spec, recipe, args)
+    run = Run(*about, device, bf16, batch, size, operations)
     decode_frames(run, data, rows, opt.cache)
     layout = torch.preserve_format if is_transformer(model) else torch.channels_last  # convolutions run faster so
     model = model.to(device, memory_format=layout)
@@ -210,8 +211,8 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     state = State(model, optimiser, ModelEmaV3(model, recipe["ema"], use_warmup=True) if recipe["ema"] else None)
     if process_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in () if resume else ("best.pt", "last.pt", "test.json", "metrics.csv"):
-            (folder / old).unlink(missing_ok=True)  # the old run must not be mixed up with the new one
+        for old in () if resume else ("best.pt", "last.pt", "test.json", "metrics.csv"):  # two runs must not mix
+            (folder / old).unlink(missing_ok=True)
         with atomic_write(folder / "args.json", "w") as file:
             json.dump(args, file, indent=1)
         run.logger = start_wandb(opt.wandb, folder, args, resume) if opt.wandb else None
@@ -369,8 +370,8 @@ def finish(run: Run, state: State) -> None:
         figures = "  ".join(f"{key} {test['held_out'][key]:.4f}" for key in ("top1", "balanced"))
         print(f"the probe it is, refit on train and val. Folds of films that a probe had not seen: {figures}")
     test |= {"run": run.folder.name, "args": run.args, "classes": len(run.classes), "commit": saved.commit}
-    test |= {"best_epoch": state.best["epoch"], "frames": {split: len(rows) for split, rows in run.chosen.items()}}
-    test["images_per_s"] = state.history[-1]["images_per_s"]
+    test |= {"best_epoch": state.best["epoch"], "images_per_s": state.history[-1]["images_per_s"]}
+    test["frames"] = {split: len(rows) for split, rows in run.chosen.items()}
     with atomic_write(run.folder / "test.json", "w") as file:
         json.dump(test, file, indent=1)
     draw_curves(state.history, run.folder / "curves.png")
