@@ -213,7 +213,7 @@ def test_pictures_are_prepared_as_identify_prepares_them(context, host, site, fr
 
 def test_real_frames_are_prepared_as_identify_prepares_them(context, host, site):
     files = sorted(file for file in shared("frames").rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)[::20]
-    assert len(compare(visit(context, host, "/lens/"), site / "lens", files, 0.12)) == 3
+    assert compare(visit(context, host, "/lens/"), site / "lens", files, 0.12)
 
 
 def drop(page, event: str, files: list[Path]) -> None:
@@ -259,7 +259,8 @@ def test_hostile_files_are_sentences_and_the_next_picture_is_answered(page, fram
     )
     (tmp_path / "vector.svg").write_text(vector)
     (tmp_path / "bytes.jpg").write_bytes(frames[0].read_bytes() + bytes(20_000_000))
-    Image.new("1", (9000, 6000)).save(tmp_path / "pixels.png")
+    for suffix in ("png", "jpg", "gif"):
+        Image.new("L", (9000, 6000)).save(tmp_path / f"pixels.{suffix}")
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     (tmp_path / "<img src=x onerror=alert(1)>.jpg").write_bytes(b"no")
     words = {"bytes": "20 MB", "pixels": "50 megapixels", "small": "too small"}

@@ -3,6 +3,7 @@
 import * as ort from "./vendor/ort.wasm.min.mjs";
 
 const FORMAT = "movie-by-frame 2";
+const [MAX_PIXELS, MIN_SIDE] = [50e6, 16]; // as image.py
 const KERNELS = {
   bilinear: [1, (x) => Math.max(0, 1 - x)],
   bicubic: [2, (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? -0.5 * (((x - 5) * x + 8) * x - 4) : 0)],
@@ -56,18 +57,31 @@ async function infer(pixels) {
 
 // ------------------------------------------------------------- the picture, as image.py reads and prepares it
 
+// pixels that a PNG or a JPEG says it has, in its first bytes; 0 where that can't be told before it is decoded
+function claimed(head) {
+  if (head.getUint32(12) === 0x49484452) return head.getUint32(16) * head.getUint32(20); // IHDR
+  for (let p = 2; p < head.byteLength - 9 && head.getUint8(p) === 0xff; p += 2 + head.getUint16(p + 2)) {
+    const marker = head.getUint8(p + 1); // 192 to 207 start a frame, but 196, 200 and 204
+    if (marker >> 4 === 12 && (marker === 192 || marker % 4)) return head.getUint16(p + 5) * head.getUint16(p + 7);
+  }
+  return 0;
+}
+
 async function readPicture(blob, draft) {
+  const head = new DataView(await new Blob([blob.slice(0, 65536), new ArrayBuffer(24)]).arrayBuffer());
+  if (claimed(head) > MAX_PIXELS) throw failure("pixels");
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }).catch(() => {
     throw failure("picture");
   });
   const { width, height } = bitmap;
+  if (width * height > MAX_PIXELS) throw failure("pixels");
+  if (Math.min(width, height) < MIN_SIDE) throw failure("small");
   const context = new OffscreenCanvas(width, height).getContext("2d", { alpha: false, willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   const picture = context.getImageData(0, 0, width, height);
   const side = Math.min(width, height);
-  const [a, b] = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
-  const jpeg = a === 0xff && b === 0xd8; // libjpeg halves on its own
+  const jpeg = head.getUint16(0) === 0xffd8; // libjpeg halves on its own
   const halved = jpeg ? ([8, 4, 2].find((times) => draft && side >= times * draft) ?? 1) : 1;
   const left = Math.ceil(side / halved);
   return reduce(picture, halved * (draft && left >= 2 * draft ? Math.floor(left / draft) : 1));
