@@ -64,8 +64,9 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
         def get_next(self) -> dict | None:
             return next(({"image": row[None]} for row in self.rows), None)
 
-    logging.getLogger().setLevel(logging.ERROR)  # it logs through the root logger
-    prepared = fp32.with_suffix(".prepared.onnx")
+    prepared, root = fp32.with_suffix(".prepared.onnx"), logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it logs through the root logger
     quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
     model = onnx.load(prepared)
     keep, options = head_nodes(model), {"per_channel": True, "weight_type": QuantType.QInt8}
@@ -81,6 +82,7 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
         kinds = ["Conv", "Gemm", "Add", "Clip", "Relu"]  # in 8 bits: 7 put MobileNetV2 off by 25% instead of 16%
         options |= {"activation_type": QuantType.QUInt8, "op_types_to_quantize": kinds, "nodes_to_exclude": keep}
         quantize_static(prepared, onnx_path, Frames(), **options)
+    root.setLevel(level)
     prepared.unlink()
     if sample is not None:
         depthwise = any(a.name == "group" and a.i > 1 for node in convolutions for a in node.attribute)
