@@ -204,8 +204,7 @@ def set_up(data: Path, wanted: dict, opt: Options) -> tuple[Run, State, object]:
     decode_frames(run, data, rows, opt.cache)
     layout = torch.preserve_format if is_transformer(model) else torch.channels_last  # convolutions run faster so
     model = model.to(device, memory_format=layout)
-    resume = opt.resume and (folder / "last.pt").exists()
-    if not resume and process_rank() == 0:
+    if not (resume := opt.resume and (folder / "last.pt").exists()) and process_rank() == 0:
         start_probe(model, run)
     optimiser, schedule = make_optimiser(model, recipe, len(chosen["train"]) // batch)
     state = State(model, optimiser, ModelEmaV3(model, recipe["ema"], use_warmup=True) if recipe["ema"] else None)
@@ -366,8 +365,8 @@ def finish(run: Run, state: State) -> None:
     test["val"] = {key: state.best[key] for key in test["test"]}  # before the model saw val, should it have
     if refit and saved.held_out:
         folds, logits, truth = (saved.held_out[key].numpy() for key in ("folds", "logits", "labels"))
-        test["held_out"] = measure(logits[folds >= 0], truth[folds >= 0], found["unknown_val"])
-        figures = "  ".join(f"{key} {test['held_out'][key]:.4f}" for key in ("top1", "balanced"))
+        test["held_out"] = out = measure(logits[folds >= 0], truth[folds >= 0], found["unknown_val"])
+        figures = f"top1 {out['top1']:.4f}  balanced {out['balanced']:.4f}"
         print(f"the probe it is, refit on train and val. Folds of films that a probe had not seen: {figures}")
     test |= {"run": run.folder.name, "args": run.args, "classes": len(run.classes), "commit": saved.commit}
     test |= {"best_epoch": state.best["epoch"], "images_per_s": state.history[-1]["images_per_s"]}
