@@ -9,6 +9,7 @@ python identify.py --self-test                                # which files this
 import argparse
 import base64
 import contextlib
+import functools
 import json
 import re
 import sys
@@ -145,11 +146,19 @@ def load_onnxruntime(path: Path, threads: int, precision: None):
     return metadata, [image.name, image.type, *image.shape[1:]], run
 
 
+@functools.cache
+def openvino_core():
+    """The one of this process. It stays: with the last of them goes a stack on which Linux would handle signals."""
+    import openvino
+
+    return openvino.Core()
+
+
 def load_openvino(path: Path, threads: int, precision: str | None):
     """As load_onnxruntime, with OpenVINO. precision: "f32", "bf16" or None for what the CPU does best."""
     import openvino
 
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(path)
     key = "framework" if path.suffix == ".onnx" else "movie_by_frame"  # so it calls the metadata_props of an .onnx
     metadata = (
