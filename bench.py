@@ -458,13 +458,15 @@ def bench_robust(
 ) -> None:
     """Answers to test frames as they are and changed as people change them, at most so many a film; draws each way.
 
-    --index answers with the index in that folder, which is made of the frames for training if it is not there.
+    --index answers with an index of the frames for training, which is made in that new folder.
     """
     from bench_robust import measure_ways
 
     figures, asked = measure_ways(data, model, index, frames, sheet)
     title = f"Changed frames, {model}{f' with {index}' if index else ''}, {asked}"
-    note = f"Named right takes 30% of what is asked to be of unknown films. {sheet} shows the ways."
+    note = (
+        f"Named right takes 30% of what is asked to be of unknown films (rule.UNKNOWN_SHARE). {sheet} shows the ways."
+    )
     show(title, figures, note)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data import choose_rows, read_manifest
 from identify import Answer, Identifier
-from image import atomic_write, read_image
+from image import UserError, atomic_write, read_image
 from rule import UNKNOWN_SHARE
 from wear import WAYS
 
@@ -54,7 +54,7 @@ def measure_answers(known: list[Answer], films: np.ndarray, unknown: list[Answer
     named, right = kinds == "movie", best == films
     wrong = UNKNOWN_SHARE * (others == "movie").mean() if len(others) else 0.0
     counted = (1 - UNKNOWN_SHARE) * named.mean() + wrong
-    share = f"{(1 - UNKNOWN_SHARE) * (named & right).mean() / counted:.3f}" if counted else "-"
+    share = f"{(1 - UNKNOWN_SHARE) * (named & right).mean() / counted:.3f}" if counted and len(others) else "-"
     helpful = (named & right) | ((kinds == "shortlist") & held)
     row = {"top-1": f"{right.mean():.3f}", "balanced (95%, by films)": film_interval(right, films)}
     row |= {"known named": film_interval(named, films), "named right": share, "helpful": f"{helpful.mean():.3f}"}
@@ -81,12 +81,18 @@ def measure_ways(data: Path, model: Path, place: str, frames: int, sheet: Path) 
     place: of an index, or "". frames: at most so many a film.
     """
     identifier = Identifier(model)
-    chosen = choose_rows(read_manifest(data), fold=identifier.contract.accuracy.get("fold"))[0]
+    trained = identifier.contract.accuracy
+    if trained.get("split", "group") != "group":
+        raise UserError(f"{model}: was trained on a random split, which has seen what lies beside test frames", 2)
+    chosen, classes = choose_rows(read_manifest(data), fold=trained.get("fold"))
+    if identifier.classes and classes != identifier.classes:
+        raise UserError(f"{model}: its films are not those of {data}; name the data that it was trained on", 2)
     if place:
         from index import Index
 
-        if not Path(place, "index.json").exists():
-            index_frames(chosen["train"] + chosen["val"], model, Path(place))
+        if Path(place, "index.json").exists():
+            raise UserError(f"--index {place}: is there and may hold test frames; name a new folder", 2)
+        index_frames(chosen["train"] + chosen["val"], model, Path(place))
         identifier.index = Index(place, identifier)
     asked = {}
     for part in ("test", "unknown_test"):

@@ -324,11 +324,11 @@ def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3):
 def format_answer(answer: Answer, guess: bool = False) -> str:
     """One line for people."""
     listed = " | ".join(f"{c.title} ({c.confidence:.0%})" for c in answer.candidates)
+    inside = ", by the still inside it" if answer.look else ""
     if answer.kind == "movie":
-        inside = ", by the still inside it" if answer.look else ""
         return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%}{inside})"
     if answer.kind == "shortlist":
-        return f"one of: {listed}"
+        return f"one of: {listed}{inside}"
     return "I don't know this film" + (f"; best guess: {listed}" if guess else "")
 
 

@@ -214,8 +214,8 @@ def find_still(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
     """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; None where it is no screenshot.
 
     rgb: uint8 [H, W, 3]. Interfaces are flat: cells of one colour that a corner of the screenshot has, too, count -2,
-    all others 1, and the rectangle of the largest sum is the still, to a cell. It must be wider than tall, and at least
-    half of what lies around it flat.
+    all others 1, and the rectangle of the largest sum is the still, to a cell. It must not be taller than wide, and at
+    least half of what lies around it flat.
     """
     x, y, x2, y2 = find_bars(rgb)
     rgb, (width, height) = rgb[y:y2, x:x2], (x2 - x, y2 - y)
@@ -245,7 +245,12 @@ def find_still(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
     if not 0.06 <= share <= 0.8 or around < 0.5 * (rows * columns - inside) or right - left < bottom - top:
         return None
     pixels = side * scale
-    return x + left * pixels, y + top * pixels, x2 if right == columns else x + right * pixels, y + bottom * pixels
+    return (
+        x + left * pixels,
+        y + top * pixels,
+        x2 if right == columns else x + right * pixels,
+        y2 if bottom == rows else y + bottom * pixels,
+    )
 
 
 def cut_still(rgb: np.ndarray) -> np.ndarray:

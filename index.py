@@ -81,17 +81,20 @@ def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
 
 
 def sample_films(engine: Folder | Milvus, films: dict) -> tuple[list[str], list[dict]]:
-    """(titles, what ask_itself takes of them) of the films that projection and thresholds are fitted on."""
-    chosen, parts, count = [], [], 0
-    for title in sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]:
-        if chosen and count + films[title]["stored"] > FIT_FRAMES:
-            continue
+    """(titles, what ask_itself takes of them) of the films that projection and thresholds are fitted on.
+
+    Of long films a run of stills from the middle, since how close they lie in time matters.
+    """
+    titles = sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]
+    parts, most = [], max(100, FIT_FRAMES // max(1, len(titles)))
+    room = FIT_FRAMES - sum(min(most, films[title]["stored"]) for title in titles)
+    most += max(0, room) // max(1, sum(films[title]["stored"] > most for title in titles))
+    for title in titles:
         embedding, when, worn, of = engine.get(films[title]["frames"], "embedding", "time", "worn", "of")
-        change = worn.astype(np.float32) - of.astype(np.float32)
-        chosen.append(title)
-        parts.append({"embedding": embedding, "time": when, "change": change})
-        count += films[title]["stored"]
-    return chosen, parts
+        start = max(0, len(when) - most) // 2
+        part = {"embedding": embedding[start : start + most], "time": when[start : start + most]}
+        parts.append(part | {"change": worn.astype(np.float32) - of.astype(np.float32)})
+    return titles, parts
 
 
 def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:

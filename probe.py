@@ -1,6 +1,7 @@
 """The linear probe: a head fitted in closed form on a frozen network's features, and how it answers unseen folds."""
 
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -84,11 +85,9 @@ def worn_frames(rows: list[dict], spec: dict) -> np.ndarray:
     """A worn copy, uint8 [S, S, 3], of each frame of these rows of the manifest, the same whenever it is made."""
 
     def copy(row: dict) -> np.ndarray:
-        image, rng = (
-            Image.fromarray(read_image(row["file"], draft=2 * spec["size"])),
-            np.random.default_rng(row["place"]),
-        )
-        return preprocess(np.asarray(wear(image, row["place"] % len(COPIES), rng)), spec)
+        seed = zlib.crc32(row["path"].encode())
+        image = Image.fromarray(read_image(row["file"], draft=2 * spec["size"]))
+        return preprocess(np.asarray(wear(image, seed % len(COPIES), np.random.default_rng(seed))), spec)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return np.stack(list(pool.map(copy, rows)))
@@ -124,7 +123,7 @@ def start_probe(model: nn.Module, run) -> None:
         start_head(model, features, run.recipe["probe"])
         temperature = fit_temperature(run.predict(model, "val")[0], run.labels["val"])
         start_head(model, features, run.recipe["probe"], temperature)
-    run.features = features if run.recipe["refit"] else None
+    run.features = features if run.recipe["refit"] and not run.recipe["epochs"] else None
 
 
 def refit_probe(model: nn.Module, run) -> dict | None:
@@ -137,7 +136,7 @@ def refit_probe(model: nn.Module, run) -> dict | None:
     folds = assign_folds(run.chosen["train"] + run.chosen["val"])
     if not (folds >= 0).any():
         return None
-    parts = [run.features or with_copies(model, run, "train"), with_copies(model, run, "val")]
+    parts, run.features = [run.features or with_copies(model, run, "train"), with_copies(model, run, "val")], None
     features = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
     counts = [len(run.chosen[split]) for split in ("train", "val")]
     # row of a frame, for each frame and each copy

@@ -74,6 +74,8 @@ def choose_recipe(arch: str, classes: list[str], wanted: dict, name: str, init, 
     for flag in ("refit", "copies"):
         if wanted.get(flag) and not recipe["probe"]:
             raise UserError(f"--{flag} is of a probe; it needs --probe and a linear head", 2)
+    if not recipe["probe"]:
+        recipe |= {"copies": 0.0, "refit": False}
     recipe["zero_shot"] = bool(clip and (Path(init).is_dir() if init else pretrained))
     if not (recipe["epochs"] or recipe["probe"] or recipe["zero_shot"]):
         raise UserError("--epochs 0 leaves the head as it began; it needs --probe and a linear head", 2)

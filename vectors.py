@@ -18,6 +18,7 @@ from data import list_frames
 from engines import unit_length
 from identify import Identifier
 from image import UserError, read_image
+from metrics import lowest_threshold
 from wear import COPIES, wear
 
 # measured on 20 real films, DINOv2-S (RESULTS.md)
@@ -29,7 +30,8 @@ MEAN = 0.5  # how much the middle of a film's frames counts beside the nearest o
 SECOND = 0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
 PARTS = 4  # of the films; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
-RIGHT, CONTAINS = 0.96, 0.80  # targets of movie (a point over the promise, since frames come worn) and of shortlist
+# targets of movie, two points over the promise of 0.95, since frames come worn and from other films, and of shortlist
+RIGHT, CONTAINS = 0.97, 0.80
 UNKNOWN_SHARE = 0.3  # of frames asked about unknown films
 OWN = 0.03  # a film is named only above this quantile of the scores of its own frames
 WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
@@ -150,7 +152,7 @@ def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) 
     within = (1 - SHRINK) * within + SHRINK * level * np.eye(len(within), dtype=np.float32)
     size = len(within)
     variance, project = eigh(whole, within, subset_by_index=[max(0, size - DIMS), size - 1], check_finite=False)
-    project = project * np.maximum(variance, 1e-3 * variance[-1]) ** EVEN / scale[:, None]
+    project = project * np.maximum(variance, max(1e-3 * variance[-1], 1e-9)) ** EVEN / scale[:, None]
     return project.astype(np.float32), (mean @ project).astype(np.float32)
 
 
@@ -259,14 +261,6 @@ def ask_itself(films: list[dict], sample: int) -> dict:
     return {name: np.array(values) for name, values in found.items()}
 
 
-def lowest_threshold(score: np.ndarray, good: np.ndarray, weight: np.ndarray, target: float) -> float:
-    """Lowest threshold above which the weighted share of good reaches target; above all scores if none does."""
-    order = np.argsort(-score, kind="stable")
-    share = np.cumsum((good * weight)[order]) / np.cumsum(weight[order])
-    reached = np.flatnonzero(share >= target)
-    return float(score[order][reached[-1]]) if len(reached) else float(score.max()) + 1e-3
-
-
 def fit_rule(asked: dict, sizes: np.ndarray) -> dict:
     """Thresholds and a logistic curve for the scores, from ask_itself; sizes: frames a film.
 
@@ -292,7 +286,8 @@ def fit_rule(asked: dict, sizes: np.ndarray) -> dict:
     score, none = np.concatenate([known, asked["unknown"]]), np.zeros(len(asked["unknown"]))
     good, held = np.concatenate([right, none]), np.concatenate([asked["held"], none])
     rule["second"] = float(asked["second"].mean())
-    rule["movie"] = lowest_threshold(score, good, weight, RIGHT)
+    highest = float(score.max()) + 1e-3  # where no threshold is right so often: above all that it asked itself
+    rule["movie"] = min(highest, lowest_threshold(score, good, weight, RIGHT))
     rest = score < rule["movie"]
     rule["shortlist"] = min(rule["movie"], lowest_threshold(score[rest], held[rest], weight[rest], CONTAINS))
     line = np.zeros(2)  # the curve by Newton's method, its slope held by a weak prior
@@ -319,4 +314,5 @@ def fit_rule(asked: dict, sizes: np.ndarray) -> dict:
 
 def own_threshold(vectors: np.ndarray, when: np.ndarray, second: float) -> float:
     """The OWN quantile of a film's scores of its own frames; second: what the second film is like in the mean."""
-    return float(np.quantile(ask_within(vectors, when, np.arange(len(vectors))), OWN) - SECOND * second)
+    asked = np.linspace(0, len(vectors) - 1, min(500, len(vectors))).astype(int)
+    return float(np.quantile(ask_within(vectors, when, asked), OWN) - SECOND * second)

@@ -1,7 +1,8 @@
 """Frames as people send them: cropped, compressed, grey, turned, photographed from a screen, inside a screenshot.
 
-Nothing to run here. index.py learns from random copies what wear changes (vectors.py), train.py may fit a head on such
-copies (probe.py), and `bench.py robust` asks with the fixed ways, from other seeds.
+Nothing to run here. index.py learns from random copies what wear changes (vectors.py), train.py fits a head on such
+copies (probe.py), and `bench.py robust` asks with the fixed ways, from other seeds. Crops and photos of a screen are
+drawn alike in both, so there it asks for no more than what was learned.
 """
 
 import io
@@ -22,8 +23,8 @@ def compress(image: Image.Image, quality: int) -> Image.Image:
 
 
 def resize(image: Image.Image, width: int) -> Image.Image:
-    """To this width in pixels, aspect ratio kept."""
-    return image.resize((width, max(16, round(width * image.height / image.width))), SMOOTH)
+    """To this width in pixels, aspect ratio kept; no higher than four times that."""
+    return image.resize((width, min(4 * width, max(16, round(width * image.height / image.width)))), SMOOTH)
 
 
 def crop(image: Image.Image, wide: float, high: float, rng: np.random.Generator) -> Image.Image:
@@ -33,25 +34,23 @@ def crop(image: Image.Image, wide: float, high: float, rng: np.random.Generator)
     return image.crop((left, top, left + width, top + height))
 
 
-def photo(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-    """A photo of a screen: keystone, moire, glare, a tint, blur, noise. strength: 1 as in the hand, 0 none."""
+def photo(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A photo of a screen: keystone, moire, glare, a tint, blur, noise."""
     image = resize(image, 640)
     across, down = image.size
     corners = [(0, 0), (0, down), (across, down), (across, 0)]  # as Pillow goes round
-    shifts = strength * rng.uniform(-0.08, 0.06, (4, 2)) * image.size
-    quad = (np.array(corners) + shifts).ravel().tolist()
+    quad = (np.array(corners) + rng.uniform(-0.08, 0.06, (4, 2)) * image.size).ravel().tolist()
     image = image.transform(image.size, Image.Transform.QUAD, quad, SMOOTH)
     y, x = np.mgrid[:down, :across].astype(np.float32)
     angle, spot = rng.uniform(0, math.pi), rng.uniform(0, 1, 3)
     waves = np.sin(rng.uniform(0.6, 1.9) * (x * math.cos(angle) + y * math.sin(angle)))
-    light = (1 + 0.08 * strength * waves) * (1 - strength * rng.uniform(0, 0.3))
+    light = (1 + 0.08 * waves) * (1 - rng.uniform(0, 0.3))
     far = (x / across - spot[0]) ** 2 + (y / down - spot[1]) ** 2
-    glare = strength * rng.uniform(30, 100) * np.exp(-far / (0.05 + 0.2 * spot[2])) + 10 * strength
-    tint = np.float32([1, 1, 1 + strength * rng.uniform(-0.12, 0.06)])
+    glare = rng.uniform(30, 100) * np.exp(-far / (0.05 + 0.2 * spot[2])) + 10
+    tint = np.float32([1, 1, 1 + rng.uniform(-0.12, 0.06)])
     lit = np.asarray(image, np.float32) * light[..., None] * tint + glare[..., None]
-    lit += rng.normal(0, 3 * strength, lit.shape)
-    image = Image.fromarray(lit.clip(0, 255).astype(np.uint8))
-    image = image.filter(ImageFilter.GaussianBlur(strength * rng.uniform(0.6, 1.8)))
+    image = Image.fromarray((lit + rng.normal(0, 3, lit.shape)).clip(0, 255).astype(np.uint8))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 1.8)))
     return compress(ImageEnhance.Color(image).enhance(rng.uniform(0.7, 1.1)), int(rng.integers(40, 75)))
 
 

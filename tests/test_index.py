@@ -548,17 +548,6 @@ def test_what_wear_changes_counts_less():
     assert lengths[1] < 0.8 * lengths[0]
 
 
-def test_the_lowest_threshold_is_the_lowest():
-    rng = np.random.default_rng(3)
-    for _ in range(50):
-        score, weight = rng.normal(0, 1, 40), rng.uniform(0.1, 1, 40)
-        good = rng.random(40) < 1 / (1 + np.exp(-3 * score))
-        found = space.lowest_threshold(score, good, weight, 0.8)
-        share = [np.average(good[score >= t], weights=weight[score >= t]) for t in np.sort(score)]
-        reached = [t for t, s in zip(np.sort(score), share, strict=True) if s >= 0.8 - 1e-12]
-        assert found == min(reached) if reached else found > score.max()
-
-
 def test_thresholds_hold_on_films_that_were_never_seen():
     x, owner = clouds(60, 4)
     known = owner < 30
