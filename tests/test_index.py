@@ -578,6 +578,45 @@ def test_packed_vectors_keep_their_direction():
     assert cosine.min() > 0.999
 
 
+def test_of_long_films_a_part_is_taken_and_none_is_left_out(tmp_path, monkeypatch):
+    """A shelf of real films, thousands of stills each: the thresholds must rest on all of them."""
+    monkeypatch.setattr(index, "FIT_FRAMES", 600)
+    engine, films, rng = engines.Folder(tmp_path), {}, np.random.default_rng(9)
+    for number, count in enumerate([700, 500, 400, 900, 30, 300]):
+        rows = {"embedding": rng.normal(0, 1, (count, 6)).astype(np.float16), "time": 2000 * np.arange(count)}
+        rows |= {"worn": rows["embedding"][:3], "of": rows["embedding"][3:6]}
+        films[f"Film {number}"] = {"frames": engine.put(f"Film {number}", rows), "stored": count}
+    chosen, parts = index.sample_films(engine, films)
+    counts = {title: len(part["time"]) for title, part in zip(chosen, parts, strict=True)}
+    assert sorted(counts) == sorted(films) and counts["Film 4"] == 30
+    assert 500 <= sum(counts.values()) <= 600 and min(counts.values()) == 30
+    assert all((np.diff(part["time"]) == 2000).all() for part in parts)  # as dense as the film
+
+
+def test_films_with_one_still_have_finite_numbers(model, tmp_path):
+    for count in (1, 2):
+        for film in range(count):
+            folder = tmp_path / f"raw{count}" / f"Lone {film} (2000)"
+            folder.mkdir(parents=True)
+            draw_frame(film, 0, 0).save(folder / "a.jpg")
+        place = tmp_path / f"index{count}"
+        assert index.main(["add", str(tmp_path / f"raw{count}"), "--model", str(model), "--index", str(place)]) == 0
+        (answer,) = ask(model, place, draw_frame(0, 0, 0))
+        assert all(np.isfinite(candidate.confidence) for candidate in answer.candidates)
+
+
+def test_how_like_a_frame_is_to_the_rest_of_its_film():
+    vectors = np.random.default_rng(8).normal(0, 1, (30, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for when in (np.full(30, -1), 2000 * np.arange(30)):
+        apart = space.held_apart(when)
+        for k, got in zip((4, 17), space.ask_within(vectors, when, np.array([4, 17])), strict=True):
+            rest = vectors[apart != apart[k]]
+            middle = rest.sum(0) / np.linalg.norm(rest.sum(0))
+            wanted = ((rest @ vectors[k]).max() + space.MEAN * middle @ vectors[k]) / (1 + space.MEAN)
+            assert got == pytest.approx(wanted, abs=1e-5)
+
+
 def test_film_scores_against_a_loop():
     best = np.random.default_rng(7).normal(0, 1, (20, 6)).astype(np.float32)
     scores = space.film_scores(best)

@@ -13,7 +13,7 @@ CHANGES += [change for name, change in WAYS.items() if name != "as it is"]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("size", [(480, 270), (40, 70), (1920, 400)])
+@pytest.mark.parametrize("size", [(480, 270), (40, 70), (1920, 400), (20, 2200)])
 def test_a_changed_frame_is_another_picture_and_the_same_each_time(change, size):
     image = draw_frame(1, 2, 3, size)
     before = np.asarray(image).copy()
