@@ -211,7 +211,7 @@ class Answer:
     kind: str  # "movie", "shortlist" or "unknown"
     candidates: list[Candidate]  # best first, whatever the kind
     ms: float  # time for this frame, milliseconds
-    look: str | None = None  # "still": by the picture inside a screenshot
+    look: str | None = None  # "still": it is about the picture inside a screenshot
 
     def as_dict(self) -> dict:
         candidates = [{"title": c.title, "confidence": round(c.confidence, 4)} for c in self.candidates]
@@ -270,8 +270,7 @@ class Identifier:
         if answer.kind == "unknown":
             stills = [cut_still(rgb) for rgb in pictures]
             if any(still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)):
-                second = replace(self.look(stills, top), look="still")
-                answer = max(answer, second, key=lambda it: (it.kind != "unknown", it.candidates[0].confidence))
+                answer = replace(self.look(stills, top), look="still")
         return replace(answer, ms=(time.perf_counter() - start) * 1000)
 
     def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
