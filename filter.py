@@ -251,6 +251,8 @@ def openvino_detector(path: Path, height: int, width: int, *, confidence: float)
         corners = np.vstack([output[:2] - output[2:4] / 2, output[2:4]])
         return len(cv2.dnn.NMSBoxes(corners.T, output[4], confidence, 0.7))
 
+    for net in nets:  # the first call of all must be one thread's: two wait for each other inside OpenVINO, for ever
+        net.infer_new_request([np.zeros((1, height, width, 3), np.uint8)])
     return count, nets[0].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
 
 
