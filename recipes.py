@@ -24,7 +24,7 @@ RECIPES = {
     },
 }  # fmt: skip
 # pretrained networks start from a linear probe, which on a few hundred frames is seldom beaten
-LINEAR_PROBE = {"probe": 0.3, "copies": 0.1, "intermediate": True, "refit": True}
+LINEAR_PROBE = {"probe": 0.3, "copies": 0.03, "intermediate": True, "refit": True}
 # and transformers bend easily: they are fine-tuned with small steps, smaller ones in the first layers
 VIT_FINE_TUNING = LINEAR_PROBE | {"epochs": 6, "lr": 5e-5, "layer_decay": 0.84, "crop": 0.5, "smoothing": 0.05}
 SHARES = ("warmup", "layer_decay", "ema", "smoothing", "balance", "crop", "flip", "colour", "corrupt")
