@@ -96,7 +96,9 @@ def measure_ways(data: Path, model: Path, place: str, frames: int, sheet: Path) 
         identifier.index = Index(place, identifier)
     asked = {}
     for part in ("test", "unknown_test"):
-        films = {row["movie"]: [it for it in chosen[part] if it["movie"] == row["movie"]] for row in chosen[part]}
+        films = {}
+        for row in chosen[part]:
+            films.setdefault(row["movie"], []).append(row)
         picks = [np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int) for rows in films.values()]
         asked[part] = [rows[k] for rows, pick in zip(films.values(), picks, strict=True) for k in pick]
     draw_ways(asked["test"][0], sheet)

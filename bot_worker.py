@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from pebble import ProcessPool
 
 import image
@@ -52,33 +53,32 @@ def open_index(place: str | Path, identifier: Identifier):
     """An Index that answers on with what it has read when its folder is damaged or gone, and logs that once."""
     from index import Index
 
-    index = Index(place, identifier)
-    refresh, evidence, told, again = index.refresh, index.evidence, set(), 0.0
+    class Steady(Index):
+        told, again = set(), 0.0  # what was logged; when a damaged one is read again
 
-    def tell(error: Exception) -> None:
-        if str(error) not in told:
-            log.warning("%s; the index answers on as it was", " ".join(str(error).split()))
-            told.add(str(error))
+        def tell(self, error: Exception) -> None:
+            if str(error) not in self.told:
+                log.warning("%s; the index answers on as it was", " ".join(str(error).split()))
+                self.told.add(str(error))
 
-    def try_refresh() -> None:
-        nonlocal again
-        before = dict(vars(index))
-        if time.monotonic() >= again:
+        def refresh(self) -> None:
+            if time.monotonic() < self.again:
+                return
             try:
-                refresh()
+                super().refresh()
             except (UserError, OSError, MemoryError) as error:
-                vars(index).update(before)
-                again = time.monotonic() + AGAIN
-                tell(error)
+                if self.stamp is None:  # there is nothing to answer on with
+                    raise
+                self.again = time.monotonic() + AGAIN
+                self.tell(error)
 
-    def try_evidence(*args) -> dict | None:
-        try:
-            return evidence(*args)
-        except (UserError, OSError) as error:
-            return tell(error)
+        def evidence(self, film: int, vector: np.ndarray) -> dict | None:
+            try:
+                return super().evidence(film, vector)
+            except (UserError, OSError) as error:
+                self.tell(error)
 
-    index.refresh, index.evidence = try_refresh, try_evidence
-    return index
+    return Steady(place, identifier)
 
 
 def resident() -> int:

@@ -22,11 +22,14 @@ EXACT = 200_000  # frames up to which plain numpy searches a folder; faiss beyon
 LISTS, PROBES, NEAR, EXAMINED = 4096, 24, 64, 8  # of faiss: lists, those searched, frames found, films then compared
 
 
+def is_milvus(place: str | Path) -> bool:
+    """Whether a place names Milvus, http://host:19530 or the file.db of Milvus Lite, and not a folder."""
+    return str(place).startswith(("http://", "https://")) or Path(place).suffix == ".db"
+
+
 def open_engine(place: str | Path):
-    """The engine for a folder, for http://host:19530 (Milvus), or for a file.db (Milvus Lite)."""
-    if str(place).startswith(("http://", "https://")) or Path(place).suffix == ".db":
-        return Milvus(str(place))
-    return Folder(Path(place))
+    """The engine for a place: a folder, or Milvus."""
+    return Milvus(str(place)) if is_milvus(place) else Folder(Path(place))
 
 
 def new_name(title: str | None) -> str:

@@ -288,21 +288,24 @@ class Identifier:
 
     def make_answers(self, outputs: dict[str, np.ndarray], top: int, start: float) -> list[Answer]:
         """Answers for outputs of run; ms is the share of the time since start (perf_counter)."""
-        if self.index:
-            return answer_with_index(self, outputs, top, start)
-        if not self.classes:
+        if not self.classes and not self.index:
             raise UserError(
                 f"--model {self.path}: an embedder knows no films; name an --index, or export a trained run"
             )
-        decision, answers = self.contract.decision, []
-        for row, known in zip(outputs["probabilities"], outputs["known"], strict=True):
-            kind = (
-                "movie" if known >= decision["movie"] else "shortlist" if known >= decision["shortlist"] else "unknown"
-            )
-            best = np.argsort(-row, kind="stable")[:top]
-            answers.append((kind, [Candidate(self.classes[c], float(row[c])) for c in best]))
+        answers = self.name_classes(outputs, top) if self.classes else []
+        if self.index:
+            answers = join_answers(self.index.answers(outputs["embedding"], top), answers, self.index.films)
         ms = (time.perf_counter() - start) * 1000 / len(answers)
-        return [Answer(kind, candidates, ms) for kind, candidates in answers]
+        return [replace(answer, ms=ms) for answer in answers]
+
+    def name_classes(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
+        """What the classifier alone answers, by its probabilities and thresholds."""
+        movie, shortlist, answers = self.contract.decision["movie"], self.contract.decision["shortlist"], []
+        for row, known in zip(outputs["probabilities"], outputs["known"], strict=True):
+            kind = "movie" if known >= movie else "shortlist" if known >= shortlist else "unknown"
+            best = np.argsort(-row, kind="stable")[:top]
+            answers.append(Answer(kind, [Candidate(self.classes[c], float(row[c])) for c in best], 0.0))
+        return answers
 
 
 def identify_files(identifier: Identifier, paths: list[str], *, top: int = 3):
@@ -398,23 +401,13 @@ def find_index(model: str | Path) -> Path | None:
     return next((place for place in places if (place / "index.json").exists()), None)
 
 
-def answer_with_index(identifier: Identifier, outputs: dict[str, np.ndarray], top: int, start: float) -> list[Answer]:
-    """Answers by the nearest known frames; a classifier still names the films that only it knows."""
-    index, identifier.index = identifier.index, None
-    try:
-        spoken = identifier.make_answers(outputs, top, start) if identifier.classes else []
-    finally:
-        identifier.index = index
-    answers = index.answers(outputs["embedding"], top)
-    for place, answer in enumerate(spoken):
-        if (
-            answers[place].kind == "unknown"
-            and answer.kind == "movie"
-            and answer.candidates[0].title not in index.films
-        ):
+def join_answers(found: list[Answer], named: list[Answer], films: dict) -> list[Answer]:
+    """What an index of these films found; where it knows nothing, what a classifier named that only it knows."""
+    answers = list(found)
+    for place, answer in enumerate(named):
+        if found[place].kind == "unknown" and answer.kind == "movie" and answer.candidates[0].title not in films:
             answers[place] = answer
-    ms = (time.perf_counter() - start) * 1000 / len(answers)
-    return [Answer(answer.kind, answer.candidates, ms) for answer in answers]
+    return answers
 
 
 def get_parser() -> argparse.ArgumentParser:

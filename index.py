@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import learn
 from data import find_films
-from engines import Folder, Milvus, open_engine
+from engines import Folder, Milvus, is_milvus, open_engine
 from identify import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
 from image import UserError, atomic_write, one_line_errors, read_image
 from vectors import (
@@ -106,7 +106,7 @@ def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     owner = np.repeat(np.arange(len(parts)), [len(part["time"]) for part in parts])
     embedding, change = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "change"))
     project, offset = fit_projection(embedding, owner, change)
-    rule = fit_rule(ask_itself(parts, 100), np.bincount(owner))
+    rule = fit_rule(ask_itself(parts, 100, (project, offset)), np.bincount(owner))
     state["basis"] = engine.put(None, {"project": project, "offset": offset})
     own, state["rule"], state["settled"] = rule.pop("own"), rule, len(films)
     for title, film in films.items():
@@ -175,10 +175,10 @@ class Index:
         films = {title: film for title, film in state["films"].items() if film["vectors"]}
         if not films:
             raise UserError(f"--index {self.engine}: holds no films yet; python index.py add --help", 2)
-        basis = self.engine.get(state["basis"], "project", "offset")
-        self.best_by_film = self.engine.searcher(state, [film["vectors"] for film in films.values()])
-        self.middles = read_middles([*films.values()])
-        self.basis, self.rule, self.films, self.titles = basis, state["rule"], films, [*films]
+        basis, middles = self.engine.get(state["basis"], "project", "offset"), read_middles([*films.values()])
+        search = self.engine.searcher(state, [film["vectors"] for film in films.values()])
+        self.basis, self.middles, self.best_by_film = basis, middles, search  # all at once, or what was read stays
+        self.rule, self.films, self.titles = state["rule"], films, [*films]
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]; each candidate carries its evidence."""
@@ -236,12 +236,27 @@ def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
 # ------------------------------------------------------------------------------------------------ commands
 
 
+def open_writer(args: argparse.Namespace) -> Folder | Milvus:
+    """The engine of --index. Raises UserError for a --memory that it would not heed."""
+    if args.memory and is_milvus(args.index):
+        raise UserError("--memory is for an index in a folder; Milvus has settings of its own", 2)
+    return open_engine(args.index)
+
+
+def finish(engine: Folder | Milvus, state: dict, memory: str | None, force: bool = False) -> None:
+    """What follows when films have come: thresholds, what is searched, and the state that readers see."""
+    state["memory"] = memory or state.get("memory", "plenty")
+    settle(engine, state, force=force)
+    engine.pack(state)
+    engine.commit(state)
+
+
 def run_add(args: argparse.Namespace) -> int:
     """Add films; a folder that can't be read is one line, and the others go on."""
     films = find_films(args.raw, args.title)
     identifier = Identifier(args.model)
     failed, seen, clock = 0, fingerprint(identifier), time.perf_counter()
-    engine = open_engine(args.index)
+    engine = open_writer(args)
     with engine.writing():
         try:
             engine.stamp()
@@ -255,10 +270,7 @@ def run_add(args: argparse.Namespace) -> int:
             wrong = done.startswith("error")
             failed += wrong
             print(f"[{place}/{len(films)}] {title}: {done}", file=sys.stderr if wrong else sys.stdout, flush=True)
-        state["memory"] = args.memory or state.get("memory", "plenty")
-        settle(engine, state)
-        engine.pack(state)
-        engine.commit(state)
+        finish(engine, state, args.memory)
     count = sum(film["stored"] for film in state["films"].values())
     print(f"{len(state['films'])} films, {count} stills in {engine}; {time.perf_counter() - clock:.1f} s")
     print(f"next: python identify.py FRAME --model {args.model} --index {engine}")
@@ -282,13 +294,10 @@ def run_remove(args: argparse.Namespace) -> int:
 
 
 def run_rebuild(args: argparse.Namespace) -> int:
-    engine = open_engine(args.index)
+    engine = open_writer(args)
     with engine.writing():
         state = read_state(engine)
-        state["memory"] = args.memory or state.get("memory", "plenty")
-        settle(engine, state, force=True)
-        engine.pack(state)
-        engine.commit(state)
+        finish(engine, state, args.memory, force=True)
         engine.sweep(state)
     return run_check(args)
 

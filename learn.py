@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from engines import Folder, open_engine
+from engines import Folder, open_engine, unit_length
 from identify import Identifier
 from image import UserError, atomic_write
 from vectors import SAME, THUMB, embed_film, keep_vectors, list_stills, project_all
@@ -83,8 +83,7 @@ def with_learned(engine, title: str, rows: dict, identifier: Identifier) -> dict
     if not stills:
         return rows
     new, mean = embed_film(stills, identifier), rows["embedding"].mean(0, dtype=np.float32)
-    known, asked = (it["embedding"].astype(np.float32) - mean for it in (rows, new))
-    known, asked = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6) for x in (known, asked))
+    known, asked = (unit_length(it["embedding"].astype(np.float32) - mean) for it in (rows, new))
     new = take(new, np.flatnonzero((asked @ known.T).max(1) <= SAME))
     ends = np.concatenate([rows["ends"], new["ends"] + len(rows["thumbs"])])
     return rows | {name: np.concatenate([rows[name], new[name]]) for name in (*ALIGNED, "thumbs")} | {"ends": ends}

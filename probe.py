@@ -138,12 +138,10 @@ def refit_probe(model: nn.Module, run) -> dict | None:
         return None
     parts, run.features = [run.features or with_copies(model, run, "train"), with_copies(model, run, "val")], None
     features = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-    counts = [len(run.chosen[split]) for split in ("train", "val")]
-    # row of a frame, for each frame and each copy
-    rows = [np.resize(np.arange(count), len(part[1])) for count, part in zip(counts, parts, strict=True)]
-    own = np.concatenate([np.arange(len(part[1])) < count for count, part in zip(counts, parts, strict=True)])
-    labels, places = features[1][own], np.concatenate([rows[0], counts[0] + rows[1]])
-    logits = cross_fit(features, folds[places], run.recipe["probe"], run.device)[own]
+    pairs = list(zip(np.split(folds, [len(run.chosen["train"])]), parts, strict=True))
+    spread = np.concatenate([np.resize(fold, len(part[1])) for fold, part in pairs])  # a copy is of its frame's fold
+    own = np.concatenate([np.arange(len(part[1])) < len(fold) for fold, part in pairs])
+    labels, logits = features[1][own], cross_fit(features, spread, run.recipe["probe"], run.device)[own]
     temperature = fit_temperature(logits[folds >= 0], labels[folds >= 0])
     start_head(model, features, run.recipe["probe"], temperature)
     out = {"folds": folds, "labels": labels, "logits": logits / np.float32(temperature)}

@@ -97,8 +97,7 @@ def embed_film(stills: list[dict], identifier: Identifier) -> dict:
     embedding = np.stack(vectors)
     if not np.isfinite(embedding).all():
         raise UserError("the model gives numbers that are not finite; export it again")
-    unit = embedding.astype(np.float32) - embedding.mean(0, dtype=np.float32)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
+    unit = unit_length(embedding.astype(np.float32) - embedding.mean(0, dtype=np.float32))
     first, until, stored = {}, {}, np.zeros(len(kept), bool)  # first: row -> the row that it is stored as
     for i, still in enumerate(kept):
         if i % CHUNK == 0:  # so many rows at a time: a long film's would fill the memory
@@ -220,12 +219,12 @@ def ask_within(vectors: np.ndarray, when: np.ndarray, asked: np.ndarray) -> np.n
     return join(nearest, (vectors[asked] * middle).sum(1))
 
 
-def ask_itself(films: list[dict], sample: int) -> dict:
+def ask_itself(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarray] | None = None) -> dict:
     """Questions that an index asks itself: its frames with their surroundings left out, and with their film left out.
 
-    films: {"embedding", "time", "change"} of each. Left out means of the projection too, else strangers look strange
-    that are not. Gives scores of known [N] and unknown frames [M], which film each belongs to, which films were best
-    and whether the three best hold the right one.
+    films: {"embedding", "time", "change"} of each; basis: what fit_projection makes of all, else it is made. Left out
+    means of the projection too, else strangers look strange that are not. Gives scores of known [N] and unknown frames
+    [M], which film each belongs to, which films were best and whether the three best hold the right one.
     """
     embedding = np.concatenate([film["embedding"] for film in films])
     owner = np.repeat(np.arange(len(films)), [len(film["embedding"]) for film in films])
@@ -236,7 +235,8 @@ def ask_itself(films: list[dict], sample: int) -> dict:
     def middles(vectors: np.ndarray) -> np.ndarray:
         return unit_length(np.add.reduceat(vectors, np.searchsorted(owner, np.arange(len(films)))))
 
-    vectors = project_all(embedding, *fit_projection(embedding, owner, np.concatenate([f["change"] for f in films])))
+    basis = basis or fit_projection(embedding, owner, np.concatenate([film["change"] for film in films]))
+    vectors = project_all(embedding, *basis)
     middle = middles(vectors)
     for f, at in enumerate(asked):
         own = vectors[owner == f]

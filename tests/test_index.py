@@ -501,6 +501,11 @@ def test_of_two_writers_in_milvus_the_later_one_fails(milvus, model, tmp_path, c
     assert [title[:6] for title in index.read_state(engine)["films"]] == ["Film 0", "Film 2", "Film 3", "Film 4"]
 
 
+def test_memory_is_refused_where_it_would_do_nothing(capsys):
+    assert index.main(["rebuild", "--index", "http://127.0.0.1:1", "--memory", "small"]) == 2
+    assert "--memory is for an index in a folder" in capsys.readouterr().err
+
+
 def test_where_no_milvus_is_the_error_is_one_line(capsys):
     pytest.importorskip("pymilvus", reason="needs pymilvus")
     assert index.main(["list", "--index", "http://me:secret@localhost:1"]) == 1
