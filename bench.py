@@ -546,12 +546,12 @@ def bench_web(*, frames: Path, model: Path = Path("export"), count: int = 30) ->
 
 def get_parser() -> argparse.ArgumentParser:
     """A command a function, whose parameters are its arguments; those after * are flags."""
-    from bench_index import bench_collection, bench_index, bench_moments
+    from bench_index import bench_index, bench_moments
 
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
     runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
-    for run in (*runs, bench_web, bench_robust, bench_cuda, bench_index, bench_collection, bench_moments):
+    for run in (*runs, bench_web, bench_robust, bench_cuda, bench_index, bench_moments):
         about = run.__doc__.split("\n")[0]
         sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
         sub.set_defaults(run=run)

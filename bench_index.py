@@ -1,13 +1,11 @@
-"""The figures of the index, for bench.py, which runs them: growth, what it says to what it has not seen, moments.
+"""The figures of the index, for bench.py, which runs them: growth, and moments.
 
 python bench.py index                                                   # search among 10,000 and a million frames
-python bench.py collection data/raw --model export                      # stretches and films that are left out
 python bench.py moments data/raw --model export                         # beside ColorLayout and pHash
 """
 
 import base64
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -27,8 +25,7 @@ from data import find_films
 from engines import EXACT, open_engine
 from identify import Identifier
 from image import UserError, read_image
-from metrics import known_unknown
-from vectors import embed_film, keep_vectors, list_stills
+from vectors import keep_vectors, list_stills
 from wear import WAYS as ALL_WAYS
 
 WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}
@@ -163,76 +160,6 @@ def choose_moments(stills: list[dict], apart: int) -> tuple[list[dict], list[dic
         if after["time"] - still["time"] <= 2 * apart and best is not still and best is not after:
             asked.append(best)
     return kept, asked
-
-
-def build_fold(folder: Path, films: dict[str, tuple], fold: int, identifier: Identifier):
-    """The Index, in folder, of films without the fold-th fifth of each; films: {title: (stills, embed_film's rows)}."""
-    engine, seen = open_engine(folder), base64.b64encode(index.fingerprint(identifier)).decode()
-    state = {"format": index.FORMAT, "model": {"architecture": "", "fingerprint": seen}, "basis": None, "settled": 0}
-    state |= {"films": {}, "memory": "plenty"}
-    for title, (stills, rows) in films.items():
-        out = {still["file"] for still in fifth(stills, fold)}
-        stay = np.array([name not in out for name in rows["name"]])
-        gone = {vector.tobytes() for vector in rows["embedding"][~stay]}  # of which no worn copy may be left
-        worn = np.array([vector.tobytes() not in gone for vector in rows["of"]], bool)
-        part = {key: rows[key][stay] for key in ("embedding", "name", "time", "until", "ends")}
-        part |= {"worn": rows["worn"][worn], "of": rows["of"][worn], "thumbs": rows["thumbs"]}
-        film = {"frames": engine.put(title, part), "vectors": None, "stored": int(stay.sum())}
-        state["films"][title] = film
-    index.settle(engine, state)
-    engine.pack(state)
-    engine.commit(state)
-    return index.Index(folder, identifier)
-
-
-def fifth(stills: list[dict], fold: int) -> list[dict]:
-    """The fold-th of five stretches of a film."""
-    return stills[len(stills) * fold // 5 : len(stills) * (fold + 1) // 5]
-
-
-def bench_collection(
-    raw: list[Path], *, model: Path = Path("export"), folds: int = 5, count: int = 20, least: int = 30
-) -> None:
-    """What an index says to stretches of its films that it has not seen, and to films that it does not hold.
-
-    raw: folders of folders of stills. Films with fewer than least stills are unknown ones. Of each other film a fifth
-    is left out, one stretch, and at most count of its stills are asked, in each of so many folds. Right: share of the
-    named that are, where 30% of the questions are about unknown films; films weigh alike.
-    """
-    identifier = Identifier(model)
-    films = {title: list_stills(place, 1) for title, place in find_films(raw).items()}
-    known = {title: (stills, embed_film(stills, identifier)) for title, stills in films.items() if len(stills) >= least}
-    asked, found = {}, {way: [] for way in WAYS}
-
-    def ask(collection, still: dict, way: str):
-        if (key := (still["path"], way)) not in asked:
-            seed = list(hashlib.sha256(still["file"].encode(errors="replace")).digest()[4:8])
-            picture = WAYS[way](Image.fromarray(read_image(still["path"])), np.random.default_rng(seed))
-            asked[key] = identifier.run(identifier.load(np.asarray(picture))[None])["embedding"]
-        return collection.answers(asked[key])[0]
-
-    for fold in range(folds):
-        with tempfile.TemporaryDirectory() as folder:
-            collection = build_fold(Path(folder), known, fold, identifier)
-            for (title, stills), way in itertools.product(films.items(), WAYS):
-                some = fifth(stills, fold) if title in known else stills
-                for still in some[:: max(1, len(some) // count)][:count]:
-                    answer = ask(collection, still, way)
-                    best = answer.candidates[0]
-                    found[way].append((title, best.title == title, answer.kind == "movie", best.confidence))
-    rows = {}
-    for way, answers in found.items():
-        share = {
-            title: np.mean([(*it[1:3], it[1] and it[2]) for it in answers if it[0] == title], 0) for title in films
-        }
-        right, named, exact = np.mean([share[title] for title in known], axis=0)
-        lost = np.mean([share[title][1] for title in films if title not in known])
-        sure = [[it[3] for it in answers if (it[0] in known) == wanted] for wanted in (True, False)]
-        rows[way] = {"balanced": right, "AUROC": known_unknown(*map(np.array, sure))["auroc"], "known named": named}
-        rows[way] |= {"right": 0.7 * exact / max(0.7 * named + 0.3 * lost, 1e-9), "unknown named": lost}
-        rows[way] = {key: f"{value:.3f}" for key, value in rows[way].items()}
-    text = f"{len(known)} films, {len(films) - len(known)} unknown ones, {folds} folds."
-    show(f"The collection asked about what it has not seen, {model}", rows, text)
 
 
 def split_moments(episodes: list[Path], folder: Path, seconds: int, count: int) -> tuple[list, list]:

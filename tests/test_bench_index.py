@@ -33,7 +33,7 @@ def table(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-@pytest.mark.parametrize("line", ["index", "collection a b --folds 2", "moments a b --model export"])
+@pytest.mark.parametrize("line", ["index", "moments a b --model export"])
 def test_command_line_gives_each_function_its_arguments(line):
     args = vars(bench.get_parser().parse_args(line.split()))
     run = args.pop("run")
@@ -56,16 +56,6 @@ def test_moments_are_found_beside_known_frames(raw, model, capsys):
     for name in ("ColorLayout, 33 numbers", "pHash, 64 bits", "index.py"):
         title, moment = map(float, rows[name][rows[""].index("as it is")].split(" / "))
         assert title >= moment > 0.7  # the shots are 6 s long and look alike
-
-
-def test_the_collection_is_asked_about_what_it_has_not_seen(raw, model, capsys):
-    command = ["collection", str(raw), "--model", str(model), "--folds", "2", "--count", "4", "--least", "20"]
-    assert bench.main(command) == 0
-    out = capsys.readouterr().out
-    rows = table(out)
-    row = dict(zip(rows[""], map(float, rows["as it is"]), strict=True))
-    assert "5 films, 2 unknown ones, 2 folds" in out
-    assert 0.2 <= row["balanced"] <= 1 and 0 <= row["unknown named"] <= 1 and 0.4 < row["AUROC"] <= 1
 
 
 def test_moments_lie_between_what_is_indexed():
