@@ -28,6 +28,11 @@ def generalised_entropy(logits: torch.Tensor) -> torch.Tensor:
     return -((top * (1 - top)).clamp(min=1e-30) ** 0.1).sum(1)
 
 
+def energy(logits: torch.Tensor) -> torch.Tensor:
+    """Free energy of the centred logits, negated (Liu 2020)."""
+    return (logits - logits.mean(1, keepdim=True)).logsumexp(1)
+
+
 def p_norm(logits: torch.Tensor) -> torch.Tensor:
     """Largest centred logit over their p-norm, p = 5 (MaxLogit-pNorm, arXiv 2305.15508)."""
     centred = logits - logits.mean(1, keepdim=True)
@@ -39,8 +44,8 @@ def standardised(logits: torch.Tensor) -> torch.Tensor:
     return standardise(logits).amax(1)
 
 
-SCORES = {"maximum_probability": maximum_probability, "gen": generalised_entropy, "p_norm": p_norm}
-SCORES |= {"standardised": standardised}
+SCORES = {"maximum_probability": maximum_probability, "gen": generalised_entropy, "energy": energy}
+SCORES |= {"p_norm": p_norm, "standardised": standardised}
 
 
 @dataclass
