@@ -1,6 +1,6 @@
 // The page: pictures in, answers out; worker.js does the work.
 
-const MAX_BYTES = 20e6; // as image.py
+const [MAX_BYTES, MAX_PIXELS, MIN_SIDE] = [20e6, 50e6, 16]; // as image.py
 const TEXTS = {
   en: { // and what stands in index.html
     loading: "Fetching the model: {loaded} of {total} MB", starting: "Starting the model…",
@@ -8,25 +8,31 @@ const TEXTS = {
     shortlist: "I doubt a little. Perhaps one of these:", unknown: "I don't know this film. Try another frame.",
     missing: "There is no model here ({detail} can't be fetched). Make one with export.py --web.",
     format: "This model has another format ({detail}). Export it again with export.py --web.",
-    embedder: "This model was taught no films. Export a trained run with export.py --web.",
+    embedder: "This model was taught no films. It needs an index beside it: index.py add.",
+    index: "The index here is damaged or of another model ({detail}). Try index.py check, or make it anew.",
+    many: " The index has more than 100,000 stills, too many for this page: it is not asked.",
     broken: "The model can't run here: {detail}", engine: "web/vendor is missing on this host: run make web there.",
     wasm: "This browser has no WebAssembly. Another or a newer one is needed.",
-    picture: "This is not a picture that the browser can read.", bytes: "This file is larger than 20 MB.",
-    pixels: "This picture has more than 50 megapixels.", small: "This picture is too small to be a frame.",
+    picture: "This is not a picture that the browser can read.", small: "This picture is too small to be a frame.",
+    large: "This picture has more than 20 MB or 50 megapixels.", still: "The nearest still I know: {title}{at}",
+    inside: "{ms} ms, by the still inside this screenshot",
   },
   ru: {
     title: "Что это за фильм?", choose: "Выбрать кадры", drop: "или перетащить или вставить их сюда",
-    camera: "Сфотографировать", private: "Кадры смотрит сам браузер. Они никуда не отправляются и не сохраняются.",
+    private: "Кадры смотрит сам браузер. Они никуда не отправляются и не сохраняются.",
     loading: "Загружаю модель: {loaded} из {total} МБ", starting: "Запускаю модель…",
     ready: "Готово. Знаю фильмов: {films}.", working: "Смотрю…", time: "{ms} мс", movie: "Похоже, это {title}.",
     shortlist: "Немного сомневаюсь. Возможно, один из этих:", unknown: "Я не знаю этот фильм. Попробуй другой кадр.",
     missing: "Здесь нет модели ({detail} не загружается). Её создаёт export.py --web.",
     format: "У этой модели другой формат ({detail}). Экспортируй её заново: export.py --web.",
-    embedder: "Эта модель не знает фильмов. Экспортируй обученную: export.py --web.",
+    embedder: "Эта модель не знает фильмов. Рядом с ней нужен индекс: index.py add.",
+    index: "Индекс здесь повреждён или от другой модели ({detail}). Проверь его (index.py check) или создай заново.",
+    many: " В индексе больше 100 000 кадров, для этой страницы это слишком много: он не используется.",
     broken: "Модель здесь не работает: {detail}", engine: "На этом сервере нет web/vendor: запусти там make web.",
     wasm: "В этом браузере нет WebAssembly. Нужен другой или более новый.",
-    picture: "Это не картинка, которую браузер может прочитать.", bytes: "Этот файл больше 20 МБ.",
-    pixels: "В этой картинке больше 50 мегапикселей.", small: "Эта картинка слишком мала для кадра.",
+    picture: "Это не картинка, которую браузер может прочитать.", small: "Эта картинка слишком мала для кадра.",
+    large: "В этой картинке больше 20 МБ или 50 мегапикселей.", still: "Ближайший известный кадр: {title}{at}",
+    inside: "{ms} мс, по кадру внутри скриншота",
   },
 };
 const language = navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in TEXTS) ?? "en";
@@ -82,6 +88,7 @@ function showProgress({ loaded, total }) {
 const loading = start().then((found) => {
   progress.hidden = true;
   status.textContent = found.error ? say(found.error, found) : say("ready", found.ready);
+  if (found.ready?.many) status.textContent += say("many");
   status.classList.toggle("error", Boolean(found.error));
   answer.ariaBusy = String(waiting > 0);
   return found;
@@ -103,20 +110,41 @@ function identify(files) {
   }
 }
 
+// what is wrong with a picture, told before it is decoded
+async function findFault(file, picture) {
+  if (file.size > MAX_BYTES) return "large";
+  await new Promise((done) => Object.assign(picture, { onload: done, onerror: done, src: URL.createObjectURL(file) }));
+  const { naturalWidth: width, naturalHeight: height } = picture;
+  if (width * height > MAX_PIXELS) return "large";
+  return !width ? "picture" : Math.min(width, height) < MIN_SIDE ? "small" : null;
+}
+
 async function look(file, card) {
   const begun = performance.now();
+  const picture = Object.assign(new Image(), { alt: file.name });
   let found = await loading;
-  if (!found.error) found = file.size > MAX_BYTES ? { error: "bytes" } : await ask({ blob: file });
+  const error = found.error ? null : await findFault(file, picture);
+  if (!found.error) found = error ? { error } : await ask({ blob: file });
   const [best] = found.candidates ?? [];
   const ms = Math.round(performance.now() - begun);
-  const data = { kind: found.kind ?? "error", title: best?.title ?? "", ms, file: file.name };
-  data.confidence = best?.confidence.toFixed(4) ?? "";
-  for (const place of [card, answer]) Object.assign(place.dataset, data);
-  if (!found.error) card.prepend(Object.assign(new Image(), { alt: file.name, src: URL.createObjectURL(file) }));
+  const data = { kind: found.kind ?? "error", title: best?.title ?? "", ms, file: file.name, still: "", at: "" };
+  Object.assign(data, { confidence: best?.confidence.toFixed(4) ?? "", look: found.look ?? "" });
+  if (!found.error) card.prepend(picture);
   find("h2", card).textContent = say(found.error ?? found.kind, { ...found, title: best?.title });
-  find("p", card).textContent = found.error ? file.name : say("time", { ms });
+  find("p", card).textContent = found.error ? file.name : say(found.look ? "inside" : "time", { ms });
   find("ol", card).append(...(found.candidates ?? []).map(showCandidate));
   status.textContent = `${file.name}: ${find("h2", card).textContent}`;
+  const still = found.nearest && (await ask({ nearest: found.nearest }));
+  if (still?.thumbnail) Object.assign(data, showStill(card, best.title, still));
+  for (const place of [card, answer]) Object.assign(place.dataset, data);
+}
+
+function showStill(card, title, { file, time, thumbnail }) {
+  const at = time < 0 ? "" : `, ${new Date(time).toISOString().slice(12, 19)}`;
+  find("figure img", card).src = URL.createObjectURL(thumbnail);
+  find("figcaption", card).textContent = say("still", { title, at });
+  find("figure", card).hidden = false;
+  return { still: file, at: time };
 }
 
 function showCandidate({ title, confidence }) {
@@ -132,11 +160,6 @@ function showCandidate({ title, confidence }) {
 input.onchange = () => {
   identify([...input.files]);
   input.value = ""; // so that the same file can be chosen again
-  input.removeAttribute("capture");
-};
-find("#camera").onclick = () => {
-  input.setAttribute("capture", "environment");
-  input.click();
 };
 document.onpaste = (event) => identify(event.clipboardData.files);
 document.ondragover = (event) => event.preventDefault();
