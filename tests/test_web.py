@@ -94,7 +94,7 @@ def site(exported, frames, tmp_path_factory) -> Path:
     for name in ("export", "lens"):
         (root / name).mkdir()
     file = root / "export" / "model.web.onnx"
-    write_web(exported / "model.onnx", exported / "model.int8.onnx", file, False)
+    write_web(exported / "model.onnx", file, None, False)
     contract = Contract(**json.loads((exported / "model.json").read_text()))
     settle(file, contract, frames)
     write_lens(root / "lens" / "model.web.onnx")
@@ -537,7 +537,7 @@ def test_the_page_is_small():
 
 
 def test_the_model_for_the_web_is_small_and_near_float(exported, raw, tmp_path):
-    write_web(exported / "model.onnx", exported / "model.int8.onnx", tmp_path / "w.onnx", False)
+    write_web(exported / "model.onnx", tmp_path / "w.onnx", None, False)
     exact, small = (Identifier(path, runtime="onnxruntime") for path in (exported / "model.onnx", tmp_path / "w.onnx"))
     batch = np.stack([exact.load(file) for file in sorted(raw.glob("*/00_0.jpg"))])
     assert relative_error(small.run(batch)["logits"], exact.run(batch)["logits"]) < 0.05

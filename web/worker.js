@@ -87,8 +87,8 @@ async function readPicture(blob, draft) {
 
 // the mean of each times x times pixels
 function reduce(picture, times) {
-  const tables = [picture.width, picture.height].map((side) => weigh(BOX, side, Math.ceil(side / times), times));
-  return times === 1 ? picture : resize(picture, ...tables);
+  if (times === 1) return picture;
+  return resize(picture, (side) => weigh(BOX, side, Math.ceil(side / times), times));
 }
 
 // Pillow's filter in its whole numbers: for each of `to` pixels the first of `from` that it sees, and their weights
@@ -104,13 +104,15 @@ function weigh([radius, kernel], from, to, scale = from / to) {
   });
 }
 
-const resize = (picture, across, down) => resizeRows(resizeRows(picture, across), down);
+// table: what gives the weights for the length of a side
+const resize = (picture, table) => resizeRows(resizeRows(picture, table(picture.width)), table(picture.height));
 
 // in 8 bits; rows come out as columns, so that a second time does the other direction
 function resizeRows({ data, start, stride, height }, table) {
   const out = new Uint8ClampedArray(4 * table.length * height);
-  table.forEach(([first, weights], place) => {
-    for (let row = 0; row < height; row++) {
+  for (let row = 0; row < height; row++)
+    for (let place = 0; place < table.length; place++) {
+      const [first, weights] = table[place];
       let p = start + 4 * (row * stride + first);
       let [r, g, b] = [1 << 21, 1 << 21, 1 << 21];
       for (let k = 0; k < weights.length; k++, p += 4) {
@@ -123,7 +125,6 @@ function resizeRows({ data, start, stride, height }, table) {
       out[q + 1] = g >> 22;
       out[q + 2] = b >> 22;
     }
-  });
   return { data: out, start: 0, stride: height, width: height, height: table.length };
 }
 
@@ -161,8 +162,10 @@ function barPair(total, share) {
 
 function prepare(picture, { size, interpolation, crop_bars }) {
   const inside = crop_bars ? crop(picture, findBars(picture)) : picture;
-  const { data } = resize(inside, ...[inside.width, inside.height].map((side) => weigh(KERNELS[interpolation], side, size)));
-  return new Uint8Array(data.filter((_, k) => k % 4 < 3)); // no alpha
+  const { data } = resize(inside, (side) => weigh(KERNELS[interpolation], side, size));
+  const pixels = new Uint8Array(3 * size * size);
+  for (let k = 0; k < pixels.length; k++) pixels[k] = data[k + Math.floor(k / 3)]; // no alpha
+  return pixels;
 }
 
 // the box of the still inside a screenshot, as find_still of image.py; null where it is no screenshot
