@@ -124,8 +124,11 @@ def ease_products(model, frames: np.ndarray) -> None:
         node = users[name][0]
         return node if len(users[name]) == 1 and node.op_type == "MatMul" and node.input[1] in weights else None
 
-    def scale(name: str, by: np.ndarray) -> None:
-        weights[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights[name]) * by, name))
+    def scale(node, place: int, by: np.ndarray) -> None:
+        """Multiply a constant that a node reads, in a copy, since other nodes may read it too."""
+        name = f"{node.name}_{place}"
+        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(weights[node.input[place]]) * by, name))
+        node.input[place] = name
 
     norms = [
         n for n in graph.node if n.op_type == "LayerNormalization" and n.output[0] in users and product(n.output[0])
@@ -140,16 +143,19 @@ def ease_products(model, frames: np.ndarray) -> None:
         (values,), behind = session.run([node.output[0]], {"image": frames}), product(node.output[0])
         most = np.abs(values).max(axis=tuple(range(values.ndim - 1))).clip(1e-5)
         by = np.sqrt(most / np.abs(numpy_helper.to_array(weights[behind.input[1]])).max(axis=1).clip(1e-5))
-        for name in node.input[1:]:
-            scale(name, 1 / by)
-        scale(behind.input[1], by[:, None])
+        for place in range(1, len(node.input)):
+            scale(node, place, 1 / by)
+        scale(behind, 1, by[:, None])
 
     graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last_axis"))
     graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "least"))
     for erf in [node for node in graph.node if node.op_type == "Erf"]:
-        divide, add = made[erf.input[0]], users[erf.output[0]][0]
+        divide, add = made[erf.input[0]], users[erf.output[0]][0]  # (1 + erf(x / root of 2)) * half * x
         half = users[add.output[0]][0]
-        gelu, behind = users[half.output[0]][0], product(users[half.output[0]][0].output[0])
+        gelu = users.get(half.output[0], [half])[0]
+        if half.op_type != "Mul" or gelu.op_type != "Mul" or divide.input[0] not in gelu.input:
+            continue
+        behind = product(gelu.output[0])
         gelu.CopyFrom(helper.make_node("FastGelu", divide.input[:1], gelu.output, gelu.name, domain="com.microsoft"))
         for node in (divide, erf, add, half):
             graph.node.remove(node)
@@ -165,6 +171,9 @@ def ease_products(model, frames: np.ndarray) -> None:
             place = list(graph.node).index(behind)
             for node in (back, less, some, most):
                 graph.node.insert(place + (node is back), node)
+    read = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 

@@ -7,7 +7,7 @@ const KINDS = { i1: Int8Array, u1: Uint8Array, f4: Float32Array, i8: BigInt64Arr
 
 async function read(place, name) {
   const response = await fetch(new URL(name, place)).catch(() => null);
-  if (!response?.ok) throw new Error(name);
+  if (!response?.ok) throw failure(name);
   return response;
 }
 
@@ -29,19 +29,21 @@ function fromBase64(text, type) {
   return new type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 }
 
-// places: URLs where index.json may lie; contract: model.json. Null where there is none; throws what is wrong with one
+const failure = (detail) => Object.assign(new Error(), { key: "index", detail });
+
+// places: URLs where index.json may lie; contract: model.json. Gives {} where there is none
 export async function openIndex(places, contract) {
   const load = async (place) => ({ place, ...(await (await read(place, "index.json")).json()) });
   const state = (await Promise.all(places.map((place) => load(place).catch(() => null)))).find(Boolean);
-  if (!state) return null;
+  if (!state) return {};
   const { place, format, model, basis, rule, films } = state;
-  if (format !== FORMAT) throw new Error(format);
+  if (format !== FORMAT) throw failure(String(format));
   const made = contract.self_test.fingerprint ?? model.fingerprint; // exports before 2026-12 have none
   const [ours, theirs] = [made, model.fingerprint].map((text) => fromBase64(text, Float32Array));
   const apart = Math.hypot(...theirs.map((value, k) => value - ours[k])) / Math.hypot(...theirs);
-  if (model.architecture !== contract.architecture || !(apart < 0.4)) throw new Error(model.architecture);
+  if (model.architecture !== contract.architecture || !(apart < 0.4)) throw failure(model.architecture);
   const known = Object.entries(films).filter(([, film]) => film.vectors);
-  if (!known.length) throw new Error("index.json");
+  if (!known.length) throw failure("index.json");
   if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) return { many: true };
   const projection = await readBytes(place, basis);
   const open = async ([title, { vectors, frames, middle, own }]) => ({

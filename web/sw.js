@@ -6,8 +6,7 @@ self.oninstall = (event) => {
 };
 self.onactivate = (event) => event.waitUntil(self.clients.claim());
 self.onfetch = (event) => {
-  const here = new URL(event.request.url).origin === location.origin;
-  if (here && event.request.method === "GET") event.respondWith(answer(event));
+  if (event.request.method === "GET") event.respondWith(answer(event)); // all from this host, by the page's policy
 };
 
 async function answer(event) {

@@ -13,7 +13,7 @@ ort.env.wasm.numThreads = 1; // static hosts can't set the headers that threads 
 ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
 let contract, index, session;
 
-const failure = (key, detail = "") => Object.assign(new Error(key), { key, detail });
+const failure = (key, detail = "") => Object.assign(new Error(), { key, detail });
 
 // ------------------------------------------------------------------------------------------------ the model
 
@@ -33,25 +33,19 @@ async function load(url) {
   const about = await download(new URL("model.json", url));
   contract = await about.json().catch(() => Promise.reject(failure("missing", "model.json"))); // a page in its place
   const { format, preprocessing: spec, classes } = contract;
-  if (format !== FORMAT) throw failure("format", String(format ?? "?").slice(0, 40));
-  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("format", spec.interpolation);
-  // as identify.py looks for it
-  const places = url.endsWith(".onnx") ? ["index/", "../index/", "../../index/"] : ["../index/"];
-  const found = await openIndex(places.map((place) => new URL(place, url)), contract).catch((error) => {
-    throw failure("index", error.message);
-  });
-  index = found?.films ? found : null;
-  if (!classes.length && !index) throw failure(found ? "many" : "embedder");
-  const fetched = url.endsWith(".onnx") ? download(url) : download(new URL("model.web.onnx", url));
-  const file = await fetched.catch(() => download(new URL("model.int8.onnx", url))); // of an export without --web
-  try {
-    session = await ort.InferenceSession.create(await file.arrayBuffer());
-    for (let run = 0; run < 2; run++) await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
-  } catch (error) {
-    throw failure("broken", error.message.slice(0, 200));
-  }
-  const titles = [...classes, ...(index?.films ?? []).map((film) => film.title)];
-  return { films: new Set(titles).size, many: Boolean(found?.many) };
+  if (format !== FORMAT) throw failure("broken", String(format ?? "?").slice(0, 40));
+  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("broken", spec.interpolation);
+  const file = url.endsWith(".onnx");
+  const places = file ? ["index/", "../index/", "../../index/"] : ["../index/"]; // where identify.py looks for it
+  const { many, ...found } = await openIndex(places.map((place) => new URL(place, url)), contract);
+  index = found.films && found;
+  if (!classes.length && !index) throw failure(many ? "many" : "embedder");
+  const fetched = download(file ? url : new URL("model.web.onnx", url));
+  const model = await fetched.catch(() => download(new URL("model.int8.onnx", url))); // of an export without --web
+  session = await ort.InferenceSession.create(await model.arrayBuffer());
+  for (let run = 0; run < 2; run++) await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
+  const titles = index?.films.map((film) => film.title) ?? [];
+  return { films: new Set([...classes, ...titles]).size, many };
 }
 
 async function infer(pixels) {
@@ -63,15 +57,13 @@ async function infer(pixels) {
 // ------------------------------------------------------------- the picture, as image.py reads and prepares it
 
 // a picture is {data: RGBA, start, stride: pixels a row, width, height}, so that a part of one is a picture too
-const crop = (picture, [left, top, right, bottom]) => {
-  const start = picture.start + 4 * (top * picture.stride + left);
-  return { ...picture, start, width: right - left, height: bottom - top };
-};
+function crop({ data, start, stride }, [left, top, right, bottom]) {
+  return { data, start: start + 4 * (top * stride + left), stride, width: right - left, height: bottom - top };
+}
 
 async function readPicture(blob, draft) {
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }).catch(() => {
-    throw failure("picture");
-  });
+  const fail = () => Promise.reject(failure("picture"));
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }).catch(fail);
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d", { alpha: false, willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
@@ -80,9 +72,8 @@ async function readPicture(blob, draft) {
   const side = Math.min(width, height);
   const jpeg = new Uint8Array(await blob.slice(0, 1).arrayBuffer())[0] === 0xff; // libjpeg halves on its own
   const halved = jpeg ? ([8, 4, 2].find((times) => draft && side >= times * draft) ?? 1) : 1;
-  const left = Math.ceil(side / halved);
-  const times = halved * (draft && left >= 2 * draft ? Math.floor(left / draft) : 1);
-  return reduce({ data, start: 0, stride: width, width, height }, times);
+  const times = draft ? Math.floor(Math.ceil(side / halved) / draft) : 1;
+  return reduce({ data, start: 0, stride: width, width, height }, halved * Math.max(1, times));
 }
 
 // the mean of each times x times pixels
@@ -222,9 +213,8 @@ async function look(picture) {
   const { probabilities, known, embedding } = await infer(prepare(picture, contract.preprocessing));
   const named = known && nameClasses(probabilities.data, known.data[0]);
   const found = index && search(index, embedding.data);
-  if (!found || !named) return found ?? named;
-  const inIndex = index.films.some((film) => film.title === named.candidates[0].title);
-  return found.kind === "unknown" && named.kind === "movie" && !inIndex ? named : found;
+  const elsewhere = named?.kind === "movie" && !index?.films.some(({ title }) => title === named.candidates[0].title);
+  return !found || (found.kind === "unknown" && elsewhere) ? named : found;
 }
 
 function nameClasses(probabilities, known) {
@@ -236,9 +226,9 @@ function nameClasses(probabilities, known) {
 
 self.onmessage = async ({ data: { model, blob, nearest } }) => {
   try {
-    if (nearest) postMessage(await readStill(index, nearest));
-    else postMessage(model ? { ready: await load(model) } : await identify(blob));
-  } catch (error) {
-    postMessage({ error: error.key ?? "broken", detail: error.detail ?? String(error.message).slice(0, 200) });
+    if (model) postMessage({ ready: await load(model) });
+    else postMessage(blob ? await identify(blob) : await readStill(index, nearest));
+  } catch ({ key = "broken", message, detail = message.slice(0, 200) }) {
+    postMessage({ error: key, detail });
   }
 };
