@@ -1,6 +1,6 @@
 // The page: pictures in, answers out; worker.js does the work.
 
-const [MAX_BYTES, MAX_PIXELS, MIN_SIDE] = [20e6, 50e6, 16]; // as image.py
+const MAX_BYTES = 20e6; // as image.py
 const TEXTS = { // in English and Russian, and what stands in index.html
   loading: ["Fetching the model: {loaded} of {total} MB", "Загружаю модель: {loaded} из {total} МБ"],
   starting: ["Starting the model…", "Запускаю модель…"],
@@ -92,24 +92,16 @@ function identify(files) {
   }
 }
 
-// what is wrong with a picture, told before it is decoded
-async function findFault(file, picture) {
-  if (file.size > MAX_BYTES) return { error: "large" };
-  await new Promise((done) => Object.assign(picture, { onload: done, onerror: done, src: URL.createObjectURL(file) }));
-  const { naturalWidth: width, naturalHeight: height } = picture;
-  if (width * height > MAX_PIXELS) return { error: "large" };
-  return Math.min(width, height) < MIN_SIDE ? { error: width ? "small" : "picture" } : null;
-}
-
 async function look(file, card) {
-  const [begun, picture, ready] = [performance.now(), Object.assign(new Image(), { alt: file.name }), await loading];
-  const fault = ready.error ? ready : await findFault(file, picture);
-  const { error, kind = "error", candidates = [], look = "", nearest, detail } = fault ?? (await ask({ blob: file }));
+  const begun = performance.now();
+  let found = await loading;
+  if (!found.error) found = file.size > MAX_BYTES ? { error: "large" } : await ask({ blob: file });
+  const { error, kind = "error", candidates = [], look = "", nearest } = found;
   const ms = Math.round(performance.now() - begun);
   const [{ title, confidence } = { title: "" }] = candidates;
   const data = { kind, title, confidence: confidence?.toFixed(4) ?? "", look, ms, file: file.name, still: "", at: "" };
-  if (!error) card.prepend(picture);
-  find("h2", card).textContent = say(error ?? kind, { title, detail });
+  if (!error) card.prepend(Object.assign(new Image(), { alt: file.name, src: URL.createObjectURL(file) }));
+  find("h2", card).textContent = say(error ?? kind, { ...found, title });
   find("p", card).textContent = error ? file.name : say(look ? "inside" : "time", { ms });
   find("ol", card).append(...candidates.map(showCandidate));
   status.textContent = `${file.name}: ${find("h2", card).textContent}`;

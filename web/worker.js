@@ -4,6 +4,7 @@ import { openIndex, readStill, search } from "./index.js";
 import * as ort from "./vendor/ort.wasm.min.mjs";
 
 const FORMAT = "movie-by-frame 2";
+const [MAX_PIXELS, MIN_SIDE] = [50e6, 16]; // as image.py
 const BOX = [0.5, (x) => (x <= 0.5 ? 1 : 0)];
 const KERNELS = {
   bilinear: [1, (x) => Math.max(0, 1 - x)],
@@ -65,6 +66,8 @@ async function readPicture(blob, draft) {
   const fail = () => Promise.reject(failure("picture"));
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }).catch(fail);
   const { width, height } = bitmap;
+  if (width * height > MAX_PIXELS) throw failure("large");
+  if (Math.min(width, height) < MIN_SIDE) throw failure("small");
   const context = new OffscreenCanvas(width, height).getContext("2d", { alpha: false, willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
@@ -167,17 +170,23 @@ function findStill(picture) {
   const { data, start, stride } = reduce(crop(picture, [x, y, x2, y2]), scale);
   const [columns, rows] = [x2 - x, y2 - y].map((side) => Math.floor(side / scale / 8));
   if (Math.min(columns, rows) < 8) return null;
-  const cells = Array.from({ length: rows * columns }, (_, cell) => {
+  const readCell = (cell) => {
     const corner = start + 32 * (Math.floor(cell / columns) * stride + (cell % columns));
-    const colours = [0, 1, 2].map((colour) =>
-      Array.from({ length: 64 }, (_, k) => data[corner + 4 * ((k >> 3) * stride + (k & 7)) + colour]),
-    );
-    const flat = colours.every((values) => Math.max(...values) - Math.min(...values) <= 12);
-    return { flat, mean: colours.map((values) => values.reduce((a, b) => a + b) / 64), plain: false };
-  });
-  for (const corner of [0, columns - 1, (rows - 1) * columns, rows * columns - 1].map((at) => cells[at])) {
-    const near = ({ mean }) => mean.every((value, colour) => Math.abs(value - corner.mean[colour]) <= 5);
-    const alike = cells.filter((cell) => cell.flat && corner.flat && near(cell));
+    const [low, high, sum] = [255, 0, 0].map((value) => [value, value, value, value]); // by colour
+    for (let k = 0; k < 256; k++) {
+      const [value, colour] = [data[corner + 4 * (k >> 5) * stride + (k & 31)], k & 3];
+      low[colour] = Math.min(low[colour], value);
+      high[colour] = Math.max(high[colour], value);
+      sum[colour] += value;
+    }
+    return { flat: high.every((value, colour) => value - low[colour] <= 12), sum, plain: false };
+  };
+  const corners = [0, columns - 1, (rows - 1) * columns, rows * columns - 1].map(readCell).filter((cell) => cell.flat);
+  if (!corners.length) return null;
+  const cells = Array.from({ length: rows * columns }, (_, cell) => readCell(cell));
+  for (const corner of corners) {
+    const near = ({ sum }) => sum.every((value, colour) => Math.abs(value - corner.sum[colour]) <= 5 * 64);
+    const alike = cells.filter((cell) => cell.flat && near(cell));
     for (const cell of alike.length / cells.length >= 0.03 ? alike : []) cell.plain = true;
   }
   // the best run of rows for each pair of columns; plain cells count -2, all others 1
