@@ -72,7 +72,7 @@ def write_drawn(folder: Path, frames: int, count: int = 200) -> list[tuple]:
     best, nearest = np.full(count, -1.0), np.zeros(count, int)
     for number in range(films):
         film = keep_vectors(engine, str(number), draw_film(number, each))
-        state["films"][f"Film {number}"] = film | {"frames": shared, "own": -1.0, "stored": each}
+        state["films"][f"Film {number}"] = film | {"frames": shared, "stored": each}
         alike = (engine.get_vectors(film["vectors"]) @ asked.T).max(0)
         nearest[alike > best] = number
         best = np.maximum(best, alike)
@@ -177,7 +177,7 @@ def build_fold(folder: Path, films: dict[str, tuple], fold: int, identifier: Ide
         worn = np.array([vector.tobytes() not in gone for vector in rows["of"]], bool)
         part = {key: rows[key][stay] for key in ("embedding", "name", "time", "until", "ends")}
         part |= {"worn": rows["worn"][worn], "of": rows["of"][worn], "thumbs": rows["thumbs"]}
-        film = {"frames": engine.put(title, part), "vectors": None, "own": -1.0, "stored": int(stay.sum())}
+        film = {"frames": engine.put(title, part), "vectors": None, "stored": int(stay.sum())}
         state["films"][title] = film
     index.settle(engine, state)
     engine.pack(state)

@@ -1,19 +1,25 @@
 """`python bench.py robust`: what becomes of the answers when frames are changed as people change them."""
 
 import contextlib
+import itertools
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from data import choose_rows, read_manifest
 from identify import Answer, Identifier
 from image import UserError, atomic_write, read_image
-from rule import UNKNOWN_SHARE
+from metrics import UNKNOWN_SHARE
+from report import save_figure
 from wear import WAYS
+
+FRONTIER = ["as it is", "crop, 60% of the sides", "crop, 40% of the sides", "JPEG at quality 15", "grey"]
+FRONTIER += ["photo of a screen", "a phone's screenshot"]
 
 
 def index_frames(rows: list[dict], model: Path, place: Path):
@@ -46,20 +52,58 @@ def film_interval(right: np.ndarray, films: np.ndarray) -> str:
     return f"{shares.mean():.3f} ({low:.2f} to {high:.2f})"
 
 
+def named_right(named: np.ndarray, right: np.ndarray, wrong: float, share: float = UNKNOWN_SHARE) -> float:
+    """How many named films are right where this share of frames is of unknown films, of which `wrong` are named.
+
+    named, right: bool [N], of frames of known films. nan where nothing is named.
+    """
+    counted = (1 - share) * named.mean() + share * wrong
+    return float((1 - share) * (named & right).mean() / counted) if counted else float("nan")
+
+
 def measure_answers(known: list[Answer], films: np.ndarray, unknown: list[Answer]) -> dict[str, str]:
-    """Figures of answers to known frames of these films, and to frames of unknown films; ready to print."""
+    """Figures of answers to known frames of these films, and to frames of unknown films; ready to print.
+
+    Every frame counts alike, but where it says "by films".
+    """
     best = np.array([answer.candidates[0].title for answer in known])
     held = np.array([film in [c.title for c in answer.candidates] for answer, film in zip(known, films, strict=True)])
     kinds, others = (np.array([answer.kind for answer in part]) for part in (known, unknown))
     named, right = kinds == "movie", best == films
-    wrong = UNKNOWN_SHARE * (others == "movie").mean() if len(others) else 0.0
-    counted = (1 - UNKNOWN_SHARE) * named.mean() + wrong
-    share = f"{(1 - UNKNOWN_SHARE) * (named & right).mean() / counted:.3f}" if counted and len(others) else "-"
     helpful = (named & right) | ((kinds == "shortlist") & held)
     row = {"top-1": f"{right.mean():.3f}", "balanced (95%, by films)": film_interval(right, films)}
-    row |= {"known named": film_interval(named, films), "named right": share, "helpful": f"{helpful.mean():.3f}"}
+    row |= {"known named": f"{named.mean():.3f}", "named, by films (95%)": film_interval(named, films)}
+    shares = dict.fromkeys((0.1, UNKNOWN_SHARE, 0.6), "-")
+    if len(others):
+        wrong = (others == "movie").mean()
+        shares = {share: f"{named_right(named, right, wrong, share):.3f}" for share in shares}
+    row |= {f"right of named, {share:.0%} unknown": value for share, value in shares.items()}
     refused = f"{(others != 'movie').mean():.3f}" if len(others) else "-"
-    return row | {"unknown not named": refused, "ms": f"{np.median([answer.ms for answer in known]):.0f}"}
+    row |= {"helpful": f"{helpful.mean():.3f}", "unknown not named": refused}
+    return row | {"ms": f"{np.median([answer.ms for answer in known]):.0f}"}
+
+
+def draw_frontier(asked: dict[str, tuple], films: np.ndarray, path: Path) -> None:
+    """Which share of known frames could be named, and how many names would be right, at every threshold.
+
+    asked: {way: (answers to known frames, to unknown ones)}; the dots are the thresholds that answered. The answers'
+    confidence must rise with what the thresholds are of, as an index's does.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, (known, unknown) in asked.items():
+        right = np.array([answer.candidates[0].title for answer in known]) == films
+        score, other = (np.array([answer.candidates[0].confidence for answer in part]) for part in (known, unknown))
+        steps = np.unique(score)[:-5]  # five frames at least
+        points = [((score >= at).mean(), named_right(score >= at, right, (other >= at).mean())) for at in steps]
+        (line,) = axes.plot(*zip(*points, strict=True), lw=1.2, label=name)
+        named, wrong = (np.array([answer.kind == "movie" for answer in part]) for part in (known, unknown))
+        axes.plot(named.mean(), named_right(named, right, wrong.mean()), "o", color=line.get_color())
+    axes.axhline(0.95, color="grey", lw=0.8)
+    axes.set(xlabel="share of known frames named", ylabel="of the named right", xlim=(0, 1), ylim=(0.7, 1.005))
+    axes.set_title(f"{UNKNOWN_SHARE:.0%} of frames of unknown films; dots: the thresholds in use")
+    axes.legend(fontsize="small")
+    save_figure(figure, path)
 
 
 def draw_ways(row: dict, path: Path, side: int = 240) -> None:
@@ -75,16 +119,28 @@ def draw_ways(row: dict, path: Path, side: int = 240) -> None:
         sheet.save(file, "PNG")
 
 
-def measure_ways(data: Path, model: Path, place: str, frames: int, sheet: Path) -> tuple[dict, str]:
-    """({way: figures}, what was asked, in words) on test and unknown_test of the fold that the model was trained on.
+def choose_asked(chosen: dict[str, list[dict]], parts: tuple[str, ...], frames: int) -> list[dict]:
+    """The rows of these splits, at most so many frames a film, evenly spread over it."""
+    films = {}
+    for row in itertools.chain.from_iterable(chosen[part] for part in parts):
+        films.setdefault(row["movie"], []).append(row)
+    picks = [np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int) for rows in films.values()]
+    return [rows[k] for rows, pick in zip(films.values(), picks, strict=True) for k in pick]
 
-    place: of an index, or "". frames: at most so many a film.
+
+def measure_ways(data: Path, model: Path, place: str, frames: int, fold: int | None, sheet: Path) -> tuple[dict, str]:
+    """({way: figures}, what was asked, in words) on the test frames of the fold that the model was trained on.
+
+    place: of an index, or "". frames: at most so many a film. fold: of an embedder, which was trained on none. Unknown
+    frames are those of unknown_test, with an index those of unknown_val too: its rule has seen neither.
     """
     identifier = Identifier(model)
     trained = identifier.contract.accuracy
     if trained.get("split", "group") != "group":
         raise UserError(f"{model}: was trained on a random split, which has seen what lies beside test frames", 2)
-    chosen, classes = choose_rows(read_manifest(data), fold=trained.get("fold"))
+    if identifier.classes and fold not in (None, trained.get("fold")):
+        raise UserError(f"--fold {fold}: {model} was trained on fold {trained.get('fold')}", 2)
+    chosen, classes = choose_rows(read_manifest(data), fold=trained.get("fold") if identifier.classes else fold)
     if identifier.classes and classes != identifier.classes:
         raise UserError(f"{model}: its films are not those of {data}; name the data that it was trained on", 2)
     if place:
@@ -94,16 +150,14 @@ def measure_ways(data: Path, model: Path, place: str, frames: int, sheet: Path) 
             raise UserError(f"--index {place}: is there and may hold test frames; name a new folder", 2)
         index_frames(chosen["train"] + chosen["val"], model, Path(place))
         identifier.index = Index(place, identifier)
-    asked = {}
-    for part in ("test", "unknown_test"):
-        films = {}
-        for row in chosen[part]:
-            films.setdefault(row["movie"], []).append(row)
-        picks = [np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int) for rows in films.values()]
-        asked[part] = [rows[k] for rows, pick in zip(films.values(), picks, strict=True) for k in pick]
-    draw_ways(asked["test"][0], sheet)
-    films, figures = np.array([row["movie"] for row in asked["test"]]), {}
+    known = choose_asked(chosen, ("test",), frames)
+    others = choose_asked(chosen, ("unknown_test", "unknown_val") if place else ("unknown_test",), frames)
+    draw_ways(known[0], sheet)
+    films, answers = np.array([row["movie"] for row in known]), {}
     for number, name in enumerate(tqdm(WAYS, unit="way", disable=None)):
-        known, unknown = (answer_worn(identifier, asked[part], number) for part in ("test", "unknown_test"))
-        figures[name] = measure_answers(known, films, unknown)
-    return figures, f"{len(films)} frames of {len(set(films))} films, {len(asked['unknown_test'])} of unknown ones"
+        answers[name] = [answer_worn(identifier, rows, number) for rows in (known, others)]
+    if place:
+        draw_frontier({name: answers[name] for name in FRONTIER}, films, sheet.with_stem(f"{sheet.stem}-frontier"))
+    figures = {name: measure_answers(given, films, unknown) for name, (given, unknown) in answers.items()}
+    strangers = len({row["movie"] for row in others})
+    return figures, f"{len(films)} frames of {len(set(films))} films, {len(others)} of {strangers} unknown ones"

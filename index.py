@@ -25,8 +25,8 @@ from data import find_films
 from engines import Folder, Milvus, is_milvus, open_engine
 from identify import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
 from image import UserError, atomic_write, one_line_errors, read_image
+from metrics import UNKNOWN_SHARE
 from vectors import (
-    UNKNOWN_SHARE,
     ask_itself,
     embed_film,
     film_scores,
@@ -36,7 +36,7 @@ from vectors import (
     join,
     keep_vectors,
     list_stills,
-    own_threshold,
+    named_right,
     project_all,
     read_middles,
 )
@@ -72,6 +72,11 @@ def read_state(engine: Folder | Milvus) -> dict:
         raise UserError(f"--index {engine}: index.json is damaged ({str(error)[:60]}); make it anew") from None
 
 
+def unknown_share(state: dict) -> float:
+    """Which share of the frames that people send the thresholds take to be of films that the index lacks."""
+    return state.get("unknown_share", UNKNOWN_SHARE)
+
+
 def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
     """Raise UserError unless the index was made with the model whose fingerprint is seen."""
     made = np.frombuffer(base64.b64decode(state["model"]["fingerprint"]), np.float32).reshape(2, -1)
@@ -80,8 +85,8 @@ def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
         raise UserError(f"--index {engine}: was made with another model ({name}); use that one, or another --index", 2)
 
 
-def sample_films(engine: Folder | Milvus, films: dict) -> tuple[list[str], list[dict]]:
-    """(titles, what ask_itself takes of them) of the films that projection and thresholds are fitted on.
+def sample_films(engine: Folder | Milvus, films: dict) -> list[dict]:
+    """What ask_itself takes of the films that projection and thresholds are fitted on.
 
     Of long films a run of stills from the middle, since how close they lie in time matters.
     """
@@ -94,7 +99,7 @@ def sample_films(engine: Folder | Milvus, films: dict) -> tuple[list[str], list[
         start = max(0, len(when) - most) // 2
         part = {"embedding": embedding[start : start + most], "time": when[start : start + most]}
         parts.append(part | {"change": worn.astype(np.float32) - of.astype(np.float32)})
-    return titles, parts
+    return parts
 
 
 def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
@@ -102,18 +107,16 @@ def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     films = state["films"]
     if not films or not (force or state["basis"] is None or len(films) >= GROWTH * state["settled"]):
         return
-    chosen, parts = sample_films(engine, films)
+    parts = sample_films(engine, films)
     owner = np.repeat(np.arange(len(parts)), [len(part["time"]) for part in parts])
     embedding, change = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "change"))
     project, offset = fit_projection(embedding, owner, change)
-    rule = fit_rule(ask_itself(parts, 100, (project, offset)), np.bincount(owner))
+    asked = ask_itself(parts, 100, (project, offset))
+    state["rule"], state["settled"] = fit_rule(asked, np.bincount(owner), unknown_share(state)), len(films)
     state["basis"] = engine.put(None, {"project": project, "offset": offset})
-    own, state["rule"], state["settled"] = rule.pop("own"), rule, len(films)
     for title, film in films.items():
-        embedding, when = engine.get(film["frames"], "embedding", "time")
-        vectors = project_all(embedding, project, offset)
-        film |= keep_vectors(engine, title, vectors)
-        film["own"] = own[chosen.index(title)] if title in chosen else own_threshold(vectors, when, rule["second"])
+        (embedding,) = engine.get(film["frames"], "embedding")
+        film |= keep_vectors(engine, title, project_all(embedding, project, offset))
 
 
 def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
@@ -132,13 +135,12 @@ def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, ide
     except UserError as error:
         return f"error: {error}"
     year = re.search(r"\((\d{4})\)$", title)
-    film = {"frames": engine.put(title, rows), "vectors": None, "own": -1.0, "mark": mark}
+    film = {"frames": engine.put(title, rows), "vectors": None, "mark": mark}
     film |= {"stills": len(stills), "stored": len(rows["time"]), "year": int(year[1]) if year else None}
     film["imdb"] = next((str(still["imdb"]) for still in stills if still["imdb"]), None)
     if state["basis"]:
-        vectors = project_all(rows["embedding"], *engine.get(state["basis"], "project", "offset"))
-        film |= keep_vectors(engine, title, vectors)
-        film["own"] = own_threshold(vectors, rows["time"], state["rule"]["second"])
+        basis = engine.get(state["basis"], "project", "offset")
+        film |= keep_vectors(engine, title, project_all(rows["embedding"], *basis))
     state["films"][title] = film
     engine.commit(state)
     return f"{film['stored']} of {len(stills)} stills stored" + (", updated" if before else "")
@@ -187,9 +189,8 @@ class Index:
         for vector in project_all(embedding, *self.basis):
             scores = film_scores(join(self.best_by_film(vector), self.middles @ vector)[None])[0]
             order = np.argsort(-scores, kind="stable")[:top].tolist()
-            score, own = scores[order[0]], self.films[self.titles[order[0]]]["own"]
-            named = score >= max(self.rule["movie"], own)
-            kind = "movie" if named else "shortlist" if score >= self.rule["shortlist"] else "unknown"
+            score, movie, shortlist = scores[order[0]], self.rule["movie"], self.rule["shortlist"]
+            kind = "movie" if score >= movie else "shortlist" if score >= shortlist else "unknown"
             sure = 1 / (1 + np.exp(-np.clip(self.rule["slope"] * scores + self.rule["shift"], -30, 30)))
             proof = [self.evidence(f, vector) for f in order]
             listed = [Candidate(self.titles[f], float(sure[f]), e) for f, e in zip(order, proof, strict=True)]
@@ -243,10 +244,12 @@ def open_writer(args: argparse.Namespace) -> Folder | Milvus:
     return open_engine(args.index)
 
 
-def finish(engine: Folder | Milvus, state: dict, memory: str | None, force: bool = False) -> None:
+def finish(engine: Folder | Milvus, state: dict, args: argparse.Namespace, force: bool = False) -> None:
     """What follows when films have come: thresholds, what is searched, and the state that readers see."""
-    state["memory"] = memory or state.get("memory", "plenty")
-    settle(engine, state, force=force)
+    state["memory"] = args.memory or state.get("memory", "plenty")
+    before = unknown_share(state)
+    state["unknown_share"] = before if args.unknown_share is None else args.unknown_share
+    settle(engine, state, force=force or state["unknown_share"] != before)
     engine.pack(state)
     engine.commit(state)
 
@@ -270,7 +273,7 @@ def run_add(args: argparse.Namespace) -> int:
             wrong = done.startswith("error")
             failed += wrong
             print(f"[{place}/{len(films)}] {title}: {done}", file=sys.stderr if wrong else sys.stdout, flush=True)
-        finish(engine, state, args.memory)
+        finish(engine, state, args)
     count = sum(film["stored"] for film in state["films"].values())
     print(f"{len(state['films'])} films, {count} stills in {engine}; {time.perf_counter() - clock:.1f} s")
     print(f"next: python identify.py FRAME --model {args.model} --index {engine}")
@@ -297,7 +300,7 @@ def run_rebuild(args: argparse.Namespace) -> int:
     engine = open_writer(args)
     with engine.writing():
         state = read_state(engine)
-        finish(engine, state, args.memory, force=True)
+        finish(engine, state, args, force=True)
         engine.sweep(state)
     return run_check(args)
 
@@ -324,16 +327,17 @@ def run_check(args: argparse.Namespace) -> int:
         if not sound:
             raise UserError(f"--index {engine}: {title} is damaged; remove it and add it again")
         asked = "from video, asked between its stills" if is_dense(when) else "scattered, asked by unseen scenes"
-        print(f"{len(when):6} stills, {asked:36} own threshold {film['own']:5.2f}  {title}")
+        print(f"{len(when):6} stills, {asked:36}  {title}")
     engine.searcher(state, [film["vectors"] for film in state["films"].values()])
     rule, figures = state["rule"], state["rule"]["figures"]
     print(f"{len(state['films'])} films; named from {rule['movie']:.3f}, shortlist from {rule['shortlist']:.3f}")
     if figures:
         print(
-            f"asked by itself, at {UNKNOWN_SHARE:.0%} unknown: {figures['named']:.0%} of known frames named, "
-            f"{figures['right']:.1%} of the named right, {figures['strangers']:.1%} of the frames of films left out "
-            f"named, AUROC {figures['auroc']:.3f}"
+            f"asked by itself: {figures['named']:.0%} of known frames named, {figures['strangers']:.1%} of the frames "
+            f"of films left out; AUROC {figures['auroc']:.3f}"
         )
+        shares = (f"{named_right(figures, share):.1%} where {share:.0%}" for share in (0.1, 0.3, 0.6))
+        print(f"of the named right: {', '.join(shares)} of frames are of unknown films")
     if getattr(args, "drift", False):
         show_drift(engine, state)
     return 0
@@ -341,13 +345,14 @@ def run_check(args: argparse.Namespace) -> int:
 
 def show_drift(engine: Folder | Milvus, state: dict) -> None:
     """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
-    _, parts = sample_films(engine, state["films"])
+    parts, share = sample_films(engine, state["films"]), unknown_share(state)
     print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'strangers named':>16}{'AUROC':>9}")
     for count in sorted({min(10 * 2**k, len(parts)) for k in range(9)}):
         some = parts[:count]
-        rule = fit_rule(ask_itself(some, 100), np.array([len(part["time"]) for part in some]))
+        rule = fit_rule(ask_itself(some, 100), np.array([len(part["time"]) for part in some]), share)
         if now := rule["figures"]:
-            row = "".join(f"{value:16.3f}" for value in (rule["movie"], now["named"], now["right"], now["strangers"]))
+            values = rule["movie"], now["named"], named_right(now, share), now["strangers"]
+            row = "".join(f"{value:16.3f}" for value in values)
             print(f"{count:9}{row}{now['auroc']:9.3f}", flush=True)
 
 
@@ -387,6 +392,8 @@ def get_parser() -> argparse.ArgumentParser:
         if name in ("add", "rebuild"):
             text = "small keeps 1 bit a number of large indexes in memory (default: as before, at first plenty)"
             command.add_argument("--memory", choices=["plenty", "small"], help=text)
+            text = f"share of frames of other films in what people send (default: as before, at first {UNKNOWN_SHARE})"
+            command.add_argument("--unknown-share", type=float, metavar="SHARE", help=text)
         if name in ("add", "search", "learn"):
             command.add_argument("--model", default="export", help="folder from export.py (default: %(default)s)")
     add, search = commands.choices["add"], commands.choices["search"]
@@ -411,6 +418,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if getattr(args, "every", 1) < 1 or getattr(args, "top", 1) < 1:
         parser.error("--every and --top must be 1 or more")
+    share = getattr(args, "unknown_share", None)
+    if share is not None and not 0 <= share < 1:
+        parser.error("--unknown-share must be 0 or more and under 1")
     return args.run(args)
 
 

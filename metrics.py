@@ -2,6 +2,8 @@
 
 import numpy as np
 
+UNKNOWN_SHARE = 0.3  # of the frames that people send, how many are of films that the collection lacks
+
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, float64."""

@@ -8,7 +8,6 @@ import torch
 from metrics import area_under_risk_coverage, fit_temperature, known_unknown, lowest_threshold, weighted_share
 
 TARGETS = {"movie": 0.95, "shortlist": 0.80}  # named films right, shortlists that hold the film
-UNKNOWN_SHARE = 0.3  # of the frames that people send, how many are of films that the collection lacks
 
 
 def standardise(logits: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from data import list_frames
 from engines import unit_length
 from identify import Identifier
 from image import UserError, read_image
-from metrics import lowest_threshold
+from metrics import UNKNOWN_SHARE, lowest_threshold
 from wear import COPIES, wear
 
 # measured on 20 real films, DINOv2-S (RESULTS.md)
@@ -26,14 +26,12 @@ DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn f
 SHRINK = 0.3  # of the covariance within films towards a multiple of the identity
 EVEN = -0.1  # power of each dimension's variance by which it is weighed: a little less for those that part films most
 WEAR = 0.2  # weight of what wear changes beside what changes within a film
-MEAN = 0.5  # how much the middle of a film's frames counts beside the nearest of them
+MEAN = 0.75  # how much the middle of a film's frames counts beside the nearest of them
 SECOND = 0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
 PARTS = 4  # of the films; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
 # targets of movie, two points over the promise of 0.95, since frames come worn and from other films, and of shortlist
 RIGHT, CONTAINS = 0.97, 0.80
-UNKNOWN_SHARE = 0.3  # of frames asked about unknown films
-OWN = 0.03  # a film is named only above this quantile of the scores of its own frames
 WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
 SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
 MANY, FEW = 4, 0.53  # with fewer films none can play a stranger to the others: then this threshold
@@ -230,7 +228,7 @@ def ask_itself(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarr
     owner = np.repeat(np.arange(len(films)), [len(film["embedding"]) for film in films])
     parts = np.random.default_rng(13).permutation(len(films)) % min(PARTS, len(films))
     asked = [np.linspace(0, len(film["time"]) - 1, min(sample, len(film["time"]))).astype(int) for film in films]
-    found = {name: [] for name in ("known", "film", "best", "held", "second", "unknown", "stranger")}
+    found = {name: [] for name in ("known", "film", "best", "held", "unknown", "stranger")}
 
     def middles(vectors: np.ndarray) -> np.ndarray:
         return unit_length(np.add.reduceat(vectors, np.searchsorted(owner, np.arange(len(films)))))
@@ -243,7 +241,6 @@ def ask_itself(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarr
         best = join(nearest_by_film(own[at] @ vectors.T, owner, len(films)), own[at] @ middle.T)
         best[:, f] = ask_within(own, films[f]["time"], at)
         scores = film_scores(best)
-        found["second"] += np.sort(best, axis=1)[:, -2:][:, 0].tolist()
         found["known"] += scores.max(1).tolist()
         found["best"] += scores.argmax(1).tolist()
         found["held"] += (np.argsort(-scores, axis=1)[:, :3] == f).any(1).tolist()
@@ -261,58 +258,40 @@ def ask_itself(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarr
     return {name: np.array(values) for name, values in found.items()}
 
 
-def fit_rule(asked: dict, sizes: np.ndarray) -> dict:
+def fit_rule(asked: dict, sizes: np.ndarray, share: float = UNKNOWN_SHARE) -> dict:
     """Thresholds and a logistic curve for the scores, from ask_itself; sizes: frames a film.
 
-    Known frames count by the root of their film's size, unknown films alike, and UNKNOWN_SHARE of all are unknown.
+    Known frames count by the root of their film's size, unknown films alike, and they make up this share of all.
     """
     known, film, right = asked["known"], asked["film"], asked["best"] == asked["film"]
-    own = [float(np.quantile(np.where(right, known, -1)[film == f], OWN)) for f in range(len(sizes))]
-    rule = {
-        "movie": FEW,
-        "shortlist": FEW / 2,
-        "slope": 12.0,
-        "shift": -12.0 * FEW,
-        "own": own,
-        "second": 0.0,
-        "figures": {},
-    }
     if not len(asked["unknown"]):
-        return rule
+        return {"movie": FEW, "shortlist": FEW / 2, "slope": 12.0, "shift": -12.0 * FEW, "figures": {}}
     weights = np.sqrt(sizes[film]) / np.bincount(film)[film], 1 / np.bincount(asked["stranger"])[asked["stranger"]]
-    weight = np.concatenate(
-        [part / part.sum() * share for part, share in zip(weights, (1 - UNKNOWN_SHARE, UNKNOWN_SHARE), strict=True)]
-    )
+    weights = [part / part.sum() for part in weights]
+    weight = np.concatenate([(1 - share) * weights[0], share * weights[1]])
     score, none = np.concatenate([known, asked["unknown"]]), np.zeros(len(asked["unknown"]))
     good, held = np.concatenate([right, none]), np.concatenate([asked["held"], none])
-    rule["second"] = float(asked["second"].mean())
     highest = float(score.max()) + 1e-3  # where no threshold is right so often: above all that it asked itself
-    rule["movie"] = min(highest, lowest_threshold(score, good, weight, RIGHT))
-    rest = score < rule["movie"]
-    rule["shortlist"] = min(rule["movie"], lowest_threshold(score[rest], held[rest], weight[rest], CONTAINS))
+    movie = min(highest, lowest_threshold(score, good, weight, RIGHT))
+    rest = score < movie
+    shortlist = min(movie, lowest_threshold(score[rest], held[rest], weight[rest], CONTAINS))
     line = np.zeros(2)  # the curve by Newton's method, its slope held by a weak prior
-    design = np.stack([score - rule["movie"], np.ones(len(score))], 1)
+    design = np.stack([score - movie, np.ones(len(score))], 1)
     for _ in range(30):
         p = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
         gain = design.T @ (weight * (good - p)) - [1e-4 * line[0], 0]
         line += np.linalg.solve((design * (weight * p * (1 - p))[:, None]).T @ design + np.diag([1e-4, 1e-9]), gain)
-    rule |= {"slope": float(line[0]), "shift": float(line[1] - line[0] * rule["movie"])}
-    named, wrong = known >= np.maximum(rule["movie"], np.array(own)[asked["best"]]), asked["unknown"] >= rule["movie"]
     ranks = np.argsort(np.argsort(score))[: len(known)]
     auroc = (ranks.sum() - len(known) * (len(known) - 1) / 2) / (len(known) * len(none))
-    taken, lost = (weights[0] * named).sum() / weights[0].sum(), (weights[1] * wrong).sum() / weights[1].sum()
-    exact = (weights[0] * (named & right)).sum() / weights[0].sum()
-    share = (1 - UNKNOWN_SHARE) * taken + UNKNOWN_SHARE * lost
-    rule["figures"] = {
-        "auroc": auroc,
-        "named": taken,
-        "right": (1 - UNKNOWN_SHARE) * exact / max(share, 1e-9),
-        "strangers": lost,
+    named, strangers = weights[0] @ (known >= movie), weights[1] @ (asked["unknown"] >= movie)
+    figures = {"auroc": auroc, "named": named, "strangers": strangers, "exact": weights[0] @ (right & (known >= movie))}
+    rule = {"movie": movie, "shortlist": shortlist, "slope": line[0], "shift": line[1] - line[0] * movie}
+    return {name: float(value) for name, value in rule.items()} | {
+        "figures": {name: float(value) for name, value in figures.items()}
     }
-    return rule
 
 
-def own_threshold(vectors: np.ndarray, when: np.ndarray, second: float) -> float:
-    """The OWN quantile of a film's scores of its own frames; second: what the second film is like in the mean."""
-    asked = np.linspace(0, len(vectors) - 1, min(500, len(vectors))).astype(int)
-    return float(np.quantile(ask_within(vectors, when, asked), OWN) - SECOND * second)
+def named_right(figures: dict, share: float) -> float:
+    """How many of the named films are right, by a rule's figures, where this share of frames is of unknown films."""
+    right, wrong = (1 - share) * figures["exact"], share * figures["strangers"]
+    return right / max((1 - share) * figures["named"] + wrong, 1e-9)

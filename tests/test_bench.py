@@ -72,6 +72,7 @@ def test_robust_asks_in_every_way_and_counts_as_a_person_would(exported, dataset
     rows = [row.split("|")[1].strip() for row in capsys.readouterr().out.splitlines() if row.startswith("| ")]
     assert rows[2:] == list(WAYS) and sheet.stat().st_size > 10_000
     assert bench.main([*line, "--index", str(place)]) == 0
+    assert (tmp_path / "ways-frontier.png").stat().st_size > 10_000
     known = json.loads((place / "index.json").read_text())["films"]
     rows = read_manifest(dataset)
     assert {title: film["stills"] for title, film in known.items()} == {
@@ -87,5 +88,9 @@ def test_figures_of_answers():
     unknown = [Answer("movie", [Candidate("A", 0.9)], 1.0), Answer("unknown", [Candidate("A", 0.2)], 1.0)]
     row = measure_answers(known, films, unknown)
     assert row["top-1"] == "0.500" and row["balanced (95%, by films)"].startswith("0.500 (0.50 to 0.50)")
-    assert row["known named"].startswith("0.500 (0.00 to 1.00)") and row["helpful"] == "0.500"
-    assert row["named right"] == f"{0.7 * 0.25 / (0.7 * 0.5 + 0.3 * 0.5):.3f}" and row["unknown not named"] == "0.500"
+    assert row["known named"] == "0.500" and row["helpful"] == "0.500"
+    assert row["named, by films (95%)"].startswith("0.500 (0.00 to 1.00)")
+    for share in (0.1, 0.3, 0.6):
+        right = (1 - share) * 0.25 / ((1 - share) * 0.5 + share * 0.5)
+        assert row[f"right of named, {share:.0%} unknown"] == f"{right:.3f}"
+    assert row["unknown not named"] == "0.500"
