@@ -2,7 +2,7 @@
 
 const FORMAT = "movie-by-frame index 2";
 const MAX_STILLS = 100_000; // what a plain loop searches
-const [MEAN, SECOND, MANY] = [0.5, 0.3, 4]; // as vectors.py
+const [MEAN, SECOND, MANY] = [0.75, 0.3, 4]; // as vectors.py
 const KINDS = { i1: Int8Array, u1: Uint8Array, f4: Float32Array, i8: BigInt64Array };
 
 async function read(place, name) {
@@ -46,8 +46,8 @@ export async function openIndex(places, contract) {
   if (!known.length) throw failure("index.json");
   if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) return { many: true };
   const projection = await readBytes(place, basis);
-  const open = async ([title, { vectors, frames, middle, own }]) => ({
-    title, frames, own, middle: fromBase64(middle, Float16Array),
+  const open = async ([title, { vectors, frames, middle }]) => ({
+    title, frames, middle: fromBase64(middle, Float16Array),
     rows: readArray(await readBytes(place, vectors)),
   });
   const [project, offset] = ["project", "offset"].map((name) => readArray(projection, name));
@@ -89,8 +89,8 @@ export function search(index, embedding) {
   for (const film of found) film.score = film.likeness - against(film.likeness);
   const best = found.sort((a, b) => b.score - a.score).slice(0, 3);
   const { movie, shortlist, slope, shift } = index.rule;
-  const [{ score, own }] = best;
-  const kind = score >= Math.max(movie, own) ? "movie" : score >= shortlist ? "shortlist" : "unknown";
+  const [{ score }] = best;
+  const kind = score >= movie ? "movie" : score >= shortlist ? "shortlist" : "unknown";
   const sure = (value) => 1 / (1 + Math.exp(-(slope * value + shift)));
   const candidates = best.map((film) => ({ title: film.title, confidence: sure(film.score) }));
   return { kind, candidates, nearest: best[0] };
