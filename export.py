@@ -191,7 +191,7 @@ def write_files(module: Exported, contract: Contract, work: Path, sample, stages
     write_int8(fp32, int8, vino, sample, is_transformer(module))
     how = f"calibrated on {len(sample)} frames" if sample is not None else "what needs no frames to calibrate"
     if web:
-        write_web(fp32, work / WEB, frames, is_transformer(module))
+        write_web(fp32, work / WEB, is_transformer(module))
     stages.done(f"int8, {how}", int8, work / WEB, vino.with_suffix(".bin"))
     wanted = module.run(frames)[name]
     seen = module.run(reference_frames(contract.preprocessing["size"], 2))["embedding"]  # as index.fingerprint

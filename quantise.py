@@ -49,18 +49,6 @@ def quantise(model, frames: np.ndarray, *, transformer: bool, depthwise: bool, k
         return nncf.quantize(model, data, **options, fast_bias_correction=transformer or not depthwise)
 
 
-@contextlib.contextmanager
-def quiet_log():
-    """ONNX Runtime's quantisation logs through the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
 def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndarray | None, transformer: bool) -> None:
     """int8 by ONNX Runtime, which runs its own best, and for OpenVINO; without a sample only what needs none."""
     import onnx
@@ -75,7 +63,9 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
         def get_next(self) -> dict | None:
             return next(({"image": row[None]} for row in self.rows), None)
 
-    prepared = fp32.with_suffix(".prepared.onnx")
+    prepared, root = fp32.with_suffix(".prepared.onnx"), logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it logs through the root logger
     quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
     model = onnx.load(prepared)
     keep, options = head_nodes(model), {"per_channel": True, "weight_type": QuantType.QInt8}
@@ -83,16 +73,15 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
     if transformer:
         kinds = ["MatMul", "Gemm"]
         options |= {"reduce_range": True, "op_types_to_quantize": kinds, "nodes_to_exclude": keep}
-        with quiet_log():
-            quantize_dynamic(prepared, onnx_path, **options)
+        quantize_dynamic(prepared, onnx_path, **options)
         # patches and first block, one in fifteen products, make a third of the error of int8
         products = [node.name for node in onnx.load(fp32).graph.node if node.op_type in kinds]
         keep += [node.name for node in convolutions[:1]] + products[:6]
     elif sample is not None:
         kinds = ["Conv", "Gemm", "Add", "Clip", "Relu"]  # in 8 bits: 7 put MobileNetV2 off by 25% instead of 16%
         options |= {"activation_type": QuantType.QUInt8, "op_types_to_quantize": kinds, "nodes_to_exclude": keep}
-        with quiet_log():
-            quantize_static(prepared, onnx_path, Frames(), **options)
+        quantize_static(prepared, onnx_path, Frames(), **options)
+    root.setLevel(level)
     prepared.unlink()
     if sample is not None:
         depthwise = any(a.name == "group" and a.i > 1 for node in convolutions for a in node.attribute)
@@ -102,87 +91,50 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
         openvino.save_model(model, openvino_path, compress_to_fp16=False)
 
 
-def ease_products(model, frames: np.ndarray) -> None:
-    """Prepare a transformer, an onnx.ModelProto in float, for products in 8 bits; it computes the same as before.
+def even_tokens(model) -> list[str]:
+    """Prepare a transformer, an onnx.ModelProto in float, for products in 8 bits; gives the products' names, in order.
 
-    What a LayerNorm gives is divided channel by channel, and the weights behind it multiplied, by the root of the
-    channel's largest number on frames uint8 [N, S, S, 3] over its largest weight (SmoothQuant, Xiao 2023). What GELU
-    gives is divided token by token by its largest number, since some tokens have a hundred times what others have; and
-    GELU becomes one node, by tanh, instead of five.
+    It computes the same as before: what is multiplied by weights is divided token by token by its largest number, since
+    some tokens have a hundred times what others have and all get one scale; and GELU becomes one node, by tanh.
     """
-    import onnxruntime
     from onnx import helper, numpy_helper
+    from onnxruntime.transformers.fusion_gelu import FusionGelu
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
-    graph, users, made = model.graph, {}, {name: node for node in model.graph.node for name in node.output}
-    weights = {tensor.name: tensor for tensor in graph.initializer}
+    graph, fused = model.graph, OnnxModel(model)
+    FusionGelu(fused).apply()
+    fused.topological_sort()
     for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-
-    def product(name: str):
-        """The only user of a tensor, if it multiplies by weights."""
-        node = users[name][0]
-        return node if len(users[name]) == 1 and node.op_type == "MatMul" and node.input[1] in weights else None
-
-    def scale(node, place: int, by: np.ndarray) -> None:
-        """Multiply a constant that a node reads, in a copy, since other nodes may read it too."""
-        name = f"{node.name}_{place}"
-        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(weights[node.input[place]]) * by, name))
-        node.input[place] = name
-
-    norms = [
-        n for n in graph.node if n.op_type == "LayerNormalization" and n.output[0] in users and product(n.output[0])
-    ]
-    seen = type(model)()
-    seen.CopyFrom(model)
-    seen.graph.output.extend(helper.make_tensor_value_info(node.output[0], 1, None) for node in norms)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for node in norms:
-        (values,), behind = session.run([node.output[0]], {"image": frames}), product(node.output[0])
-        most = np.abs(values).max(axis=tuple(range(values.ndim - 1))).clip(1e-5)
-        by = np.sqrt(most / np.abs(numpy_helper.to_array(weights[behind.input[1]])).max(axis=1).clip(1e-5))
-        for place in range(1, len(node.input)):
-            scale(node, place, 1 / by)
-        scale(behind, 1, by[:, None])
-
+        if (node.domain, node.op_type) == ("com.microsoft", "Gelu"):
+            node.op_type = "FastGelu"
+    weights, head = {tensor.name for tensor in graph.initializer}, head_nodes(model)
     graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last_axis"))
     graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "least"))
-    for erf in [node for node in graph.node if node.op_type == "Erf"]:
-        divide, add = made[erf.input[0]], users[erf.output[0]][0]  # (1 + erf(x / root of 2)) * half * x
-        half = users[add.output[0]][0]
-        gelu = users.get(half.output[0], [half])[0]
-        if half.op_type != "Mul" or gelu.op_type != "Mul" or divide.input[0] not in gelu.input:
+    nodes, products = [], []
+    for node in graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in weights or node.name in head:
+            nodes.append(node)
             continue
-        behind = product(gelu.output[0])
-        gelu.CopyFrom(helper.make_node("FastGelu", divide.input[:1], gelu.output, gelu.name, domain="com.microsoft"))
-        for node in (divide, erf, add, half):
-            graph.node.remove(node)
-        if behind:
-            given, name = gelu.output[0], behind.output[0]
-            most = helper.make_node(
-                "ReduceMax", [given, "last_axis"], [f"{given}_most"], f"{gelu.name}_most", keepdims=1
-            )
-            some = helper.make_node("Max", [f"{given}_most", "least"], [f"{given}_some"], f"{gelu.name}_some")
-            less = helper.make_node("Div", [given, f"{given}_some"], [f"{given}_less"], f"{gelu.name}_less")
-            back = helper.make_node("Mul", [f"{name}_less", f"{given}_some"], [name], f"{behind.name}_back")
-            behind.input[0], behind.output[0] = f"{given}_less", f"{name}_less"
-            place = list(graph.node).index(behind)
-            for node in (back, less, some, most):
-                graph.node.insert(place + (node is back), node)
-    read = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        given, result = node.input[0], node.output[0]
+        size, most, scale, even, product = (f"{node.name}_{k}" for k in ("size", "most", "scale", "even", "product"))
+        node.input[0], node.output[0] = even, product
+        nodes.append(helper.make_node("Abs", [given], [size], size))
+        nodes.append(helper.make_node("ReduceMax", [size, "last_axis"], [most], most, keepdims=1))
+        nodes.append(helper.make_node("Max", [most, "least"], [scale], scale))
+        nodes.append(helper.make_node("Div", [given, scale], [even], even))
+        nodes += [node, helper.make_node("Mul", [product, scale], [result], f"{node.name}_result")]
+        products.append(node.name)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return products
 
 
-def write_web(fp32: Path, path: Path, frames: np.ndarray, transformer: bool) -> None:
+def write_web(fp32: Path, path: Path, transformer: bool) -> None:
     """The .onnx that one thread of WebAssembly runs best (`bench.py web`): small, and nothing slower than float.
 
-    A transformer multiplies in 8 bits, which takes half the time; frames: uint8 [N, S, S, 3] for ease_products. Weights
-    are unsigned, so that no CPU's sums saturate, and have all 8 bits. Of a convolutional network only the weights are
-    kept in 8 bits, one scale a filter, and computed with in float: 8-bit convolutions are slower there.
+    A transformer multiplies in 8 bits, which takes half the time. Weights are unsigned, so that no CPU's sums saturate,
+    and have all 8 bits. Of a convolutional network only the weights are kept in 8 bits, one scale a filter, and
+    computed with in float: 8-bit convolutions are slower there.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -192,12 +144,11 @@ def write_web(fp32: Path, path: Path, frames: np.ndarray, transformer: bool) -> 
     if transformer:
         quant_pre_process(str(fp32), str(path), skip_symbolic_shape=True)
         model = onnx.load(path)
-        ease_products(model, frames)
+        # the first block's third product, one of 48, makes a fifth of the error (DINOv2-S)
+        keep = head_nodes(model) + even_tokens(model)[2:3]
         onnx.save(model, path)
         how = {"per_channel": True, "weight_type": QuantType.QUInt8, "extra_options": {"WeightSymmetric": True}}
-        kinds = ["MatMul", "Gemm"]
-        with quiet_log():
-            quantize_dynamic(path, path, op_types_to_quantize=kinds, nodes_to_exclude=head_nodes(model), **how)
+        quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=keep, **how)
         return
     model = onnx.load(fp32)
     weights, scaled = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}, []

@@ -2,8 +2,7 @@
 
 const MAX_BYTES = 20e6; // as image.py
 const TEXTS = { // in English and Russian, and what stands in index.html
-  loading: ["Fetching the model: {loaded} of {total} MB", "Загружаю модель: {loaded} из {total} МБ"],
-  starting: ["Starting the model…", "Запускаю модель…"],
+  loading: ["Fetching the model…", "Загружаю модель…"],
   ready: ["Ready. Films known: {films}.", "Готово. Знаю фильмов: {films}."],
   working: ["Looking…", "Смотрю…"], time: ["{ms} ms", "{ms} мс"],
   inside: ["{ms} ms, by the still inside this screenshot", "{ms} мс, по кадру внутри скриншота"],
@@ -11,16 +10,14 @@ const TEXTS = { // in English and Russian, and what stands in index.html
   shortlist: ["I doubt a little. Perhaps one of these:", "Немного сомневаюсь. Возможно, один из этих:"],
   unknown: ["I don't know this film. Try another frame.", "Я не знаю этот фильм. Попробуй другой кадр."],
   still: ["The nearest still I know: {title}{at}", "Ближайший известный кадр: {title}{at}"],
-  missing: ["There is no model here ({detail} can't be fetched). Make one with export.py --web.",
-    "Здесь нет модели ({detail} не загружается). Её создаёт export.py --web."],
-  broken: ["The model can't run here ({detail}). Export it again with export.py --web.",
-    "Модель здесь не работает ({detail}). Экспортируй её заново: export.py --web."],
+  model: ["There is no model here that runs ({detail}). Make one with export.py --web.",
+    "Здесь нет модели, которая работает ({detail}). Её создаёт export.py --web."],
   embedder: ["This model was taught no films. It needs an index beside it: index.py add.",
     "Эта модель не знает фильмов. Рядом с ней нужен индекс: index.py add."],
   index: ["The index here is damaged or of another model ({detail}). Try index.py check, or make it anew.",
     "Индекс здесь повреждён или от другой модели ({detail}). Проверь его (index.py check) или создай заново."],
-  many: [" The index has more than 100,000 stills, too many for this page: it is not asked.",
-    " В индексе больше 100 000 кадров, для этой страницы это слишком много: он не используется."],
+  many: ["The index here has more than 100,000 stills, too many for this page.",
+    "В индексе здесь больше 100 000 кадров, для этой страницы это слишком много."],
   engine: ["web/vendor is missing here: run make web.", "Здесь нет web/vendor: запусти make web."],
   wasm: ["This browser has no WebAssembly: take a newer one.", "В этом браузере нет WebAssembly: нужен более новый."],
   picture: ["This is not a picture that the browser can read.", "Это не картинка, которую браузер может прочитать."],
@@ -44,51 +41,43 @@ function ask(message) {
   return new Promise((done) => (reply = done));
 }
 
-// offline visits; without a service worker (plain http, private windows) the page works all the same
+// offline visits: the first one waits, since a service worker keeps only what is loaded once it is active
 async function keepFiles() {
-  const { installing, active } = await navigator.serviceWorker.register("sw.js");
+  const { installing } = await navigator.serviceWorker.register("sw.js");
   const settled = (done) => () => /activated|redundant/.test(installing.state) && done();
-  if (installing && !active) await new Promise((done) => (installing.onstatechange = settled(done)));
+  if (installing) await new Promise((done) => (installing.onstatechange = settled(done)));
 }
 
 async function start() {
-  status.textContent = say("starting");
+  status.textContent = say("loading");
   if (!globalThis.WebAssembly) return { error: "wasm" };
-  await keepFiles().catch(() => {});
+  await keepFiles().catch(() => {}); // plain http and private windows have none, and the page works all the same
   // from a blob it is bound by this page's policy, from a file it would have none
   const code = `import ${JSON.stringify(new URL("worker.js", location.href).href)};`;
   worker = new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })), { type: "module" });
-  worker.onmessage = ({ data }) => ("loaded" in data ? showProgress(data) : reply(data));
+  worker.onmessage = ({ data }) => ("loaded" in data ? (progress.value = data.loaded) : reply(data));
   worker.onerror = () => reply({ error: "engine" });
-  const model = new URL(new URLSearchParams(location.search).get("model") ?? "../export/", location.href);
-  return ask({ model: /(\/|\.onnx)$/.test(model.href) ? model.href : `${model.href}/` });
+  const { href } = new URL(new URLSearchParams(location.search).get("model") ?? "../export/", location.href);
+  return ask({ model: href.endsWith(".onnx") ? href : href.replace(/\/?$/, "/model.web.onnx") });
 }
 
-function showProgress({ loaded, total }) {
-  progress.hidden = total < 1e5; // model.json
-  progress.value = loaded / total;
-  const values = { loaded: (loaded / 1e6).toFixed(1), total: (total / 1e6).toFixed(1) };
-  status.textContent = say(loaded < total && !progress.hidden ? "loading" : "starting", values);
-}
-
+const settle = () => (answer.ariaBusy = String(Boolean(find("article:not([data-kind])"))));
 const loading = start().then((found) => {
   progress.hidden = true;
-  status.textContent = found.error ? say(found.error, found) : say("ready", found.ready);
-  if (found.ready?.many) status.textContent += say("many");
+  status.textContent = found.error ? say(found.error, found) : say("ready", found);
   status.classList.toggle("error", Boolean(found.error));
-  answer.ariaBusy = String(waiting > 0);
+  settle();
   return found;
 });
-let [queue, waiting] = [loading, 0];
+let queue = loading;
 
 function identify(files) {
   for (const file of files) {
     const card = find("template").content.firstElementChild.cloneNode(true);
     find("h2", card).textContent = say("working");
     answer.prepend(card);
-    answer.ariaBusy = "true";
-    waiting++;
-    queue = queue.then(() => look(file, card)).then(() => (answer.ariaBusy = String(--waiting > 0)));
+    settle();
+    queue = queue.then(() => look(file, card)).then(settle);
   }
 }
 
@@ -96,7 +85,7 @@ async function look(file, card) {
   const begun = performance.now();
   let found = await loading;
   if (!found.error) found = file.size > MAX_BYTES ? { error: "large" } : await ask({ blob: file });
-  const { error, kind = "error", candidates = [], look = "", nearest } = found;
+  const { error, kind = "error", candidates = [], look = "" } = found;
   const ms = Math.round(performance.now() - begun);
   const [{ title, confidence } = { title: "" }] = candidates;
   const data = { kind, title, confidence: confidence?.toFixed(4) ?? "", look, ms, file: file.name, still: "", at: "" };
@@ -105,7 +94,7 @@ async function look(file, card) {
   find("p", card).textContent = error ? file.name : say(look ? "inside" : "time", { ms });
   find("ol", card).append(...candidates.map(showCandidate));
   status.textContent = `${file.name}: ${find("h2", card).textContent}`;
-  const still = nearest && (await ask({ nearest }));
+  const still = candidates[0]?.frames && (await ask({ nearest: candidates[0] }));
   if (still?.thumbnail) Object.assign(data, showStill(card, title, still));
   for (const place of [card, answer]) Object.assign(place.dataset, data);
 }

@@ -5,13 +5,16 @@ const MAX_STILLS = 100_000; // what a plain loop searches
 const [MEAN, SECOND, MANY] = [0.75, 0.3, 4]; // as vectors.py
 const KINDS = { i1: Int8Array, u1: Uint8Array, f4: Float32Array, i8: BigInt64Array };
 
-async function read(place, name) {
-  const response = await fetch(new URL(name, place)).catch(() => null);
-  if (!response?.ok) throw failure(name);
+export const failure = (key, detail = "") => Object.assign(new Error(), { key, detail });
+
+// of any file beside the page; key: of the sentence where there is none
+export async function read(url, key = "index") {
+  const response = await fetch(url).catch(() => null);
+  if (!response?.ok) throw failure(key, new URL(url).pathname);
   return response;
 }
 
-const readBytes = async (...where) => new Uint8Array(await (await read(...where)).arrayBuffer());
+const readBytes = async (...url) => new Uint8Array(await (await read(new URL(...url))).arrayBuffer());
 
 // an array of an .npy file, or of an .npz, where numpy puts such files one after another as they are
 function readArray(bytes, name = "") {
@@ -29,29 +32,24 @@ function fromBase64(text, type) {
   return new type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 }
 
-const failure = (detail) => Object.assign(new Error(), { key: "index", detail });
-
-// places: URLs where index.json may lie; contract: model.json. Gives {} where there is none
-export async function openIndex(places, contract) {
-  const load = async (place) => ({ place, ...(await (await read(place, "index.json")).json()) });
-  const state = (await Promise.all(places.map((place) => load(place).catch(() => null)))).find(Boolean);
-  if (!state) return {};
-  const { place, format, model, basis, rule, films } = state;
-  if (format !== FORMAT) throw failure(String(format));
-  const made = contract.self_test.fingerprint ?? model.fingerprint; // exports before 2026-12 have none
-  const [ours, theirs] = [made, model.fingerprint].map((text) => fromBase64(text, Float32Array));
+// place: URL of index.json; contract: model.json. Gives null where there is no index, or an empty one
+export async function openIndex(place, contract) {
+  const state = await read(place).then((response) => response.json()).catch(() => null);
+  if (!state) return null;
+  const { format, model, basis, rule, films } = state;
+  if (format !== FORMAT) throw failure("index", String(format));
+  const [ours, theirs] = [contract.self_test, model].map((made) => fromBase64(made.fingerprint, Float32Array));
   const apart = Math.hypot(...theirs.map((value, k) => value - ours[k])) / Math.hypot(...theirs);
-  if (model.architecture !== contract.architecture || !(apart < 0.4)) throw failure(model.architecture);
+  if (!(apart < 0.4)) throw failure("index", model.architecture); // as index.py
   const known = Object.entries(films).filter(([, film]) => film.vectors);
-  if (!known.length) throw failure("index.json");
-  if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) return { many: true };
-  const projection = await readBytes(place, basis);
+  if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) throw failure("many");
+  const projection = await readBytes(basis, place);
   const open = async ([title, { vectors, frames, middle }]) => ({
-    title, frames, middle: fromBase64(middle, Float16Array),
-    rows: readArray(await readBytes(place, vectors)),
+    title, frames: new URL(frames, place).href, middle: fromBase64(middle, Float16Array),
+    rows: readArray(await readBytes(vectors, place)),
   });
   const [project, offset] = ["project", "offset"].map((name) => readArray(projection, name));
-  return { place, rule, project, offset, films: await Promise.all(known.map(open)) };
+  return known.length ? { rule, project, offset, films: await Promise.all(known.map(open)) } : null;
 }
 
 function projectOne({ project, offset }, embedding) {
@@ -80,25 +78,26 @@ function compare({ rows, middle, ...film }, vector) {
   return { ...film, still, likeness: (nearest + MEAN * whole) / (1 + MEAN) };
 }
 
-// an answer by the films nearest to an embedding, as Index.answers of index.py; it names its nearest still
+// an answer by the films nearest to an embedding, as Index.answers of index.py; each candidate has its nearest still
 export function search(index, embedding) {
   const vector = projectOne(index, embedding);
   const found = index.films.map((film) => compare(film, vector));
   const [first, second] = found.map((film) => film.likeness).sort((a, b) => b - a);
   const against = (likeness) => (found.length < MANY ? 0 : SECOND * (likeness === first ? second : first));
   for (const film of found) film.score = film.likeness - against(film.likeness);
-  const best = found.sort((a, b) => b.score - a.score).slice(0, 3);
-  const { movie, shortlist, slope, shift } = index.rule;
-  const [{ score }] = best;
-  const kind = score >= movie ? "movie" : score >= shortlist ? "shortlist" : "unknown";
-  const sure = (value) => 1 / (1 + Math.exp(-(slope * value + shift)));
-  const candidates = best.map((film) => ({ title: film.title, confidence: sure(film.score) }));
-  return { kind, candidates, nearest: best[0] };
+  const { slope, shift } = index.rule;
+  for (const film of found) film.confidence = 1 / (1 + Math.exp(-(slope * film.score + shift)));
+  const candidates = found.sort((a, b) => b.score - a.score).slice(0, 3);
+  return { kind: judge(candidates[0].score, index.rule), candidates };
 }
 
-// file, time in milliseconds (-1: not known) and thumbnail of a still that search named
-export async function readStill({ place }, { frames, still }) {
-  const bytes = await readBytes(place, frames);
+export function judge(score, { movie, shortlist }) {
+  return score >= movie ? "movie" : score >= shortlist ? "shortlist" : "unknown";
+}
+
+// file, time in milliseconds (-1: not known) and thumbnail of a candidate's nearest still
+export async function readStill({ frames, still }) {
+  const bytes = await readBytes(frames);
   const [names, times, ends, thumbs] = ["name", "time", "ends", "thumbs"].map((part) => readArray(bytes, part));
   const width = names.length / times.length;
   const file = String.fromCodePoint(...names.slice(still * width, (still + 1) * width)).replace(/\0+$/, "");

@@ -15,13 +15,8 @@ async function answer(event) {
   const kept = await cache.match(url);
   const [tag, date] = ["etag", "last-modified"].map((name) => kept?.headers.get(name));
   const headers = tag ? { "if-none-match": tag } : date ? { "if-modified-since": date } : {};
-  try {
-    const response = await fetch(url, { headers, redirect: event.request.redirect });
-    if (response.status === 304) return kept;
-    if (response.ok) event.waitUntil(cache.put(url, response.clone()));
-    return response;
-  } catch (error) {
-    if (kept) return kept;
-    throw error;
-  }
+  const response = await fetch(url, { headers, redirect: event.request.redirect }).catch(() => null);
+  if (!response || response.status === 304) return kept ?? Response.error();
+  if (response.ok) event.waitUntil(cache.put(url, response.clone()));
+  return response;
 }

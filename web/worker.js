@@ -1,6 +1,6 @@
-// All work: {model: URL} -> {ready}, {blob} -> an answer, {nearest} -> its still; {error, detail} where that fails.
+// All work: {model: URL} -> {films}, {blob} -> an answer, {nearest} -> its still; {error, detail} where that fails.
 
-import { openIndex, readStill, search } from "./index.js";
+import { failure, judge, openIndex, read, readStill, search } from "./index.js";
 import * as ort from "./vendor/ort.wasm.min.mjs";
 
 const FORMAT = "movie-by-frame 2";
@@ -14,45 +14,34 @@ ort.env.wasm.numThreads = 1; // static hosts can't set the headers that threads 
 ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
 let contract, index, session;
 
-const failure = (key, detail = "") => Object.assign(new Error(), { key, detail });
-
 // ------------------------------------------------------------------------------------------------ the model
 
+async function load(url) {
+  contract = await (await read(new URL("model.json", url), "model")).json();
+  const { format, preprocessing: spec, classes } = contract;
+  if (format !== FORMAT) throw failure("model", String(format).slice(0, 40));
+  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("model", spec.interpolation);
+  index = await openIndex(new URL("../index/index.json", url), contract);
+  if (!classes.length && !index) throw failure("embedder");
+  session = await ort.InferenceSession.create(await download(url));
+  await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
+  return { films: new Set([...classes, ...(index?.films ?? []).map((film) => film.title)]).size };
+}
+
 async function download(url) {
-  const response = await fetch(url).catch(() => null);
-  if (!response?.ok) throw failure("missing", new URL(url).pathname);
-  const total = Number(response.headers.get("content-length"));
+  const response = await read(url, "model");
+  const total = Number(response.headers.get("content-length")) || Infinity;
   let loaded = 0;
   const transform = (part, stream) => {
-    postMessage({ loaded: (loaded += part.length), total });
+    postMessage({ loaded: (loaded += part.length) / total });
     stream.enqueue(part);
   };
-  return new Response(response.body.pipeThrough(new TransformStream({ transform })));
+  return new Response(response.body.pipeThrough(new TransformStream({ transform }))).arrayBuffer();
 }
 
-async function load(url) {
-  const about = await download(new URL("model.json", url));
-  contract = await about.json().catch(() => Promise.reject(failure("missing", "model.json"))); // a page in its place
-  const { format, preprocessing: spec, classes } = contract;
-  if (format !== FORMAT) throw failure("broken", String(format ?? "?").slice(0, 40));
-  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("broken", spec.interpolation);
-  const file = url.endsWith(".onnx");
-  const places = file ? ["index/", "../index/", "../../index/"] : ["../index/"]; // where identify.py looks for it
-  const { many, ...found } = await openIndex(places.map((place) => new URL(place, url)), contract);
-  index = found.films && found;
-  if (!classes.length && !index) throw failure(many ? "many" : "embedder");
-  const fetched = download(file ? url : new URL("model.web.onnx", url));
-  const model = await fetched.catch(() => download(new URL("model.int8.onnx", url))); // of an export without --web
-  session = await ort.InferenceSession.create(await model.arrayBuffer());
-  for (let run = 0; run < 2; run++) await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
-  const titles = index?.films.map((film) => film.title) ?? [];
-  return { films: new Set([...classes, ...titles]).size, many };
-}
-
-async function infer(pixels) {
-  const image = new ort.Tensor("uint8", pixels, [1, contract.preprocessing.size, contract.preprocessing.size, 3]);
-  const names = session.outputNames.filter((name) => name !== "logits" && (index || name !== "embedding"));
-  return session.run({ image }, names);
+function infer(pixels) {
+  const { size } = contract.preprocessing;
+  return session.run({ image: new ort.Tensor("uint8", pixels, [1, size, size, 3]) });
 }
 
 // ------------------------------------------------------------- the picture, as image.py reads and prepares it
@@ -73,10 +62,10 @@ async function readPicture(blob, draft) {
   bitmap.close();
   const { data } = context.getImageData(0, 0, width, height);
   const side = Math.min(width, height);
-  const jpeg = new Uint8Array(await blob.slice(0, 1).arrayBuffer())[0] === 0xff; // libjpeg halves on its own
-  const halved = jpeg ? ([8, 4, 2].find((times) => draft && side >= times * draft) ?? 1) : 1;
-  const times = draft ? Math.floor(Math.ceil(side / halved) / draft) : 1;
-  return reduce({ data, start: 0, stride: width, width, height }, halved * Math.max(1, times));
+  const halves = blob.type === "image/jpeg" ? [8, 4, 2] : []; // by libjpeg on its own
+  const halved = halves.find((times) => side >= times * draft) ?? 1;
+  const times = Math.max(1, Math.floor(Math.ceil(side / halved) / draft));
+  return reduce({ data, start: 0, stride: width, width, height }, halved * times);
 }
 
 // the mean of each times x times pixels
@@ -170,24 +159,18 @@ function findStill(picture) {
   const { data, start, stride } = reduce(crop(picture, [x, y, x2, y2]), scale);
   const [columns, rows] = [x2 - x, y2 - y].map((side) => Math.floor(side / scale / 8));
   if (Math.min(columns, rows) < 8) return null;
-  const readCell = (cell) => {
+  const cells = Array.from({ length: rows * columns }, (_, cell) => {
     const corner = start + 32 * (Math.floor(cell / columns) * stride + (cell % columns));
-    const [low, high, sum] = [255, 0, 0].map((value) => [value, value, value, value]); // by colour
-    for (let k = 0; k < 256; k++) {
-      const [value, colour] = [data[corner + 4 * (k >> 5) * stride + (k & 31)], k & 3];
-      low[colour] = Math.min(low[colour], value);
-      high[colour] = Math.max(high[colour], value);
-      sum[colour] += value;
-    }
-    return { flat: high.every((value, colour) => value - low[colour] <= 12), sum, plain: false };
-  };
-  const corners = [0, columns - 1, (rows - 1) * columns, rows * columns - 1].map(readCell).filter((cell) => cell.flat);
-  if (!corners.length) return null;
-  const cells = Array.from({ length: rows * columns }, (_, cell) => readCell(cell));
-  for (const corner of corners) {
+    const at = (k) => corner + 4 * ((k >> 3) * stride + (k & 7));
+    const inside = (colour) => Array.from({ length: 64 }, (_, k) => data[at(k) + colour]);
+    const colours = [0, 1, 2].map(inside);
+    const sum = colours.map((values) => values.reduce((a, b) => a + b));
+    return { flat: colours.every((values) => Math.max(...values) - Math.min(...values) <= 12), sum, plain: false };
+  });
+  for (const corner of [0, columns - 1, (rows - 1) * columns, rows * columns - 1].map((cell) => cells[cell])) {
     const near = ({ sum }) => sum.every((value, colour) => Math.abs(value - corner.sum[colour]) <= 5 * 64);
     const alike = cells.filter((cell) => cell.flat && near(cell));
-    for (const cell of alike.length / cells.length >= 0.03 ? alike : []) cell.plain = true;
+    for (const cell of corner.flat && alike.length / cells.length >= 0.03 ? alike : []) cell.plain = true;
   }
   // the best run of rows for each pair of columns; plain cells count -2, all others 1
   const [run, first] = [new Int32Array(columns ** 2), new Int32Array(columns ** 2)];
@@ -204,15 +187,16 @@ function findStill(picture) {
   const around = cells.filter((cell) => cell.plain).length - (area - largest) / 3;
   const share = area / cells.length;
   if (share < 0.06 || share > 0.8 || around < (cells.length - area) / 2 || right - left < bottom - top) return null;
-  const [across, down] = [(column) => x + 8 * scale * column, (row) => y + 8 * scale * row];
-  return [across(left), down(top), right === columns ? x2 : across(right), bottom === rows ? y2 : down(bottom)];
+  const pixels = 8 * scale;
+  const [end, foot] = [right === columns ? x2 : x + right * pixels, bottom === rows ? y2 : y + bottom * pixels];
+  return [x + left * pixels, y + top * pixels, end, foot];
 }
 
 // ------------------------------------------------------------------------------------------------- the answer
 
 async function identify(blob) {
   const { size, draft } = contract.preprocessing;
-  const picture = await readPicture(blob, draft && 2 * size);
+  const picture = await readPicture(blob, draft ? 2 * size : Infinity);
   const answer = await look(picture);
   const still = answer.kind === "unknown" && findStill(picture);
   return still ? { ...(await look(crop(picture, still))), look: "still" } : answer;
@@ -227,17 +211,15 @@ async function look(picture) {
 }
 
 function nameClasses(probabilities, known) {
-  const [movie, shortlist] = [contract.decision.movie, contract.decision.shortlist].map(Math.fround);
-  const best = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 3);
-  const candidates = best.map((film) => ({ title: contract.classes[film], confidence: probabilities[film] }));
-  return { kind: known >= movie ? "movie" : known >= shortlist ? "shortlist" : "unknown", candidates };
+  const films = contract.classes.map((title, film) => ({ title, confidence: probabilities[film] }));
+  const candidates = films.sort((a, b) => b.confidence - a.confidence).slice(0, 3);
+  return { kind: judge(known, contract.decision), candidates };
 }
 
 self.onmessage = async ({ data: { model, blob, nearest } }) => {
   try {
-    if (model) postMessage({ ready: await load(model) });
-    else postMessage(blob ? await identify(blob) : await readStill(index, nearest));
-  } catch ({ key = "broken", message, detail = message.slice(0, 200) }) {
+    postMessage(await (model ? load(model) : blob ? identify(blob) : readStill(nearest)));
+  } catch ({ key = "model", message, detail = message.slice(0, 200) }) {
     postMessage({ error: key, detail });
   }
 };
