@@ -14,8 +14,6 @@ ort.env.wasm.numThreads = 1; // static hosts can't set the headers that threads 
 ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
 let contract, index, session;
 
-// ------------------------------------------------------------------------------------------------ the model
-
 async function load(url) {
   contract = await (await read(new URL("model.json", url), "model")).json();
   const { format, preprocessing: spec, classes } = contract;
