@@ -45,7 +45,7 @@ class Contract:
     preprocessing: dict  # the keys of PREPROCESSING
     decision: dict  # "movie" and "shortlist", thresholds of known; their "targets", the "score" behind known
     accuracy: dict  # figures, on the split that it names
-    self_test: dict  # "output", its "values" on reference_frames, and their "relative_error" at export
+    self_test: dict  # "output", its "values" on reference_frames, their "relative_error"; an index's "fingerprint"
     format: str = FORMAT
 
     def save(self, path: Path) -> None:

@@ -1,129 +1,116 @@
 // The page: pictures in, answers out; worker.js does the work.
 
 const MAX_BYTES = 20e6; // as image.py
-const TEXTS = {
-  en: { // and what stands in index.html
-    loading: "Fetching the model: {loaded} of {total} MB", starting: "Starting the model…",
-    ready: "Ready. Films known: {films}.", working: "Looking…", time: "{ms} ms", movie: "This looks like {title}.",
-    shortlist: "I doubt a little. Perhaps one of these:", unknown: "I don't know this film. Try another frame.",
-    missing: "There is no model here ({detail} can't be fetched). Make one with export.py --web.",
-    format: "This model has another format ({detail}). Export it again with export.py --web.",
-    embedder: "This model was taught no films. Export a trained run with export.py --web.",
-    broken: "The model can't run here: {detail}", engine: "web/vendor is missing on this host: run make web there.",
-    wasm: "This browser has no WebAssembly. Another or a newer one is needed.",
-    picture: "This is not a picture that the browser can read.", bytes: "This file is larger than 20 MB.",
-    pixels: "This picture has more than 50 megapixels.", small: "This picture is too small to be a frame.",
-  },
-  ru: {
-    title: "Что это за фильм?", choose: "Выбрать кадры", drop: "или перетащить или вставить их сюда",
-    camera: "Сфотографировать", private: "Кадры смотрит сам браузер. Они никуда не отправляются и не сохраняются.",
-    loading: "Загружаю модель: {loaded} из {total} МБ", starting: "Запускаю модель…",
-    ready: "Готово. Знаю фильмов: {films}.", working: "Смотрю…", time: "{ms} мс", movie: "Похоже, это {title}.",
-    shortlist: "Немного сомневаюсь. Возможно, один из этих:", unknown: "Я не знаю этот фильм. Попробуй другой кадр.",
-    missing: "Здесь нет модели ({detail} не загружается). Её создаёт export.py --web.",
-    format: "У этой модели другой формат ({detail}). Экспортируй её заново: export.py --web.",
-    embedder: "Эта модель не знает фильмов. Экспортируй обученную: export.py --web.",
-    broken: "Модель здесь не работает: {detail}", engine: "На этом сервере нет web/vendor: запусти там make web.",
-    wasm: "В этом браузере нет WebAssembly. Нужен другой или более новый.",
-    picture: "Это не картинка, которую браузер может прочитать.", bytes: "Этот файл больше 20 МБ.",
-    pixels: "В этой картинке больше 50 мегапикселей.", small: "Эта картинка слишком мала для кадра.",
-  },
+const TEXTS = { // in English and Russian, and what stands in index.html
+  loading: ["Fetching the model…", "Загружаю модель…"],
+  ready: ["Ready. Films known: {films}.", "Готово. Знаю фильмов: {films}."],
+  working: ["Looking…", "Смотрю…"], time: ["{ms} ms", "{ms} мс"],
+  inside: ["{ms} ms, by the still inside this screenshot", "{ms} мс, по кадру внутри скриншота"],
+  movie: ["This looks like {title}.", "Похоже, это {title}."],
+  shortlist: ["I doubt a little. Perhaps one of these:", "Немного сомневаюсь. Возможно, один из этих:"],
+  unknown: ["I don't know this film. Try another frame.", "Я не знаю этот фильм. Попробуй другой кадр."],
+  still: ["The nearest still I know: {title}{at}", "Ближайший известный кадр: {title}{at}"],
+  model: ["There is no model here that runs ({detail}). Make one with export.py --web.",
+    "Здесь нет модели, которая работает ({detail}). Её создаёт export.py --web."],
+  embedder: ["This model was taught no films. It needs an index beside it: index.py add.",
+    "Эта модель не знает фильмов. Рядом с ней нужен индекс: index.py add."],
+  index: ["The index here is damaged or of another model ({detail}). Try index.py check, or make it anew.",
+    "Индекс здесь повреждён или от другой модели ({detail}). Проверь его (index.py check) или создай заново."],
+  many: ["The index here has more than 100,000 stills, too many for this page.",
+    "В индексе здесь больше 100 000 кадров, для этой страницы это слишком много."],
+  engine: ["web/vendor is missing here: run make web.", "Здесь нет web/vendor: запусти make web."],
+  wasm: ["This browser has no WebAssembly: take a newer one.", "В этом браузере нет WebAssembly: нужен более новый."],
+  picture: ["This is not a picture that the browser can read.", "Это не картинка, которую браузер может прочитать."],
+  large: ["This picture has more than 20 MB or 50 megapixels.", "В этой картинке больше 20 МБ или 50 мегапикселей."],
+  small: ["This picture is too small to be a frame.", "Эта картинка слишком мала для кадра."],
 };
-const language = navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in TEXTS) ?? "en";
-const say = (key, values) => TEXTS[language][key].replace(/{(\w+)}/g, (_, name) => values[name]);
+const language = navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => ["en", "ru"].includes(tag)) ?? "en";
+const say = (key, values) => TEXTS[key][+(language === "ru")].replace(/{(\w+)}/g, (_, name) => values[name]);
 const find = (selector, inside = document) => inside.querySelector(selector);
 const [input, status, progress, answer] = ["input", "#status", "progress", "#answer"].map((at) => find(at));
 
 document.documentElement.lang = language;
-for (const element of document.querySelectorAll("[data-text]"))
-  element.textContent = TEXTS[language][element.dataset.text] ?? element.textContent;
+for (const element of language === "ru" ? document.querySelectorAll("[data-ru]") : [])
+  element.textContent = element.dataset.ru;
 document.title = find("h1").textContent;
 
-// ------------------------------------------------------------------------------------------------- the worker
-
-let worker;
-let reply = () => {};
+let worker, reply;
 
 function ask(message) {
   worker.postMessage(message);
   return new Promise((done) => (reply = done));
 }
 
-// offline visits; without a service worker (plain http, private windows) the page works all the same
+// offline visits: the first one waits, since a service worker keeps only what is loaded once it is active
 async function keepFiles() {
-  const { installing, active } = await navigator.serviceWorker.register("sw.js");
-  if (!installing || active) return;
-  await new Promise((done) => {
-    installing.onstatechange = () => /activated|redundant/.test(installing.state) && done();
-  });
+  const { installing } = await navigator.serviceWorker.register("sw.js");
+  const settled = (done) => () => /activated|redundant/.test(installing.state) && done();
+  if (installing) await new Promise((done) => (installing.onstatechange = settled(done)));
 }
 
 async function start() {
-  status.textContent = say("starting");
+  status.textContent = say("loading");
   if (!globalThis.WebAssembly) return { error: "wasm" };
-  await keepFiles().catch(() => {});
+  await keepFiles().catch(() => {}); // plain http and private windows have none, and the page works all the same
   // from a blob it is bound by this page's policy, from a file it would have none
   const code = `import ${JSON.stringify(new URL("worker.js", location.href).href)};`;
   worker = new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })), { type: "module" });
-  worker.onmessage = ({ data }) => ("loaded" in data ? showProgress(data) : reply(data));
+  worker.onmessage = ({ data }) => ("loaded" in data ? (progress.value = data.loaded) : reply(data));
   worker.onerror = () => reply({ error: "engine" });
-  const model = new URL(new URLSearchParams(location.search).get("model") ?? "../export/", location.href);
-  return ask({ model: /(\/|\.onnx)$/.test(model.href) ? model.href : `${model.href}/` });
+  const { href } = new URL(new URLSearchParams(location.search).get("model") ?? "../export/", location.href);
+  return ask({ model: href.endsWith(".onnx") ? href : href.replace(/\/?$/, "/model.web.onnx") });
 }
 
-function showProgress({ loaded, total }) {
-  if (total < 1e5) return; // model.json
-  progress.hidden = false;
-  progress.value = loaded / total;
-  const [done, all] = [loaded, total].map((bytes) => (bytes / 1e6).toFixed(1));
-  status.textContent = say(loaded < total ? "loading" : "starting", { loaded: done, total: all });
-}
-
+const settle = () => (answer.ariaBusy = String(Boolean(find("article:not([data-kind])"))));
 const loading = start().then((found) => {
   progress.hidden = true;
-  status.textContent = found.error ? say(found.error, found) : say("ready", found.ready);
+  status.textContent = found.error ? say(found.error, found) : say("ready", found);
   status.classList.toggle("error", Boolean(found.error));
-  answer.ariaBusy = String(waiting > 0);
+  settle();
   return found;
 });
-
-// ------------------------------------------------------------------------------------------------ the pictures
-
 let queue = loading;
-let waiting = 0;
 
 function identify(files) {
   for (const file of files) {
     const card = find("template").content.firstElementChild.cloneNode(true);
     find("h2", card).textContent = say("working");
     answer.prepend(card);
-    answer.ariaBusy = "true";
-    waiting++;
-    queue = queue.then(() => look(file, card)).then(() => (answer.ariaBusy = String(--waiting > 0)));
+    settle();
+    queue = queue.then(() => look(file, card)).then(settle);
   }
 }
 
 async function look(file, card) {
   const begun = performance.now();
   let found = await loading;
-  if (!found.error) found = file.size > MAX_BYTES ? { error: "bytes" } : await ask({ blob: file });
-  const [best] = found.candidates ?? [];
+  if (!found.error) found = file.size > MAX_BYTES ? { error: "large" } : await ask({ blob: file });
+  const { error, kind = "error", candidates = [], look = "" } = found;
   const ms = Math.round(performance.now() - begun);
-  const data = { kind: found.kind ?? "error", title: best?.title ?? "", ms, file: file.name };
-  data.confidence = best?.confidence.toFixed(4) ?? "";
-  for (const place of [card, answer]) Object.assign(place.dataset, data);
-  if (!found.error) card.prepend(Object.assign(new Image(), { alt: file.name, src: URL.createObjectURL(file) }));
-  find("h2", card).textContent = say(found.error ?? found.kind, { ...found, title: best?.title });
-  find("p", card).textContent = found.error ? file.name : say("time", { ms });
-  find("ol", card).append(...(found.candidates ?? []).map(showCandidate));
+  const [{ title, confidence } = { title: "" }] = candidates;
+  const data = { kind, title, confidence: confidence?.toFixed(4) ?? "", look, ms, file: file.name, still: "", at: "" };
+  if (!error) card.prepend(Object.assign(new Image(), { alt: file.name, src: URL.createObjectURL(file) }));
+  find("h2", card).textContent = say(error ?? kind, { ...found, title });
+  find("p", card).textContent = error ? file.name : say(look ? "inside" : "time", { ms });
+  find("ol", card).append(...candidates.map(showCandidate));
   status.textContent = `${file.name}: ${find("h2", card).textContent}`;
+  const still = candidates[0]?.frames && (await ask({ nearest: candidates[0] }));
+  if (still?.thumbnail) Object.assign(data, showStill(card, title, still));
+  for (const place of [card, answer]) Object.assign(place.dataset, data);
+}
+
+function showStill(card, title, { file, time, thumbnail }) {
+  const at = time < 0 ? "" : `, ${new Date(time).toISOString().slice(12, 19)}`;
+  find("figure img", card).src = URL.createObjectURL(thumbnail);
+  find("figcaption", card).textContent = say("still", { title, at });
+  find("figure", card).hidden = false;
+  return { still: file, at: time };
 }
 
 function showCandidate({ title, confidence }) {
   const [line, name, meter, share] = ["li", "span", "meter", "span"].map((tag) => document.createElement(tag));
   name.textContent = title;
-  meter.value = confidence;
-  meter.ariaLabel = title;
+  Object.assign(meter, { value: confidence, ariaLabel: title });
   share.textContent = `${Math.round(100 * confidence)} %`;
   line.append(name, meter, share);
   return line;
@@ -132,11 +119,6 @@ function showCandidate({ title, confidence }) {
 input.onchange = () => {
   identify([...input.files]);
   input.value = ""; // so that the same file can be chosen again
-  input.removeAttribute("capture");
-};
-find("#camera").onclick = () => {
-  input.setAttribute("capture", "environment");
-  input.click();
 };
 document.onpaste = (event) => identify(event.clipboardData.files);
 document.ondragover = (event) => event.preventDefault();

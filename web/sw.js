@@ -6,8 +6,7 @@ self.oninstall = (event) => {
 };
 self.onactivate = (event) => event.waitUntil(self.clients.claim());
 self.onfetch = (event) => {
-  const here = new URL(event.request.url).origin === location.origin;
-  if (here && event.request.method === "GET") event.respondWith(answer(event));
+  if (event.request.method === "GET") event.respondWith(answer(event)); // all from this host, by the page's policy
 };
 
 async function answer(event) {
@@ -16,13 +15,8 @@ async function answer(event) {
   const kept = await cache.match(url);
   const [tag, date] = ["etag", "last-modified"].map((name) => kept?.headers.get(name));
   const headers = tag ? { "if-none-match": tag } : date ? { "if-modified-since": date } : {};
-  try {
-    const response = await fetch(url, { headers, redirect: event.request.redirect });
-    if (response.status === 304) return kept;
-    if (response.ok) event.waitUntil(cache.put(url, response.clone()));
-    return response;
-  } catch (error) {
-    if (kept) return kept;
-    throw error;
-  }
+  const response = await fetch(url, { headers, redirect: event.request.redirect }).catch(() => null);
+  if (!response || response.status === 304) return kept ?? Response.error();
+  if (response.ok) event.waitUntil(cache.put(url, response.clone()));
+  return response;
 }

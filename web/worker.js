@@ -1,146 +1,79 @@
-// The model and all arithmetic: {model: URL} -> {ready}, {blob} -> an answer; {error, detail} where that fails.
+// All work: {model: URL} -> {films}, {blob} -> an answer, {nearest} -> its still; {error, detail} where that fails.
 
+import { failure, judge, openIndex, read, readStill, search } from "./index.js";
 import * as ort from "./vendor/ort.wasm.min.mjs";
 
 const FORMAT = "movie-by-frame 2";
 const [MAX_PIXELS, MIN_SIDE] = [50e6, 16]; // as image.py
+const BOX = [0.5, (x) => (x <= 0.5 ? 1 : 0)];
 const KERNELS = {
   bilinear: [1, (x) => Math.max(0, 1 - x)],
   bicubic: [2, (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? -0.5 * (((x - 5) * x + 8) * x - 4) : 0)],
 };
 ort.env.wasm.numThreads = 1; // static hosts can't set the headers that threads need
 ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
-let contract, session;
-
-const failure = (key, detail = "") => Object.assign(new Error(key), { key, detail });
-
-// ------------------------------------------------------------------------------------------------ the model
-
-async function download(url) {
-  const response = await fetch(url).catch(() => null);
-  if (!response?.ok) throw failure("missing", new URL(url).pathname);
-  const total = Number(response.headers.get("content-length"));
-  const reader = response.body.getReader();
-  const parts = [];
-  for (let loaded = 0; ;) {
-    const { done, value } = await reader.read();
-    if (done) return new Uint8Array(await new Blob(parts).arrayBuffer());
-    parts.push(value);
-    loaded += value.length;
-    postMessage({ loaded, total });
-  }
-}
+let contract, index, session;
 
 async function load(url) {
-  const about = new Response(await download(new URL("model.json", url)));
-  contract = await about.json().catch(() => Promise.reject(failure("missing", "model.json"))); // a page in its place
+  contract = await (await read(new URL("model.json", url), "model")).json();
   const { format, preprocessing: spec, classes } = contract;
-  if (format !== FORMAT) throw failure("format", String(format ?? "?").slice(0, 40));
-  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("format", spec.interpolation);
-  if (!classes.length) throw failure("embedder");
-  const fetched = url.endsWith(".onnx") ? download(url) : download(new URL("model.web.onnx", url));
-  const bytes = await fetched.catch(() => download(new URL("model.int8.onnx", url))); // of an export without --web
-  try {
-    session = await ort.InferenceSession.create(bytes);
-    for (let run = 0; run < 2; run++) await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
-  } catch (error) {
-    throw failure("broken", error.message.slice(0, 200));
-  }
-  return { films: classes.length };
+  if (format !== FORMAT) throw failure("model", String(format).slice(0, 40));
+  if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("model", spec.interpolation);
+  index = await openIndex(new URL("../index/index.json", url), contract);
+  if (!classes.length && !index) throw failure("embedder");
+  session = await ort.InferenceSession.create(await download(url));
+  await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
+  return { films: new Set([...classes, ...(index?.films ?? []).map((film) => film.title)]).size };
 }
 
-async function infer(pixels) {
-  const image = new ort.Tensor("uint8", pixels, [1, contract.preprocessing.size, contract.preprocessing.size, 3]);
-  const { probabilities, known } = await session.run({ image }, ["probabilities", "known"]);
-  return { probabilities: probabilities.data, known: known.data[0] };
+async function download(url) {
+  const response = await read(url, "model");
+  const total = Number(response.headers.get("content-length")) || Infinity;
+  let loaded = 0;
+  const transform = (part, stream) => {
+    postMessage({ loaded: (loaded += part.length) / total });
+    stream.enqueue(part);
+  };
+  return new Response(response.body.pipeThrough(new TransformStream({ transform }))).arrayBuffer();
+}
+
+function infer(pixels) {
+  const { size } = contract.preprocessing;
+  return session.run({ image: new ort.Tensor("uint8", pixels, [1, size, size, 3]) });
 }
 
 // ------------------------------------------------------------- the picture, as image.py reads and prepares it
 
-// pixels that a PNG or a JPEG says it has, in its first bytes; 0 where that can't be told before it is decoded
-function claimed(head) {
-  if (head.getUint32(12) === 0x49484452) return head.getUint32(16) * head.getUint32(20); // IHDR
-  for (let p = 2; p < head.byteLength - 9 && head.getUint8(p) === 0xff; p += 2 + head.getUint16(p + 2)) {
-    const marker = head.getUint8(p + 1); // 192 to 207 start a frame, but 196, 200 and 204
-    if (marker >> 4 === 12 && (marker === 192 || marker % 4)) return head.getUint16(p + 5) * head.getUint16(p + 7);
-  }
-  return 0;
+// a picture is {data: RGBA, start, stride: pixels a row, width, height}, so that a part of one is a picture too
+function crop({ data, start, stride }, [left, top, right, bottom]) {
+  return { data, start: start + 4 * (top * stride + left), stride, width: right - left, height: bottom - top };
 }
 
 async function readPicture(blob, draft) {
-  const head = new DataView(await new Blob([blob.slice(0, 65536), new ArrayBuffer(24)]).arrayBuffer());
-  if (claimed(head) > MAX_PIXELS) throw failure("pixels");
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }).catch(() => {
-    throw failure("picture");
-  });
+  const fail = () => Promise.reject(failure("picture"));
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }).catch(fail);
   const { width, height } = bitmap;
-  if (width * height > MAX_PIXELS) throw failure("pixels");
+  if (width * height > MAX_PIXELS) throw failure("large");
   if (Math.min(width, height) < MIN_SIDE) throw failure("small");
   const context = new OffscreenCanvas(width, height).getContext("2d", { alpha: false, willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
-  const picture = context.getImageData(0, 0, width, height);
+  const { data } = context.getImageData(0, 0, width, height);
   const side = Math.min(width, height);
-  const jpeg = head.getUint16(0) === 0xffd8; // libjpeg halves on its own
-  const halved = jpeg ? ([8, 4, 2].find((times) => draft && side >= times * draft) ?? 1) : 1;
-  const left = Math.ceil(side / halved);
-  return reduce(picture, halved * (draft && left >= 2 * draft ? Math.floor(left / draft) : 1));
+  const halves = blob.type === "image/jpeg" ? [8, 4, 2] : []; // by libjpeg on its own
+  const halved = halves.find((times) => side >= times * draft) ?? 1;
+  const times = Math.max(1, Math.floor(Math.ceil(side / halved) / draft));
+  return reduce({ data, start: 0, stride: width, width, height }, halved * times);
 }
 
 // the mean of each times x times pixels
-function reduce({ data, width, height }, times) {
-  if (times === 1) return { data, width, height };
-  const [across, down] = [width, height].map((side) =>
-    Array.from({ length: Math.ceil(side / times) }, (_, place) => {
-      const count = Math.min(times, side - place * times);
-      return [place * times, new Int32Array(count).fill(Math.round(2 ** 22 / count))];
-    }),
-  );
-  const narrow = resize(data, 0, 4, 4 * width, height, across, 4, 4 * across.length);
-  const small = resize(narrow, 0, 4 * across.length, 4, across.length, down, 4 * across.length, 4);
-  return { data: small, width: across.length, height: down.length };
-}
-
-function findBars({ data, width, height }) {
-  const share = (from, count, step) => {
-    let dark = 0;
-    for (let k = 0, p = 4 * from; k < count; k++, p += 4 * step)
-      if (data[p] <= 24 && data[p + 1] <= 24 && data[p + 2] <= 24) dark++;
-    return dark / count;
-  };
-  const rows = (count) => Array.from({ length: count }, (_, y) => share(y * width, width, 1));
-  const edges = [share(0, width, 1), share((height - 1) * width, width, 1)];
-  edges.push(share(0, height, width), share(width - 1, height, width));
-  if (Math.max(...edges) < 0.985) return [0, 0, width, height];
-  const [top, bottom] = barPair(rows(height));
-  const inside = height - top - bottom;
-  const [left, right] = barPair(Array.from({ length: width }, (_, x) => share(top * width + x, inside, width)));
-  return [left, top, width - right, height - bottom];
-}
-
-function barPair(rows) {
-  const total = rows.length;
-  const limit = Math.floor(total * 0.3);
-  const back = [...rows].reverse();
-  let [first, last] = [rows, back].map((strip) => strip.findIndex((row) => row < 0.985));
-  if (first < 0) return [0, 0]; // a black frame has no bars
-  for (const [a, b, all] of [[first, last, back], [last, first, rows]]) {
-    const strip = all.slice(0, a);
-    const mean = strip.reduce((sum, row) => sum + row, 0) / a;
-    const solid = strip.filter((row) => row >= 0.985).length / a;
-    if (a > b && a <= limit && mean >= 0.8 && solid >= 0.4) {
-      first = last = a; // the other one has text in it
-      break;
-    }
-  }
-  const [least, most] = [Math.min(first, last), Math.max(first, last)];
-  if (least < Math.max(2, total * 0.015) || most > limit || most - least > Math.max(3, 0.35 * most)) return [0, 0];
-  return [first, last].map((bar) => bar + Math.ceil(total / 250));
+function reduce(picture, times) {
+  if (times === 1) return picture;
+  return resize(picture, (side) => weigh(BOX, side, Math.ceil(side / times), times));
 }
 
 // Pillow's filter in its whole numbers: for each of `to` pixels the first of `from` that it sees, and their weights
-function resampling([radius, kernel], from, to) {
-  const scale = from / to;
+function weigh([radius, kernel], from, to, scale = from / to) {
   const stretch = Math.max(1, scale);
   return Array.from({ length: to }, (_, place) => {
     const centre = (place + 0.5) * scale;
@@ -152,51 +85,139 @@ function resampling([radius, kernel], from, to) {
   });
 }
 
-// one direction of a resize in 8 bits: pixels lie `step` apart and lines `next`, in what comes out toStep and toNext
-function resize(data, offset, step, next, lines, table, toStep, toNext) {
-  const out = new Uint8ClampedArray(Math.max(table.length * toStep, lines * toNext));
-  table.forEach(([start, weights], place) => {
-    for (let line = 0; line < lines; line++) {
-      let p = offset + line * next + start * step;
+// table: what gives the weights for the length of a side
+const resize = (picture, table) => resizeRows(resizeRows(picture, table(picture.width)), table(picture.height));
+
+// in 8 bits; rows come out as columns, so that a second time does the other direction
+function resizeRows({ data, start, stride, height }, table) {
+  const out = new Uint8ClampedArray(4 * table.length * height);
+  for (let row = 0; row < height; row++)
+    for (let place = 0; place < table.length; place++) {
+      const [first, weights] = table[place];
+      let p = start + 4 * (row * stride + first);
       let [r, g, b] = [1 << 21, 1 << 21, 1 << 21];
-      for (let k = 0; k < weights.length; k++, p += step) {
+      for (let k = 0; k < weights.length; k++, p += 4) {
         r += weights[k] * data[p];
         g += weights[k] * data[p + 1];
         b += weights[k] * data[p + 2];
       }
-      const q = place * toStep + line * toNext;
+      const q = 4 * (place * height + row);
       out[q] = r >> 22;
       out[q + 1] = g >> 22;
       out[q + 2] = b >> 22;
     }
-  });
-  return out;
+  return { data: out, start: 0, stride: height, width: height, height: table.length };
+}
+
+function findBars({ data, start, stride, width, height }) {
+  const share = (place, count, step) => {
+    let dark = 0;
+    for (let k = 0, p = start + 4 * place; k < count; k++, p += 4 * step)
+      if (data[p] <= 24 && data[p + 1] <= 24 && data[p + 2] <= 24) dark++;
+    return dark / count;
+  };
+  const [top, bottom] = barPair(height, (row) => share(row * stride, width, 1));
+  const inside = height - top - bottom;
+  const [left, right] = barPair(width, (column) => share(top * stride + column, inside, stride));
+  return [left, top, width - right, height - bottom];
+}
+
+// heights of the first and the last bar of so many rows; share: of dark pixels in a row
+function barPair(total, share) {
+  const limit = Math.floor(total * 0.3);
+  let [first, last] = [0, 0];
+  while (first < total && share(first) >= 0.985) first++;
+  if (first === total) return [0, 0]; // a black frame has no bars
+  while (share(total - 1 - last) >= 0.985) last++;
+  for (const [a, b, opposite] of [[first, last, (k) => total - 1 - k], [last, first, (k) => k]]) {
+    const strip = Array.from({ length: a > b && a <= limit ? a : 0 }, (_, k) => share(opposite(k)));
+    const mean = strip.reduce((sum, row) => sum + row, 0) / a;
+    if (mean < 0.8 || !(strip.filter((row) => row >= 0.985).length / a >= 0.4)) continue;
+    first = last = a; // the other one has text in it
+    break;
+  }
+  const [least, most] = [Math.min(first, last), Math.max(first, last)];
+  if (least < Math.max(2, total * 0.015) || most > limit || most - least > Math.max(3, 0.35 * most)) return [0, 0];
+  return [first, last].map((bar) => bar + Math.ceil(total / 250));
 }
 
 function prepare(picture, { size, interpolation, crop_bars }) {
-  const { data, width, height } = picture;
-  const [left, top, right, bottom] = crop_bars ? findBars(picture) : [0, 0, width, height];
-  const [across, down] = [right - left, bottom - top].map((side) => resampling(KERNELS[interpolation], side, size));
-  const narrow = resize(data, 4 * (top * width + left), 4, 4 * width, bottom - top, across, 3, 3 * size);
-  return new Uint8Array(resize(narrow, 0, 3 * size, 3, size, down, 3 * size, 3).buffer);
+  const inside = crop_bars ? crop(picture, findBars(picture)) : picture;
+  const { data } = resize(inside, (side) => weigh(KERNELS[interpolation], side, size));
+  const pixels = new Uint8Array(3 * size * size);
+  for (let k = 0; k < pixels.length; k++) pixels[k] = data[k + Math.floor(k / 3)]; // no alpha
+  return pixels;
+}
+
+// the box of the still inside a screenshot, as find_still of image.py; null where it is no screenshot
+function findStill(picture) {
+  const [x, y, x2, y2] = findBars(picture);
+  const ratio = Math.max(x2 - x, y2 - y) / 640; // a half is rounded to the even number, as Python does
+  const scale = Math.max(1, ratio % 1 === 0.5 ? 2 * Math.round(ratio / 2) : Math.round(ratio));
+  const { data, start, stride } = reduce(crop(picture, [x, y, x2, y2]), scale);
+  const [columns, rows] = [x2 - x, y2 - y].map((side) => Math.floor(side / scale / 8));
+  if (Math.min(columns, rows) < 8) return null;
+  const cells = Array.from({ length: rows * columns }, (_, cell) => {
+    const corner = start + 32 * (Math.floor(cell / columns) * stride + (cell % columns));
+    const at = (k) => corner + 4 * ((k >> 3) * stride + (k & 7));
+    const inside = (colour) => Array.from({ length: 64 }, (_, k) => data[at(k) + colour]);
+    const colours = [0, 1, 2].map(inside);
+    const sum = colours.map((values) => values.reduce((a, b) => a + b));
+    return { flat: colours.every((values) => Math.max(...values) - Math.min(...values) <= 12), sum, plain: false };
+  });
+  for (const corner of [0, columns - 1, (rows - 1) * columns, rows * columns - 1].map((cell) => cells[cell])) {
+    const near = ({ sum }) => sum.every((value, colour) => Math.abs(value - corner.sum[colour]) <= 5 * 64);
+    const alike = cells.filter((cell) => cell.flat && near(cell));
+    for (const cell of corner.flat && alike.length / cells.length >= 0.03 ? alike : []) cell.plain = true;
+  }
+  // the best run of rows for each pair of columns; plain cells count -2, all others 1
+  const [run, first] = [new Int32Array(columns ** 2), new Int32Array(columns ** 2)];
+  let [largest, left, top, right, bottom] = [0, 0, 0, columns, rows];
+  for (let row = 0; row < rows; row++)
+    for (let from = 0; from < columns; from++)
+      for (let sum = 0, to = from, pair = from * columns + from; to < columns; to++, pair++) {
+        sum += cells[row * columns + to].plain ? -2 : 1;
+        if (run[pair] <= 0) [run[pair], first[pair]] = [0, row];
+        run[pair] += sum;
+        if (run[pair] > largest) [largest, left, top, right, bottom] = [run[pair], from, first[pair], to + 1, row + 1];
+      }
+  const area = (right - left) * (bottom - top);
+  const around = cells.filter((cell) => cell.plain).length - (area - largest) / 3;
+  const share = area / cells.length;
+  if (share < 0.06 || share > 0.8 || around < (cells.length - area) / 2 || right - left < bottom - top) return null;
+  const pixels = 8 * scale;
+  const [end, foot] = [right === columns ? x2 : x + right * pixels, bottom === rows ? y2 : y + bottom * pixels];
+  return [x + left * pixels, y + top * pixels, end, foot];
 }
 
 // ------------------------------------------------------------------------------------------------- the answer
 
 async function identify(blob) {
-  const { preprocessing: spec, decision, classes } = contract;
-  const pixels = prepare(await readPicture(blob, spec.draft && 2 * spec.size), spec);
-  const { probabilities, known } = await infer(pixels);
-  const [movie, shortlist] = [decision.movie, decision.shortlist].map(Math.fround);
-  const best = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 3);
-  const candidates = best.map((film) => ({ title: classes[film], confidence: probabilities[film] }));
-  return { kind: known >= movie ? "movie" : known >= shortlist ? "shortlist" : "unknown", candidates };
+  const { size, draft } = contract.preprocessing;
+  const picture = await readPicture(blob, draft ? 2 * size : Infinity);
+  const answer = await look(picture);
+  const still = answer.kind === "unknown" && findStill(picture);
+  return still ? { ...(await look(crop(picture, still))), look: "still" } : answer;
 }
 
-self.onmessage = async ({ data: { model, blob } }) => {
+async function look(picture) {
+  const { probabilities, known, embedding } = await infer(prepare(picture, contract.preprocessing));
+  const named = known && nameClasses(probabilities.data, known.data[0]);
+  const found = index && search(index, embedding.data);
+  const elsewhere = named?.kind === "movie" && !index?.films.some(({ title }) => title === named.candidates[0].title);
+  return !found || (found.kind === "unknown" && elsewhere) ? named : found;
+}
+
+function nameClasses(probabilities, known) {
+  const films = contract.classes.map((title, film) => ({ title, confidence: probabilities[film] }));
+  const candidates = films.sort((a, b) => b.confidence - a.confidence).slice(0, 3);
+  return { kind: judge(known, contract.decision), candidates };
+}
+
+self.onmessage = async ({ data: { model, blob, nearest } }) => {
   try {
-    postMessage(model ? { ready: await load(model) } : await identify(blob));
-  } catch (error) {
-    postMessage({ error: error.key ?? "broken", detail: error.detail ?? String(error.message).slice(0, 200) });
+    postMessage(await (model ? load(model) : blob ? identify(blob) : readStill(nearest)));
+  } catch ({ key = "model", message, detail = message.slice(0, 200) }) {
+    postMessage({ error: key, detail });
   }
 };

@@ -1,0 +1,106 @@
+// An index of known stills: its files are read as index.py leaves them, its scores and its rule are vectors.py's.
+
+const FORMAT = "movie-by-frame index 2";
+const MAX_STILLS = 100_000; // what a plain loop searches
+const [MEAN, SECOND, MANY] = [0.75, 0.3, 4]; // as vectors.py
+const KINDS = { i1: Int8Array, u1: Uint8Array, f4: Float32Array, i8: BigInt64Array };
+
+export const failure = (key, detail = "") => Object.assign(new Error(), { key, detail });
+
+// of any file beside the page; key: of the sentence where there is none
+export async function read(url, key = "index") {
+  const response = await fetch(url).catch(() => null);
+  if (!response?.ok) throw failure(key, new URL(url).pathname);
+  return response;
+}
+
+const readBytes = async (...url) => new Uint8Array(await (await read(new URL(...url))).arrayBuffer());
+
+// an array of an .npy file, or of an .npz, where numpy puts such files one after another as they are
+function readArray(bytes, name = "") {
+  const text = new TextDecoder("latin1").decode(bytes); // a letter a byte
+  const start = text.indexOf("NUMPY", text.indexOf(`${name}.npy`));
+  const end = text.indexOf("\n", start) + 1;
+  const [, kind, size, order, sides] = text.slice(start, end).match(/'[<|](\w)(\d+)'.*: (\w+),.*\((.*)\)/);
+  const type = kind === "U" ? Uint32Array : KINDS[kind + size];
+  const length = sides.match(/\d+/g).reduce((product, side) => product * side, kind === "U" ? size : 1);
+  const array = new type(bytes.slice(end, end + length * type.BYTES_PER_ELEMENT).buffer);
+  return Object.assign(array, { byColumn: order === "True" });
+}
+
+function fromBase64(text, type) {
+  return new type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+}
+
+// place: URL of index.json; contract: model.json. Gives null where there is no index, or an empty one
+export async function openIndex(place, contract) {
+  const state = await read(place).then((response) => response.json()).catch(() => null);
+  if (!state) return null;
+  const { format, model, basis, rule, films } = state;
+  if (format !== FORMAT) throw failure("index", String(format));
+  const [ours, theirs] = [contract.self_test, model].map((made) => fromBase64(made.fingerprint, Float32Array));
+  const apart = Math.hypot(...theirs.map((value, k) => value - ours[k])) / Math.hypot(...theirs);
+  if (!(apart < 0.4)) throw failure("index", model.architecture); // as index.py
+  const known = Object.entries(films).filter(([, film]) => film.vectors);
+  if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) throw failure("many");
+  const projection = await readBytes(basis, place);
+  const open = async ([title, { vectors, frames, middle }]) => ({
+    title, frames: new URL(frames, place).href, middle: fromBase64(middle, Float16Array),
+    rows: readArray(await readBytes(vectors, place)),
+  });
+  const [project, offset] = ["project", "offset"].map((name) => readArray(projection, name));
+  return known.length ? { rule, project, offset, films: await Promise.all(known.map(open)) } : null;
+}
+
+function projectOne({ project, offset }, embedding) {
+  const [down, across] = project.byColumn ? [1, embedding.length] : [offset.length, 1];
+  const vector = offset.map((shift, column) => {
+    let sum = -shift;
+    for (let row = 0; row < embedding.length; row++) sum += embedding[row] * project[row * down + column * across];
+    return sum;
+  });
+  const length = Math.max(Math.hypot(...vector), 1e-9);
+  return vector.map((value) => value / length);
+}
+
+function compare({ rows, middle, ...film }, vector) {
+  let [nearest, still] = [-1, 0];
+  for (let start = 0; start < rows.length; start += vector.length) {
+    let [dot, square] = [0, 0];
+    for (let k = 0; k < vector.length; k++) {
+      dot += rows[start + k] * vector[k];
+      square += rows[start + k] ** 2;
+    }
+    const similarity = dot / Math.max(Math.sqrt(square), 1e-9);
+    if (similarity > nearest) [nearest, still] = [similarity, start / vector.length];
+  }
+  const whole = middle.reduce((sum, value, k) => sum + value * vector[k], 0);
+  return { ...film, still, likeness: (nearest + MEAN * whole) / (1 + MEAN) };
+}
+
+// an answer by the films nearest to an embedding, as Index.answers of index.py; each candidate has its nearest still
+export function search(index, embedding) {
+  const vector = projectOne(index, embedding);
+  const found = index.films.map((film) => compare(film, vector));
+  const [first, second] = found.map((film) => film.likeness).sort((a, b) => b - a);
+  const against = (likeness) => (found.length < MANY ? 0 : SECOND * (likeness === first ? second : first));
+  for (const film of found) film.score = film.likeness - against(film.likeness);
+  const { slope, shift } = index.rule;
+  for (const film of found) film.confidence = 1 / (1 + Math.exp(-(slope * film.score + shift)));
+  const candidates = found.sort((a, b) => b.score - a.score).slice(0, 3);
+  return { kind: judge(candidates[0].score, index.rule), candidates };
+}
+
+export function judge(score, { movie, shortlist }) {
+  return score >= movie ? "movie" : score >= shortlist ? "shortlist" : "unknown";
+}
+
+// file, time in milliseconds (-1: not known) and thumbnail of a candidate's nearest still
+export async function readStill({ frames, still }) {
+  const bytes = await readBytes(frames);
+  const [names, times, ends, thumbs] = ["name", "time", "ends", "thumbs"].map((part) => readArray(bytes, part));
+  const width = names.length / times.length;
+  const file = String.fromCodePoint(...names.slice(still * width, (still + 1) * width)).replace(/\0+$/, "");
+  const jpeg = thumbs.slice(Number(ends[still - 1] ?? 0), Number(ends[still]));
+  return { file, time: Number(times[still]), thumbnail: new Blob([jpeg], { type: "image/jpeg" }) };
+}
