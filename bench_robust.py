@@ -76,7 +76,7 @@ def measure_answers(known: list[Answer], films: np.ndarray, unknown: list[Answer
     shares = dict.fromkeys((0.1, UNKNOWN_SHARE, 0.6), "-")
     if len(others):
         wrong = (others == "movie").mean()
-        shares = {share: f"{named_right(named, right, wrong, share):.3f}" for share in shares}
+        shares = {share: f"{named_right(named, right, wrong, share):.3f}".replace("nan", "-") for share in shares}
     row |= {f"right of named, {share:.0%} unknown": value for share, value in shares.items()}
     refused = f"{(others != 'movie').mean():.3f}" if len(others) else "-"
     row |= {"helpful": f"{helpful.mean():.3f}", "unknown not named": refused}
@@ -94,8 +94,12 @@ def draw_frontier(asked: dict[str, tuple], films: np.ndarray, path: Path) -> Non
     for name, (known, unknown) in asked.items():
         right = np.array([answer.candidates[0].title for answer in known]) == films
         score, other = (np.array([answer.candidates[0].confidence for answer in part]) for part in (known, unknown))
-        steps = np.unique(score)[:-5]  # five frames at least
-        points = [((score >= at).mean(), named_right(score >= at, right, (other >= at).mean())) for at in steps]
+        steps = np.sort(score)[: -max(5, len(score) // 50)]  # under fewer frames lies chance
+        if not len(steps) or not len(other):
+            continue
+        points = [
+            ((score >= at).mean(), named_right(score >= at, right, (other >= at).mean())) for at in np.unique(steps)
+        ]
         (line,) = axes.plot(*zip(*points, strict=True), lw=1.2, label=name)
         named, wrong = (np.array([answer.kind == "movie" for answer in part]) for part in (known, unknown))
         axes.plot(named.mean(), named_right(named, right, wrong.mean()), "o", color=line.get_color())
@@ -138,8 +142,9 @@ def measure_ways(data: Path, model: Path, place: str, frames: int, fold: int | N
     trained = identifier.contract.accuracy
     if trained.get("split", "group") != "group":
         raise UserError(f"{model}: was trained on a random split, which has seen what lies beside test frames", 2)
-    if identifier.classes and fold not in (None, trained.get("fold")):
-        raise UserError(f"--fold {fold}: {model} was trained on fold {trained.get('fold')}", 2)
+    if fold is not None and (fold > 4 or (identifier.classes and fold != trained.get("fold"))):
+        have = f"{model} was trained on fold {trained.get('fold')}" if identifier.classes else "0 to 4, or -1"
+        raise UserError(f"--fold {fold}: {have}", 2)
     chosen, classes = choose_rows(read_manifest(data), fold=trained.get("fold") if identifier.classes else fold)
     if identifier.classes and classes != identifier.classes:
         raise UserError(f"{model}: its films are not those of {data}; name the data that it was trained on", 2)

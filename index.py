@@ -41,7 +41,7 @@ from vectors import (
     read_middles,
 )
 
-FORMAT = "movie-by-frame index 2"
+FORMAT = "movie-by-frame index 3"
 FIT_FRAMES, FIT_FILMS = 6000, 300  # what projection and thresholds are fitted on
 STRETCH_MS, ALIKE = 5000, 0.1  # frames of a film so near in time, and nearly as like, are one stretch of proof
 GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
@@ -336,8 +336,10 @@ def run_check(args: argparse.Namespace) -> int:
             f"asked by itself: {figures['named']:.0%} of known frames named, {figures['strangers']:.1%} of the frames "
             f"of films left out; AUROC {figures['auroc']:.3f}"
         )
-        shares = (f"{named_right(figures, share):.1%} where {share:.0%}" for share in (0.1, 0.3, 0.6))
-        print(f"of the named right: {', '.join(shares)} of frames are of unknown films")
+        shares = sorted({0.1, 0.3, 0.6, unknown_share(state)})
+        right = (f"{named_right(figures, share):.1%} where {share:.0%}" for share in shares)
+        print(f"of the named right: {', '.join(right)} of frames are of unknown films")
+        print(f"the thresholds are fitted for {unknown_share(state):.0%} (--unknown-share)")
     if getattr(args, "drift", False):
         show_drift(engine, state)
     return 0
@@ -419,8 +421,8 @@ def main(argv: list[str] | None = None) -> int:
     if getattr(args, "every", 1) < 1 or getattr(args, "top", 1) < 1:
         parser.error("--every and --top must be 1 or more")
     share = getattr(args, "unknown_share", None)
-    if share is not None and not 0 <= share < 1:
-        parser.error("--unknown-share must be 0 or more and under 1")
+    if share is not None and not 0 < share < 1:
+        parser.error("--unknown-share must be more than 0 and under 1")
     return args.run(args)
 
 

@@ -95,7 +95,7 @@ def read_rows(engine: Folder, film: dict) -> dict:
 
 
 def store(engine: Folder, state: dict, title: str, rows: dict) -> None:
-    """Make rows those of a film; its own threshold stays that of its own stills."""
+    """Make rows those of a film."""
     film, basis = state["films"][title], engine.get(state["basis"], "project", "offset")
     film |= {"frames": engine.put(title, rows), "stored": len(rows["name"])}
     film |= keep_vectors(engine, title, project_all(rows["embedding"], *basis))

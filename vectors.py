@@ -34,7 +34,7 @@ DENSE_MS = 10_000  # between frames: a film known so closely is asked for betwee
 RIGHT, CONTAINS = 0.97, 0.80
 WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
 SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
-MANY, FEW = 4, 0.53  # with fewer films none can play a stranger to the others: then this threshold
+MANY, FEW = 4, 0.5  # with fewer films none can play a stranger to the others: then this threshold
 
 # ------------------------------------------------------------------------------------------------ stills
 
@@ -165,13 +165,14 @@ def pack_vectors(vectors: np.ndarray) -> np.ndarray:
 
 def keep_vectors(engine, title: str, vectors: np.ndarray) -> dict:
     """Give a film's vectors [n, d] to an engine; returns what the state says of them: their name, and their middle."""
-    middle = unit_length(vectors.sum(0, keepdims=True))[0].astype(np.float16)
+    middle = pack_vectors(vectors.sum(0, keepdims=True))
     return {"vectors": engine.put_vectors(title, pack_vectors(vectors)), "middle": base64.b64encode(middle).decode()}
 
 
 def read_middles(films: list[dict]) -> np.ndarray:
     """The middles that keep_vectors wrote, float32 [F, d]."""
-    return np.stack([np.frombuffer(base64.b64decode(film["middle"]), np.float16) for film in films]).astype(np.float32)
+    rows = np.stack([np.frombuffer(base64.b64decode(film["middle"]), np.int8) for film in films])
+    return unit_length(rows.astype(np.float32))
 
 
 def join(nearest: np.ndarray, middle: np.ndarray) -> np.ndarray:

@@ -5,18 +5,22 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import scipy.special
 import torch
 from conftest import shared
+from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
 import export
 from data import choose_rows, read_manifest
 from export import export_model
-from identify import Identifier, relative_error
+from identify import Identifier, reference_frames, relative_error
 from image import UserError, preprocess
 from metrics import fit_temperature, lowest_threshold
 from models import Checkpoint, build_model, preprocessing_for
+from quantise import even_tokens, write_web
 from rule import ORIGINAL_RULE, SCORES, Rule, check_rule, fit_rule
 
 OUTPUTS = ["logits", "probabilities", "known", "embedding"]
@@ -334,6 +338,34 @@ def test_known_grows_with_its_score(score):
     rule, value = Rule(score, 2.0, 3.0, -1.0), SCORES[score](logits / 2)
     known = rule.known(logits)
     assert ((known >= 0) & (known <= 1)).all() and (known[value.argsort()].diff() >= 0).all()
+
+
+def test_energy_by_its_formula():
+    logits = np.random.default_rng(2).normal(0, 5, (20, 9))
+    wanted = scipy.special.logsumexp(logits - logits.mean(1, keepdims=True), axis=1)
+    assert SCORES["energy"](torch.from_numpy(logits)).numpy() == pytest.approx(wanted)
+
+
+def test_evened_tokens_change_nothing_in_float_and_help_in_8_bits(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("test_vit3", [], pretrained=False, intermediate=True).eval()
+    with torch.no_grad():
+        for block in model.backbone.blocks:  # some tokens have a hundred times what others have
+            block.mlp.fc1.bias += 40 * (torch.rand(block.mlp.fc1.bias.shape) < 0.05)
+    spec = preprocessing_for("test_vit3")
+    export.write_onnx(export.Exported(model, spec, None), tmp_path / "plain.onnx")
+    graph = onnx.load(tmp_path / "plain.onnx")
+    assert len(even_tokens(graph)) > 8 and {"FastGelu"} <= {node.op_type for node in graph.graph.node}
+    onnx.save(graph, tmp_path / "even.onnx")
+    frames, found = reference_frames(spec["size"], 4), {}
+    write_web(tmp_path / "plain.onnx", tmp_path / "web.onnx", True)
+    quantize_dynamic(tmp_path / "plain.onnx", tmp_path / "uneven.onnx", op_types_to_quantize=["MatMul"])
+    for name in ("plain", "even", "web", "uneven"):
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        found[name] = session.run(["embedding"], {"image": frames})[0]
+    assert relative_error(found["even"], found["plain"]) < 2e-3  # GELU by tanh
+    errors = [relative_error(found[name], found["plain"]) for name in ("web", "uneven")]
+    assert errors[0] < 0.01 and errors[0] < 0.8 * errors[1]
 
 
 def test_original_rule_is_bounded_by_the_number_of_films():

@@ -314,7 +314,7 @@ def test_an_index_that_cannot_be_used_is_a_sentence(context, collections, frames
         "format": (state | {"format": "movie-by-frame index 1"}, "movie-by-frame index 1"),
         "model": (state | {"model": state["model"] | {"fingerprint": other}}, "means"),
         "film": (state | {"films": {first: state["films"][first] | {"vectors": "films/gone.npy"}}}, "films/gone.npy"),
-        "page": (None, "needs an index beside it"),
+        "page": (None, "damaged"),
     }
     many = state["films"][first] | {"stored": 100_001}
     cases["many"] = (state | {"films": {first: many}}, "more than 100,000 stills")
@@ -324,6 +324,13 @@ def test_an_index_that_cannot_be_used_is_a_sentence(context, collections, frames
         page = visit(context, host, f"/{name}/export/")
         assert words in page.inner_text("#status.error"), name
         assert answers(page, [frames[0]])[0]["kind"] == "error"
+    (root / "classifier" / "index").rename(root / "classifier" / "good")
+    shutil.copytree(root / "many" / "index", root / "classifier" / "index")
+    page = visit(context, host, "/classifier/export/")  # which knows films without it
+    text, (answer,) = page.inner_text("#status"), answers(page, [frames[0]])
+    shutil.rmtree(root / "classifier" / "index")
+    (root / "classifier" / "good").rename(root / "classifier" / "index")
+    assert text.startswith("Ready") and "index here" in text and answer["kind"] != "error"
 
 
 def drop(page, event: str, files: list[Path]) -> None:

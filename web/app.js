@@ -50,6 +50,7 @@ async function keepFiles() {
 
 async function start() {
   status.textContent = say("loading");
+  progress.hidden = false;
   if (!globalThis.WebAssembly) return { error: "wasm" };
   await keepFiles().catch(() => {}); // plain http and private windows have none, and the page works all the same
   // from a blob it is bound by this page's policy, from a file it would have none
@@ -64,7 +65,8 @@ async function start() {
 const settle = () => (answer.ariaBusy = String(Boolean(find("article:not([data-kind])"))));
 const loading = start().then((found) => {
   progress.hidden = true;
-  status.textContent = found.error ? say(found.error, found) : say("ready", found);
+  const texts = found.error ? [found.error] : ["ready", found.without].filter(Boolean);
+  status.textContent = texts.map((key) => say(key, found)).join(" ");
   status.classList.toggle("error", Boolean(found.error));
   settle();
   return found;
@@ -100,7 +102,7 @@ async function look(file, card) {
 }
 
 function showStill(card, title, { file, time, thumbnail }) {
-  const at = time < 0 ? "" : `, ${new Date(time).toISOString().slice(12, 19)}`;
+  const at = time < 0 ? "" : `, ${Math.floor(time / 3600e3)}${new Date(time).toISOString().slice(13, 19)}`;
   find("figure img", card).src = URL.createObjectURL(thumbnail);
   find("figcaption", card).textContent = say("still", { title, at });
   find("figure", card).hidden = false;

@@ -1,6 +1,6 @@
 // An index of known stills: its files are read as index.py leaves them, its scores and its rule are vectors.py's.
 
-const FORMAT = "movie-by-frame index 2";
+const FORMAT = "movie-by-frame index 3";
 const MAX_STILLS = 100_000; // what a plain loop searches
 const [MEAN, SECOND, MANY] = [0.75, 0.3, 4]; // as vectors.py
 const KINDS = { i1: Int8Array, u1: Uint8Array, f4: Float32Array, i8: BigInt64Array };
@@ -9,22 +9,26 @@ export const failure = (key, detail = "") => Object.assign(new Error(), { key, d
 
 // of any file beside the page; key: of the sentence where there is none
 export async function read(url, key = "index") {
-  const response = await fetch(url).catch(() => null);
+  const response = await fetch(url, { cache: "no-cache" }).catch(() => null);
   if (!response?.ok) throw failure(key, new URL(url).pathname);
   return response;
 }
 
-const readBytes = async (...url) => new Uint8Array(await (await read(new URL(...url))).arrayBuffer());
+// what readArray takes: a file's bytes, and the same with a letter a byte
+async function readFile(...url) {
+  const bytes = new Uint8Array(await (await read(new URL(...url))).arrayBuffer());
+  return { bytes, text: new TextDecoder("latin1").decode(bytes) };
+}
 
 // an array of an .npy file, or of an .npz, where numpy puts such files one after another as they are
-function readArray(bytes, name = "") {
-  const text = new TextDecoder("latin1").decode(bytes); // a letter a byte
+function readArray({ bytes, text }, name = "") {
   const start = text.indexOf("NUMPY", text.indexOf(`${name}.npy`));
   const end = text.indexOf("\n", start) + 1;
   const [, kind, size, order, sides] = text.slice(start, end).match(/'[<|](\w)(\d+)'.*: (\w+),.*\((.*)\)/);
   const type = kind === "U" ? Uint32Array : KINDS[kind + size];
   const length = sides.match(/\d+/g).reduce((product, side) => product * side, kind === "U" ? size : 1);
   const array = new type(bytes.slice(end, end + length * type.BYTES_PER_ELEMENT).buffer);
+  if (array.length < length) throw failure("index", `${name}.npy`);
   return Object.assign(array, { byColumn: order === "True" });
 }
 
@@ -32,24 +36,42 @@ function fromBase64(text, type) {
   return new type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 }
 
+// both rows of a fingerprint about their means
+function centre(values) {
+  const half = values.length / 2;
+  const means = [0, half].map((start) => values.slice(start, start + half).reduce((a, b) => a + b, 0) / half);
+  return values.map((value, k) => value - means[Number(k >= half)]);
+}
+
 // place: URL of index.json; contract: model.json. Gives null where there is no index, or an empty one
 export async function openIndex(place, contract) {
-  const state = await read(place).then((response) => response.json()).catch(() => null);
-  if (!state) return null;
-  const { format, model, basis, rule, films } = state;
+  const response = await fetch(place, { cache: "no-cache" }).catch(() => null);
+  if (!response || response.status === 404) return null;
+  const { format, model, basis, rule, films } = await response.json();
   if (format !== FORMAT) throw failure("index", String(format));
-  const [ours, theirs] = [contract.self_test, model].map((made) => fromBase64(made.fingerprint, Float32Array));
+  if (!contract.self_test.fingerprint) throw failure("index", "model.json has no fingerprint: run export.py again");
+  const prints = [contract.self_test, model].map((made) => fromBase64(made.fingerprint, Float32Array));
+  const [ours, theirs] = prints.map(centre);
   const apart = Math.hypot(...theirs.map((value, k) => value - ours[k])) / Math.hypot(...theirs);
   if (!(apart < 0.4)) throw failure("index", model.architecture); // as index.py
   const known = Object.entries(films).filter(([, film]) => film.vectors);
   if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) throw failure("many");
-  const projection = await readBytes(basis, place);
+  await forget(place, [basis, ...known.flatMap(([, film]) => [film.vectors, film.frames])]);
+  const projection = await readFile(basis, place);
   const open = async ([title, { vectors, frames, middle }]) => ({
-    title, frames: new URL(frames, place).href, middle: fromBase64(middle, Float16Array),
-    rows: readArray(await readBytes(vectors, place)),
+    title, frames: new URL(frames, place).href, middle: fromBase64(middle, Int8Array),
+    rows: readArray(await readFile(vectors, place)),
   });
   const [project, offset] = ["project", "offset"].map((name) => readArray(projection, name));
   return known.length ? { rule, project, offset, films: await Promise.all(known.map(open)) } : null;
+}
+
+// what sw.js keeps of an earlier state of the index
+async function forget(place, named) {
+  const [folder, still] = [new URL(".", place).href, ["index.json", ...named].map((name) => new URL(name, place).href)];
+  const cache = await globalThis.caches?.open("movie-by-frame");
+  for (const { url } of (await cache?.keys()) ?? [])
+    if (url.startsWith(folder) && !still.includes(url)) await cache.delete(url);
 }
 
 function projectOne({ project, offset }, embedding) {
@@ -63,19 +85,23 @@ function projectOne({ project, offset }, embedding) {
   return vector.map((value) => value / length);
 }
 
+// cosine of a row that starts there and a vector of length 1
+function cosine(rows, start, vector) {
+  let [dot, square] = [0, 0];
+  for (let k = 0; k < vector.length; k++) {
+    dot += rows[start + k] * vector[k];
+    square += rows[start + k] ** 2;
+  }
+  return dot / Math.max(Math.sqrt(square), 1e-9);
+}
+
 function compare({ rows, middle, ...film }, vector) {
   let [nearest, still] = [-1, 0];
   for (let start = 0; start < rows.length; start += vector.length) {
-    let [dot, square] = [0, 0];
-    for (let k = 0; k < vector.length; k++) {
-      dot += rows[start + k] * vector[k];
-      square += rows[start + k] ** 2;
-    }
-    const similarity = dot / Math.max(Math.sqrt(square), 1e-9);
+    const similarity = cosine(rows, start, vector);
     if (similarity > nearest) [nearest, still] = [similarity, start / vector.length];
   }
-  const whole = middle.reduce((sum, value, k) => sum + value * vector[k], 0);
-  return { ...film, still, likeness: (nearest + MEAN * whole) / (1 + MEAN) };
+  return { ...film, still, likeness: (nearest + MEAN * cosine(middle, 0, vector)) / (1 + MEAN) };
 }
 
 // an answer by the films nearest to an embedding, as Index.answers of index.py; each candidate has its nearest still
@@ -97,10 +123,10 @@ export function judge(score, { movie, shortlist }) {
 
 // file, time in milliseconds (-1: not known) and thumbnail of a candidate's nearest still
 export async function readStill({ frames, still }) {
-  const bytes = await readBytes(frames);
-  const [names, times, ends, thumbs] = ["name", "time", "ends", "thumbs"].map((part) => readArray(bytes, part));
+  const file = await readFile(frames);
+  const [names, times, ends, thumbs] = ["name", "time", "ends", "thumbs"].map((part) => readArray(file, part));
   const width = names.length / times.length;
-  const file = String.fromCodePoint(...names.slice(still * width, (still + 1) * width)).replace(/\0+$/, "");
+  const name = String.fromCodePoint(...names.slice(still * width, (still + 1) * width)).replace(/\0+$/, "");
   const jpeg = thumbs.slice(Number(ends[still - 1] ?? 0), Number(ends[still]));
-  return { file, time: Number(times[still]), thumbnail: new Blob([jpeg], { type: "image/jpeg" }) };
+  return { file: name, time: Number(times[still]), thumbnail: new Blob([jpeg], { type: "image/jpeg" }) };
 }

@@ -17,6 +17,7 @@ async function answer(event) {
   const headers = tag ? { "if-none-match": tag } : date ? { "if-modified-since": date } : {};
   const response = await fetch(url, { headers, redirect: event.request.redirect }).catch(() => null);
   if (!response || response.status === 304) return kept ?? Response.error();
+  if (response.status === 404) event.waitUntil(cache.delete(url));
   if (response.ok) event.waitUntil(cache.put(url, response.clone()));
   return response;
 }

@@ -19,11 +19,14 @@ async function load(url) {
   const { format, preprocessing: spec, classes } = contract;
   if (format !== FORMAT) throw failure("model", String(format).slice(0, 40));
   if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("model", spec.interpolation);
-  index = await openIndex(new URL("../index/index.json", url), contract);
-  if (!classes.length && !index) throw failure("embedder");
+  const excuse = ({ key = "index", message, detail = message }) => ({ key, detail }); // then the classifier answers
+  const found = await openIndex(new URL("../index/index.json", url), contract).catch(excuse);
+  index = found?.films ? found : null;
+  if (!classes.length && !index) throw failure(found?.key ?? "embedder", found?.detail);
   session = await ort.InferenceSession.create(await download(url));
   await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
-  return { films: new Set([...classes, ...(index?.films ?? []).map((film) => film.title)]).size };
+  const films = new Set([...classes, ...(index?.films ?? []).map((film) => film.title)]).size;
+  return { films, without: found?.key, detail: found?.detail };
 }
 
 async function download(url) {
