@@ -94,8 +94,8 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
 def even_tokens(model) -> list[str]:
     """Prepare a transformer, an onnx.ModelProto in float, for products in 8 bits; gives the products' names, in order.
 
-    It computes the same as before: what is multiplied by weights is divided token by token by its largest number, since
-    some tokens have a hundred times what others have and all get one scale; and GELU becomes one node, by tanh.
+    It computes the same, but for GELU, by tanh in one node: what is multiplied by weights is divided token by token by
+    its largest number, since some tokens have a hundred times what others have and all get one scale.
     """
     from onnx import helper, numpy_helper
     from onnxruntime.transformers.fusion_gelu import FusionGelu
