@@ -5,9 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from metrics import area_under_risk_coverage, fit_temperature, known_unknown, lowest_threshold, weighted_share
-
-TARGETS = {"movie": 0.95, "shortlist": 0.80}  # named films right, shortlists that hold the film
+from metrics import (
+    MARGIN,
+    TARGETS,
+    area_under_risk_coverage,
+    fit_temperature,
+    known_unknown,
+    lowest_threshold,
+    weighted_share,
+)
 
 
 def standardise(logits: torch.Tensor) -> torch.Tensor:
@@ -111,7 +117,7 @@ def fit_rule(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray, share:
         middle, width = (score.max() + score.min()) / 2, max(float(np.ptp(score)), 1e-6)
         rule = Rule(name, temperature, 8 / width, float(-8 / width * middle))
         known = rule.known(every).numpy()
-        rule.movie = lowest_threshold(known, right, weights, TARGETS["movie"])
+        rule.movie = lowest_threshold(known, right, weights, TARGETS["movie"] + MARGIN)
         below = known < rule.movie  # a shortlist is given only where no film is named
         rule.shortlist = min(
             rule.movie, lowest_threshold(known[below], listed[below], weights[below], TARGETS["shortlist"])

@@ -18,7 +18,7 @@ from data import list_frames
 from engines import unit_length
 from identify import Identifier
 from image import UserError, read_image
-from metrics import UNKNOWN_SHARE, lowest_threshold
+from metrics import MARGIN, TARGETS, UNKNOWN_SHARE, lowest_threshold
 from wear import COPIES, wear
 
 # measured on 20 real films, DINOv2-S (RESULTS.md)
@@ -30,8 +30,6 @@ MEAN = 0.75  # how much the middle of a film's frames counts beside the nearest 
 SECOND = 0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
 PARTS = 4  # of the films; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
-# targets of movie, two points over the promise of 0.95, since frames come worn and from other films, and of shortlist
-RIGHT, CONTAINS = 0.97, 0.80
 WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
 SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
 MANY, FEW = 4, 0.5  # with fewer films none can play a stranger to the others: then this threshold
@@ -273,9 +271,9 @@ def fit_rule(asked: dict, sizes: np.ndarray, share: float = UNKNOWN_SHARE) -> di
     score, none = np.concatenate([known, asked["unknown"]]), np.zeros(len(asked["unknown"]))
     good, held = np.concatenate([right, none]), np.concatenate([asked["held"], none])
     highest = float(score.max()) + 1e-3  # where no threshold is right so often: above all that it asked itself
-    movie = min(highest, lowest_threshold(score, good, weight, RIGHT))
+    movie = min(highest, lowest_threshold(score, good, weight, TARGETS["movie"] + MARGIN))
     rest = score < movie
-    shortlist = min(movie, lowest_threshold(score[rest], held[rest], weight[rest], CONTAINS))
+    shortlist = min(movie, lowest_threshold(score[rest], held[rest], weight[rest], TARGETS["shortlist"]))
     line = np.zeros(2)  # the curve by Newton's method, its slope held by a weak prior
     design = np.stack([score - movie, np.ones(len(score))], 1)
     for _ in range(30):
