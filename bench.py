@@ -509,6 +509,8 @@ def bench_web(*, frames: Path, model: Path = Path("export"), count: int = 30) ->
         def log_message(self, *args):
             pass
 
+    if not any((model / name).exists() for name in names):
+        raise UserError(f"--model {model}: holds none of {', '.join(names)}; make them with export.py --web", 2)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         Path(folder, "web").symlink_to(web.resolve())
         Path(folder, "export").symlink_to(model.resolve())
