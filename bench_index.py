@@ -25,6 +25,7 @@ from data import find_films
 from engines import EXACT, open_engine
 from identify import Identifier
 from image import UserError, read_image
+from metrics import UNKNOWN_SHARE
 from vectors import keep_vectors, list_stills
 from wear import WAYS as ALL_WAYS
 
@@ -66,6 +67,7 @@ def write_drawn(folder: Path, frames: int, count: int = 200) -> list[tuple]:
     basis = engine.put(None, {"project": np.eye(128, dtype=np.float32), "offset": np.zeros(128, np.float32)})
     model = {"architecture": "drawn", "fingerprint": print_of}
     state = {"format": index.FORMAT, "model": model, "basis": basis, "rule": rule, "settled": films, "films": {}}
+    state["unknown_share"] = UNKNOWN_SHARE
     best, nearest = np.full(count, -1.0), np.zeros(count, int)
     for number in range(films):
         film = keep_vectors(engine, str(number), draw_film(number, each))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data import choose_rows, read_manifest
 from identify import Answer, Identifier
 from image import UserError, atomic_write, read_image
-from metrics import UNKNOWN_SHARE
+from metrics import UNKNOWN_SHARE, named_right
 from report import save_figure
 from wear import WAYS
 
@@ -52,15 +52,6 @@ def film_interval(right: np.ndarray, films: np.ndarray) -> str:
     return f"{shares.mean():.3f} ({low:.2f} to {high:.2f})"
 
 
-def named_right(named: np.ndarray, right: np.ndarray, wrong: float, share: float = UNKNOWN_SHARE) -> float:
-    """How many named films are right where this share of frames is of unknown films, of which `wrong` are named.
-
-    named, right: bool [N], of frames of known films. nan where nothing is named.
-    """
-    counted = (1 - share) * named.mean() + share * wrong
-    return float((1 - share) * (named & right).mean() / counted) if counted else float("nan")
-
-
 def measure_answers(known: list[Answer], films: np.ndarray, unknown: list[Answer]) -> dict[str, str]:
     """Figures of answers to known frames of these films, and to frames of unknown films; ready to print.
 
@@ -76,7 +67,10 @@ def measure_answers(known: list[Answer], films: np.ndarray, unknown: list[Answer
     shares = dict.fromkeys((0.1, UNKNOWN_SHARE, 0.6), "-")
     if len(others):
         wrong = (others == "movie").mean()
-        shares = {share: f"{named_right(named, right, wrong, share):.3f}".replace("nan", "-") for share in shares}
+        shares = {
+            share: f"{named_right(named.mean(), (named & right).mean(), wrong, share):.3f}".replace("nan", "-")
+            for share in shares
+        }
     row |= {f"right of named, {share:.0%} unknown": value for share, value in shares.items()}
     refused = f"{(others != 'movie').mean():.3f}" if len(others) else "-"
     row |= {"helpful": f"{helpful.mean():.3f}", "unknown not named": refused}
@@ -97,12 +91,14 @@ def draw_frontier(asked: dict[str, tuple], films: np.ndarray, path: Path) -> Non
         steps = np.sort(score)[: -max(5, len(score) // 50)]  # under fewer frames lies chance
         if not len(steps) or not len(other):
             continue
-        points = [
-            ((score >= at).mean(), named_right(score >= at, right, (other >= at).mean())) for at in np.unique(steps)
-        ]
+
+        def point(named: np.ndarray, strangers: np.ndarray, right: np.ndarray = right) -> tuple[float, float]:
+            return named.mean(), named_right(named.mean(), (named & right).mean(), strangers.mean())
+
+        points = [point(score >= at, other >= at) for at in np.unique(steps)]
         (line,) = axes.plot(*zip(*points, strict=True), lw=1.2, label=name)
-        named, wrong = (np.array([answer.kind == "movie" for answer in part]) for part in (known, unknown))
-        axes.plot(named.mean(), named_right(named, right, wrong.mean()), "o", color=line.get_color())
+        named, strangers = (np.array([answer.kind == "movie" for answer in part]) for part in (known, unknown))
+        axes.plot(*point(named, strangers), "o", color=line.get_color())
     axes.axhline(0.95, color="grey", lw=0.8)
     axes.set(xlabel="share of known frames named", ylabel="of the named right", xlim=(0, 1), ylim=(0.7, 1.005))
     axes.set_title(f"{UNKNOWN_SHARE:.0%} of frames of unknown films; dots: the thresholds in use")

@@ -25,7 +25,7 @@ from data import find_films
 from engines import Folder, Milvus, is_milvus, open_engine
 from identify import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
 from image import UserError, atomic_write, one_line_errors, read_image
-from metrics import UNKNOWN_SHARE
+from metrics import UNKNOWN_SHARE, named_right
 from vectors import (
     ask_itself,
     embed_film,
@@ -36,7 +36,6 @@ from vectors import (
     join,
     keep_vectors,
     list_stills,
-    named_right,
     project_all,
     read_middles,
 )
@@ -63,18 +62,13 @@ def read_state(engine: Folder | Milvus) -> dict:
             raise UserError(
                 f"--index {engine}: its format is {str(state['format'])[:40]!r}, not {FORMAT!r}; make it anew"
             )
-        if not {"model", "basis", "rule", "films", "settled"} <= set(state):
+        if not {"model", "basis", "rule", "films", "settled", "unknown_share"} <= set(state):
             raise ValueError("keys are missing")
         return state
     except FileNotFoundError:
         raise UserError(f"--index {engine}: no index there; python index.py add RAW --index {engine}", 2) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"--index {engine}: index.json is damaged ({str(error)[:60]}); make it anew") from None
-
-
-def unknown_share(state: dict) -> float:
-    """Which share of the frames that people send the thresholds take to be of films that the index lacks."""
-    return state.get("unknown_share", UNKNOWN_SHARE)
 
 
 def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
@@ -112,7 +106,7 @@ def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     embedding, change = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "change"))
     project, offset = fit_projection(embedding, owner, change)
     asked = ask_itself(parts, 100, (project, offset))
-    state["rule"], state["settled"] = fit_rule(asked, np.bincount(owner), unknown_share(state)), len(films)
+    state["rule"], state["settled"] = fit_rule(asked, np.bincount(owner), state["unknown_share"]), len(films)
     state["basis"] = engine.put(None, {"project": project, "offset": offset})
     for title, film in films.items():
         (embedding,) = engine.get(film["frames"], "embedding")
@@ -247,7 +241,7 @@ def open_writer(args: argparse.Namespace) -> Folder | Milvus:
 def finish(engine: Folder | Milvus, state: dict, args: argparse.Namespace, force: bool = False) -> None:
     """What follows when films have come: thresholds, what is searched, and the state that readers see."""
     state["memory"] = args.memory or state.get("memory", "plenty")
-    before = unknown_share(state)
+    before = state["unknown_share"]
     state["unknown_share"] = before if args.unknown_share is None else args.unknown_share
     settle(engine, state, force=force or state["unknown_share"] != before)
     engine.pack(state)
@@ -268,6 +262,7 @@ def run_add(args: argparse.Namespace) -> int:
         except FileNotFoundError:
             model = {"architecture": identifier.contract.architecture, "fingerprint": base64.b64encode(seen).decode()}
             state = {"format": FORMAT, "model": model, "basis": None, "rule": None, "settled": 0, "films": {}}
+            state["unknown_share"] = UNKNOWN_SHARE
         for place, (title, folder) in enumerate(films.items(), 1):
             done = add_film(engine, state, title, folder, identifier, args.every)
             wrong = done.startswith("error")
@@ -336,10 +331,11 @@ def run_check(args: argparse.Namespace) -> int:
             f"asked by itself: {figures['named']:.0%} of known frames named, {figures['strangers']:.1%} of the frames "
             f"of films left out; AUROC {figures['auroc']:.3f}"
         )
-        shares = sorted({0.1, 0.3, 0.6, unknown_share(state)})
-        right = (f"{named_right(figures, share):.1%} where {share:.0%}" for share in shares)
+        shares = sorted({0.1, 0.3, 0.6, state["unknown_share"]})
+        parts = [figures[name] for name in ("named", "exact", "strangers")]
+        right = (f"{named_right(*parts, share):.1%} where {share:.0%}" for share in shares)
         print(f"of the named right: {', '.join(right)} of frames are of unknown films")
-        print(f"the thresholds are fitted for {unknown_share(state):.0%} (--unknown-share)")
+        print(f"the thresholds are fitted for {state['unknown_share']:.0%} (--unknown-share)")
     if getattr(args, "drift", False):
         show_drift(engine, state)
     return 0
@@ -347,13 +343,14 @@ def run_check(args: argparse.Namespace) -> int:
 
 def show_drift(engine: Folder | Milvus, state: dict) -> None:
     """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
-    parts, share = sample_films(engine, state["films"]), unknown_share(state)
+    parts, share = sample_films(engine, state["films"]), state["unknown_share"]
     print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'strangers named':>16}{'AUROC':>9}")
     for count in sorted({min(10 * 2**k, len(parts)) for k in range(9)}):
         some = parts[:count]
         rule = fit_rule(ask_itself(some, 100), np.array([len(part["time"]) for part in some]), share)
         if now := rule["figures"]:
-            values = rule["movie"], now["named"], named_right(now, share), now["strangers"]
+            named, exact, strangers = (now[name] for name in ("named", "exact", "strangers"))
+            values = rule["movie"], named, named_right(named, exact, strangers, share), strangers
             row = "".join(f"{value:16.3f}" for value in values)
             print(f"{count:9}{row}{now['auroc']:9.3f}", flush=True)
 

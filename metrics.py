@@ -102,6 +102,15 @@ def lowest_threshold(score: np.ndarray, right: np.ndarray, weights: np.ndarray, 
     return float(score[order][good[-1]]) if len(good) else 1.1
 
 
+def named_right(named: float, exact: float, strangers: float, share: float = UNKNOWN_SHARE) -> float:
+    """How many of the named films are right, where this share of frames is of unknown films; nan if nothing is named.
+
+    named: share of known frames that are named, exact: named rightly; strangers: of unknown frames, named all the same.
+    """
+    counted = (1 - share) * named + share * strangers
+    return float((1 - share) * exact / counted) if counted else float("nan")
+
+
 def weighted_share(of: np.ndarray, where: np.ndarray, weights: np.ndarray | None = None) -> float | None:
     """Share of True in bool [N] among the frames where bool [N], weighted; None if there are none."""
     return float(np.average(of[where], weights=None if weights is None else weights[where])) if where.any() else None

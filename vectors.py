@@ -288,9 +288,3 @@ def fit_rule(asked: dict, sizes: np.ndarray, share: float = UNKNOWN_SHARE) -> di
     return {name: float(value) for name, value in rule.items()} | {
         "figures": {name: float(value) for name, value in figures.items()}
     }
-
-
-def named_right(figures: dict, share: float) -> float:
-    """How many of the named films are right, by a rule's figures, where this share of frames is of unknown films."""
-    right, wrong = (1 - share) * figures["exact"], share * figures["strangers"]
-    return right / max((1 - share) * figures["named"] + wrong, 1e-9)
