@@ -26,7 +26,7 @@ from engines import EXACT, open_engine
 from identify import Identifier
 from image import UserError, read_image
 from metrics import UNKNOWN_SHARE
-from vectors import keep_vectors, list_stills
+from answering.embedding import keep_vectors, list_stills
 from wear import WAYS as ALL_WAYS
 
 WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}

@@ -26,7 +26,7 @@ from engines import Folder, Milvus, is_milvus, open_engine
 from identify import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
 from image import UserError, atomic_write, one_line_errors, read_image
 from metrics import UNKNOWN_SHARE, named_right
-from vectors import (
+from answering.embedding import (
     ask_itself,
     embed_film,
     film_scores,

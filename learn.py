@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from engines import Folder, open_engine, unit_length
 from identify import Identifier
 from image import UserError, atomic_write
-from vectors import SAME, THUMB, embed_film, keep_vectors, list_stills, project_all
+from answering.embedding import SAME, THUMB, embed_film, keep_vectors, list_stills, project_all
 
 SOURCE = "telegram:"  # before the file names of such stills in an index
 ALIGNED, SHEET = ("embedding", "name", "time", "until", "shot"), 200  # arrays of a row a still; pictures at a time

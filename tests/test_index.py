@@ -21,7 +21,7 @@ from PIL import Image
 import engines
 import identify
 import index
-import vectors as space
+from answering import embedding as space
 from identify import Contract, Identifier
 from image import PREPROCESSING, UserError
 
