@@ -22,15 +22,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
-from frames import FrameStore, load_frames, normalise
-from identify import Contract, Identifier, reference_frames, relative_error
-from image import UserError, expand, one_line_errors
-from metrics import TARGETS, UNKNOWN_SHARE, measure, significantly_worse
+from answering.calibration import TARGETS, UNKNOWN_SHARE
+from answering.console import UserError, one_line_errors
+from answering.model import Contract, Identifier, reference_frames, relative_error
+from answering.stills import expand
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
-from quantise import write_int8, write_web
-from report import draw_calibration, write_card, write_report
-from rule import ORIGINAL_RULE, Rule, check_rule, fit_rule
+from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
+from training.frames import FrameStore, load_frames, normalise
+from training.metrics import measure, significantly_worse
+from training.quantise import write_int8, write_web
+from training.report import draw_calibration, write_card, write_report
+from training.rule import ORIGINAL_RULE, Rule, check_rule, fit_rule
 
 WEB = "model.web.onnx"
 FILES = {"model.onnx", "model.int8.onnx", WEB, "openvino", "model.json", "report.md", "README.md", "calibration.png"}

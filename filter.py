@@ -28,18 +28,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import (
-    Lookup,
-    draw_subset,
-    film_offset,
-    find_films,
-    group_frames,
-    list_frames,
-    split_groups,
-    write_csv,
-    write_manifest,
-)
-from image import UserError, atomic_write, find_bars, natural_key, one_line_errors, read_image
+from answering.console import UserError, atomic_write, one_line_errors
+from answering.pictures import find_bars, is_flat, read_image
+from answering.stills import find_films, list_frames, natural_key
+from training.dataset import Lookup, draw_subset, film_offset, group_frames, split_groups, write_csv, write_manifest
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
@@ -47,15 +39,6 @@ CROPS = (0.92, 0.85)  # sides of the central pieces that are hashed too, so that
 DOUBT = 0.05  # about --conf, where a detector in bf16 is asked again in float32
 FORMAT = 4  # of the states in .filter; raised when the rules for keeping a frame change
 CHUNK = 32  # frames that are decoded while the detector looks at as many
-
-
-def is_flat(rgb: np.ndarray) -> bool:
-    """Fades, black frames and title cards: almost nothing lit, or almost no contrast. rgb: uint8 [H, W, 3], no bars."""
-    counts = np.array(Image.fromarray(rgb[::4, ::4]).convert("L").histogram())
-    shares, levels = counts / counts.sum(), np.arange(256)
-    median, mean = int(np.searchsorted(shares.cumsum(), 0.5)), shares @ levels
-    contrast, background = shares @ (levels - mean) ** 2, shares[max(0, median - 5) : median + 6].sum()
-    return bool(shares[29:].sum() < 0.05 or contrast < 5**2 or background > 0.93)
 
 
 def fit_size(width: int, height: int, size: str) -> tuple[int, int]:

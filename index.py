@@ -11,222 +11,30 @@ bot.py load this file only when there is an index. No torch.
 
 import argparse
 import base64
-import hashlib
-import re
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import learn
-from data import find_films
-from engines import Folder, Milvus, is_milvus, open_engine
-from identify import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
-from image import UserError, atomic_write, one_line_errors, read_image
-from metrics import UNKNOWN_SHARE, named_right
-from answering.embedding import (
-    ask_itself,
-    embed_film,
-    film_scores,
-    fit_projection,
-    fit_rule,
-    is_dense,
-    join,
-    keep_vectors,
-    list_stills,
-    project_all,
-    read_middles,
+from answering.calibration import UNKNOWN_SHARE, ask_itself, fit_rule, is_dense, named_right
+from answering.collection import (
+    FORMAT,
+    Index,
+    add_film,
+    check_model,
+    draw_evidence,
+    fingerprint,
+    forget,
+    read_state,
+    sample_films,
+    settle,
 )
-
-FORMAT = "movie-by-frame index 3"
-FIT_FRAMES, FIT_FILMS = 6000, 300  # what projection and thresholds are fitted on
-STRETCH_MS, ALIKE = 5000, 0.1  # frames of a film so near in time, and nearly as like, are one stretch of proof
-GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
-
-
-# ------------------------------------------------------------------------------------------------ the state
-
-
-def fingerprint(identifier: Identifier) -> np.ndarray:
-    """What a model makes of two fixed pictures, float32 [2, D]: all formats of one model nearly agree, others don't."""
-    return identifier.run(reference_frames(identifier.preprocessing["size"], 2))["embedding"].astype(np.float32)
-
-
-def read_state(engine: Folder | Milvus) -> dict:
-    """What the index says of itself. Raises UserError for a damaged one, for another version, and where none is."""
-    try:
-        state = engine.load()
-        if state["format"] != FORMAT:
-            raise UserError(
-                f"--index {engine}: its format is {str(state['format'])[:40]!r}, not {FORMAT!r}; make it anew"
-            )
-        if not {"model", "basis", "rule", "films", "settled", "unknown_share"} <= set(state):
-            raise ValueError("keys are missing")
-        return state
-    except FileNotFoundError:
-        raise UserError(f"--index {engine}: no index there; python index.py add RAW --index {engine}", 2) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"--index {engine}: index.json is damaged ({str(error)[:60]}); make it anew") from None
-
-
-def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
-    """Raise UserError unless the index was made with the model whose fingerprint is seen."""
-    made = np.frombuffer(base64.b64decode(state["model"]["fingerprint"]), np.float32).reshape(2, -1)
-    if made.shape != seen.shape or relative_error(seen, made) > 0.4:
-        name = state["model"]["architecture"]
-        raise UserError(f"--index {engine}: was made with another model ({name}); use that one, or another --index", 2)
-
-
-def sample_films(engine: Folder | Milvus, films: dict) -> list[dict]:
-    """What ask_itself takes of the films that projection and thresholds are fitted on.
-
-    Of long films a run of stills from the middle, since how close they lie in time matters.
-    """
-    titles = sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]
-    parts, most = [], max(100, FIT_FRAMES // max(1, len(titles)))
-    room = FIT_FRAMES - sum(min(most, films[title]["stored"]) for title in titles)
-    most += max(0, room) // max(1, sum(films[title]["stored"] > most for title in titles))
-    for title in titles:
-        embedding, when, worn, of = engine.get(films[title]["frames"], "embedding", "time", "worn", "of")
-        start = max(0, len(when) - most) // 2
-        part = {"embedding": embedding[start : start + most], "time": when[start : start + most]}
-        parts.append(part | {"change": worn.astype(np.float32) - of.astype(np.float32)})
-    return parts
-
-
-def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
-    """Fit projection and thresholds if there are none or many more films now, and write all vectors anew."""
-    films = state["films"]
-    if not films or not (force or state["basis"] is None or len(films) >= GROWTH * state["settled"]):
-        return
-    parts = sample_films(engine, films)
-    owner = np.repeat(np.arange(len(parts)), [len(part["time"]) for part in parts])
-    embedding, change = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "change"))
-    project, offset = fit_projection(embedding, owner, change)
-    asked = ask_itself(parts, 100, (project, offset))
-    state["rule"], state["settled"] = fit_rule(asked, np.bincount(owner), state["unknown_share"]), len(films)
-    state["basis"] = engine.put(None, {"project": project, "offset": offset})
-    for title, film in films.items():
-        (embedding,) = engine.get(film["frames"], "embedding")
-        film |= keep_vectors(engine, title, project_all(embedding, project, offset))
-
-
-def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
-    """Put a film into the index, in place of what it had of that title; returns what was done, or an error, in words.
-
-    Raises UserError where the engine can't go on.
-    """
-    stills = list_stills(folder, every)
-    stats = [(still["file"], still["time"], still["path"].stat()) for still in stills if still["path"].exists()]
-    mark = hashlib.sha256(repr([(f, t, s.st_size, s.st_mtime_ns) for f, t, s in stats]).encode()).hexdigest()[:16]
-    before = state["films"].get(title)
-    if before and before["mark"] == mark:
-        return "unchanged"
-    try:
-        rows = learn.with_learned(engine, title, embed_film(stills, identifier), identifier)
-    except UserError as error:
-        return f"error: {error}"
-    year = re.search(r"\((\d{4})\)$", title)
-    film = {"frames": engine.put(title, rows), "vectors": None, "mark": mark}
-    film |= {"stills": len(stills), "stored": len(rows["time"]), "year": int(year[1]) if year else None}
-    film["imdb"] = next((str(still["imdb"]) for still in stills if still["imdb"]), None)
-    if state["basis"]:
-        basis = engine.get(state["basis"], "project", "offset")
-        film |= keep_vectors(engine, title, project_all(rows["embedding"], *basis))
-    state["films"][title] = film
-    engine.commit(state)
-    return f"{film['stored']} of {len(stills)} stills stored" + (", updated" if before else "")
-
-
-# ------------------------------------------------------------------------------------------------ answering
-
-
-class Index:
-    """The films of an index, for reading; what a writer adds meanwhile is there at the next answer.
-
-    place: a folder, or what open_engine takes. Raises UserError for one that is missing, damaged, or of another model.
-    """
-
-    def __init__(self, place: str | Path, identifier: Identifier):
-        self.engine, self.stamp, self.seen = open_engine(place), None, fingerprint(identifier)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Read it if it has changed. A writer changes the state last, then removes what it no longer names."""
-        for attempt in range(10):
-            try:
-                if (stamp := self.engine.stamp()) != self.stamp:
-                    self._read(read_state(self.engine))
-                    self.stamp = stamp
-                return
-            except FileNotFoundError:  # renewed while we read
-                time.sleep(0.02 * attempt)
-        read_state(self.engine)  # says so if there is none
-        raise UserError(f"--index {self.engine}: files are missing; python index.py check --index {self.engine}")
-
-    def _read(self, state: dict) -> None:
-        check_model(self.engine, state, self.seen)
-        films = {title: film for title, film in state["films"].items() if film["vectors"]}
-        if not films:
-            raise UserError(f"--index {self.engine}: holds no films yet; python index.py add --help", 2)
-        basis, middles = self.engine.get(state["basis"], "project", "offset"), read_middles([*films.values()])
-        search = self.engine.searcher(state, [film["vectors"] for film in films.values()])
-        self.basis, self.middles, self.best_by_film = basis, middles, search  # all at once, or what was read stays
-        self.rule, self.films, self.titles = state["rule"], films, [*films]
-
-    def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
-        """An answer a row of embeddings float [N, D]; each candidate carries its evidence."""
-        self.refresh()
-        found = []
-        for vector in project_all(embedding, *self.basis):
-            scores = film_scores(join(self.best_by_film(vector), self.middles @ vector)[None])[0]
-            order = np.argsort(-scores, kind="stable")[:top].tolist()
-            score, movie, shortlist = scores[order[0]], self.rule["movie"], self.rule["shortlist"]
-            kind = "movie" if score >= movie else "shortlist" if score >= shortlist else "unknown"
-            sure = 1 / (1 + np.exp(-np.clip(self.rule["slope"] * scores + self.rule["shift"], -30, 30)))
-            proof = [self.evidence(f, vector) for f in order]
-            listed = [Candidate(self.titles[f], float(sure[f]), e) for f, e in zip(order, proof, strict=True)]
-            found.append(Answer(kind, listed, 0.0))
-        return found
-
-    def evidence(self, film: int, vector: np.ndarray) -> dict:
-        """The still of a film that is nearest to vector [d], and the stretch of film around it; thumbnail: a JPEG."""
-        about = self.films[self.titles[film]]
-        files, when, until, ends = self.engine.get(about["frames"], "name", "time", "until", "ends")
-        alike = self.engine.get_vectors(about["vectors"]) @ vector
-        best = int(alike.argmax())
-        start, end = int(when[best]), int(until[best])
-        near = np.flatnonzero(alike >= alike[best] - ALIKE)
-        spans = sorted(zip(when[near].tolist(), until[near].tolist(), strict=True)) if start >= 0 else []
-        for a, b in [*spans, *spans[::-1]]:
-            if a - end < STRETCH_MS and start - b < STRETCH_MS:
-                start, end = min(start, a), max(end, b)
-        times = [int(t) if t >= 0 else None for t in (when[best], start, end)]
-        found = {"title": self.titles[film], "file": str(files[best]), "similarity": round(float(alike[best]), 4)}
-        found |= dict(zip(("time_ms", "from_ms", "to_ms"), times, strict=True))
-        cut = [0, *ends.tolist()][best : best + 2]
-        return found | {"thumbnail": self.engine.get_part(about["frames"], "thumbs", *cut)}
-
-
-def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
-    """Write a sheet: the frame that was asked for, then each candidate's nearest still, its title and similarity."""
-    cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
-    for candidate in answer.candidates:
-        if proof := candidate.evidence:
-            at = "" if proof["time_ms"] is None else f", {proof['time_ms'] // 60000}:{proof['time_ms'] // 1000 % 60:02}"
-            cells.append((read_image(proof["thumbnail"]), f"{candidate.title}{at} ({proof['similarity']:.2f})"))
-    sheet = Image.new("RGB", (len(cells) * side, side), "white")
-    for place, (picture, text) in enumerate(cells):
-        picture = ImageOps.contain(picture if place == 0 else Image.fromarray(picture), (side - 8, side - 40))
-        sheet.paste(picture, (place * side + 4, 4))
-        lines = [text[k : k + 38] for k in range(0, min(len(text), 76), 38)]
-        draw = ImageDraw.Draw(sheet)
-        draw.text((place * side + 4, side - 32), "\n".join(lines), fill="black", font=ImageFont.load_default(11))
-    with atomic_write(path) as file:
-        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-
+from answering.console import UserError, one_line_errors
+from answering.model import Identifier
+from answering.stills import find_films
+from answering.store import Folder, Milvus, is_milvus, open_engine
 
 # ------------------------------------------------------------------------------------------------ commands
 
@@ -278,7 +86,7 @@ def run_add(args: argparse.Namespace) -> int:
 def run_remove(args: argparse.Namespace) -> int:
     engine = open_engine(args.index)
     if args.source:
-        return learn.forget(engine)
+        return forget(engine)
     with engine.writing():
         state = read_state(engine)
         if args.title not in state["films"]:

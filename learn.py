@@ -7,132 +7,25 @@ python index.py remove --source telegram                    # take them all out 
 
 import argparse
 import asyncio
-import csv
-import hashlib
 import io
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from engines import Folder, open_engine, unit_length
-from identify import Identifier
-from image import UserError, atomic_write
-from answering.embedding import SAME, THUMB, embed_film, keep_vectors, list_stills, project_all
+from answering.collection import read_rows, store, with_learned
+from answering.console import UserError, atomic_write
+from answering.embedding import THUMB, embed_film
+from answering.model import Identifier
+from answering.projection import project_all
+from answering.stills import list_stills
+from answering.store import folder_of, open_engine, put_away, short
+from telegram_bot.database import open_existing
 
-SOURCE = "telegram:"  # before the file names of such stills in an index
-ALIGNED, SHEET = ("embedding", "name", "time", "until", "shot"), 200  # arrays of a row a still; pictures at a time
-
-
-def open_existing(base: Path):
-    from bot_updates import open_base
-
-    if not base.exists():
-        raise UserError(f"--db {base}: there is no such file; the bot makes it when it runs", 2)
-    return open_base(base)
-
-
-def write_feedback(base: Path, path: Path) -> None:
-    """Verdicts as a CSV of labels for training."""
-    query = (
-        "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', time, 'unixepoch'), file_id, kind,"
-        " json_extract(candidates, '$[0].title'), json_extract(candidates, '$[0].confidence'), verdict, film"
-        " FROM answers WHERE verdict IS NOT NULL ORDER BY time"
-    )
-    rows = open_existing(base).execute(query).fetchall()
-    with atomic_write(path, "w", newline="", encoding="utf-8") as file:
-        head = ["time", "file_id", "kind", "answer", "confidence", "verdict", "film"]
-        csv.writer(file, lineterminator="\n").writerows([head, *rows])
-    print(f"{len(rows)} verdicts in {path}")
-
-
-def print_wishes(base: Path) -> None:
-    """Films that users named and the collection lacked, by how many users wished for them."""
-    wishes, names = defaultdict(set), {}
-    for film, who, answer in open_existing(base).execute("SELECT film, who, id FROM answers WHERE verdict = 'wish'"):
-        wishes[film.casefold()].add(who or answer)
-        names.setdefault(film.casefold(), film)
-    for wish in sorted(wishes, key=lambda wish: (-len(wishes[wish]), wish)):
-        print(f"{len(wishes[wish]):6}  {names[wish]}")
-
-
-# --------------------------------------------------------------------------- stills of users in an index
-
-
-def short(text) -> str:
-    """What titles, users and answers are called on the disk, whatever signs they have."""
-    return hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:12]
-
-
-def take(rows: dict, keep: np.ndarray) -> dict:
-    """Some rows of a film's arrays, see vectors.embed_film."""
-    thumbs = [np.split(rows["thumbs"], rows["ends"][:-1])[k] for k in keep.tolist()]
-    ends = np.cumsum([len(thumb) for thumb in thumbs], dtype=np.int64)
-    thumbs = np.concatenate([np.zeros(0, np.uint8), *thumbs])
-    return rows | {name: rows[name][keep] for name in ALIGNED} | {"thumbs": thumbs, "ends": ends}
-
-
-def with_learned(engine, title: str, rows: dict, identifier: Identifier) -> dict:
-    """A film's arrays with the stills that the owner accepted and that are new; engine: of an index, see engines.py."""
-    have, stills = set(rows["name"].tolist()), []
-    for still in list_stills(engine.path / "telegram" / short(title), 1) if isinstance(engine, Folder) else []:
-        stills += [still | {"file": SOURCE + still["file"]}] if SOURCE + still["file"] not in have else []
-    if not stills:
-        return rows
-    new, mean = embed_film(stills, identifier), rows["embedding"].mean(0, dtype=np.float32)
-    known, asked = (unit_length(it["embedding"].astype(np.float32) - mean) for it in (rows, new))
-    new = take(new, np.flatnonzero((asked @ known.T).max(1) <= SAME))
-    ends = np.concatenate([rows["ends"], new["ends"] + len(rows["thumbs"])])
-    return rows | {name: np.concatenate([rows[name], new[name]]) for name in (*ALIGNED, "thumbs")} | {"ends": ends}
-
-
-def read_rows(engine: Folder, film: dict) -> dict:
-    names = (*ALIGNED, "worn", "of", "thumbs", "ends")
-    return dict(zip(names, engine.get(film["frames"], *names), strict=True))
-
-
-def store(engine: Folder, state: dict, title: str, rows: dict) -> None:
-    """Make rows those of a film."""
-    film, basis = state["films"][title], engine.get(state["basis"], "project", "offset")
-    film |= {"frames": engine.put(title, rows), "stored": len(rows["name"])}
-    film |= keep_vectors(engine, title, project_all(rows["embedding"], *basis))
-
-
-def folder_of(engine) -> Path:
-    """Where the users' pictures of an index lie. Raises UserError where it is no folder."""
-    if not isinstance(engine, Folder):
-        raise UserError(f"--index {engine}: what users send is kept beside an index in a folder; name one", 2)
-    return engine.path / "telegram"
-
-
-def forget(engine) -> int:
-    """Take all stills of users out; they are not offered again."""
-    from index import read_state
-
-    home, count = folder_of(engine), 0
-    with engine.writing():
-        state = read_state(engine)
-        for title, film in state["films"].items():
-            rows = read_rows(engine, film)
-            keep = np.flatnonzero(~np.char.startswith(rows["name"], SOURCE))
-            if len(keep) < film["stored"]:
-                count += film["stored"] - len(keep)
-                store(engine, state, title, take(rows, keep))
-        engine.pack(state)
-        engine.commit(state)
-        for file in home.glob("*/*.jpg"):
-            put_away(file, home)
-    print(f"{count} stills of users removed")
-    return 0
-
-
-def put_away(file: Path, home: Path) -> None:
-    """A picture that the index shall not have; here it is not offered again."""
-    (home / "refused").mkdir(exist_ok=True)
-    os.replace(file, home / "refused" / file.name)
+SHEET = 200  # arrays of a row a still; pictures at a time
 
 
 # ------------------------------------------------------------------------------------------- the command
@@ -149,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_learn(args: argparse.Namespace) -> int:
     """Show what users confirmed of films of the index, or add it. Only what was shown is ever added."""
-    from index import Index, check_model, fingerprint, read_state
+    from answering.collection import Index, check_model, fingerprint, read_state
 
     engine, identifier = open_engine(args.index), Identifier(args.model)
     home = folder_of(engine)
@@ -205,7 +98,7 @@ async def fetch_pictures(wanted: list[tuple[Path, str]], api_base: str | None) -
     from aiogram.client.session.aiohttp import AiohttpSession
     from aiogram.client.telegram import PRODUCTION, TelegramAPIServer
 
-    from bot import download, read_token
+    from telegram_bot.connection import download, read_token
 
     failed, api = 0, TelegramAPIServer.from_base(api_base) if api_base else PRODUCTION
     async with Bot(read_token(dict(os.environ)), session=AiohttpSession(api=api)) as bot:

@@ -14,7 +14,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from image import PREPROCESSING, UserError, atomic_write
+from answering.console import UserError, atomic_write
+from answering.pictures import PREPROCESSING
 
 TORCHVISION = {  # names of the model and of its last layer there
     "resnet50": ("resnet50", "fc"),

@@ -12,7 +12,6 @@ import contextlib
 import csv
 import fcntl
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -20,7 +19,6 @@ import re
 import signal
 import sys
 import time
-import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +34,9 @@ from tqdm import tqdm
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
-from image import IMAGE_SUFFIXES, MAX_BYTES, UserError, atomic_write, one_line_errors, read_image
+from answering.console import UserError, atomic_write, one_line_errors
+from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, read_image
+from answering.titles import folder_name, name_video, normalise_title, short_hash, split_title
 
 API = "https://api.flim.ai"
 PER_PAGE = 100
@@ -46,25 +46,6 @@ BACKOFF = 0.5  # seconds of the first waits before a further try; they double up
 SLOWEST = 180  # seconds for one image or reply
 FAILURES = (requests.RequestException, HTTPError, ValueError)  # what fetch raises
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".avi", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv"}
-NUMERALS = {"ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6", "vii": "7", "viii": "8", "ix": "9", "x": "10"}
-
-
-def split_title(line: str) -> tuple[str, int | None]:
-    """ "Title (Year)" -> (title, year or None)."""
-    match = re.fullmatch(r"(.*?)\s*\((\d{4})\)", line.strip())
-    return (match[1], int(match[2])) if match and match[1] else (line.strip(), None)
-
-
-def normalise_title(title: str) -> str:
-    """A key in which spellings of one title meet: case, accents, punctuation, article, & and numerals do not count."""
-    text = unicodedata.normalize("NFKD", title.replace("&", " and ")).casefold()
-    text = "".join(c for c in text if not unicodedata.combining(c))
-    words = re.sub(r"[^\w]|_", " ", re.sub(r"['’`]", "", text)).split()
-    if len(words) > 1 and words[-1] in ("the", "a", "an") and re.search(r",\s*\w+\s*$", title):  # "Matrix, The"
-        words.pop()
-    if len(words) > 1 and words[0] in ("the", "a", "an"):
-        words = words[1:]
-    return " ".join(NUMERALS.get(word, word) for word in words) or title.strip().casefold()
 
 
 def match_title(wanted: str, films: list[dict]) -> dict | None:
@@ -76,21 +57,6 @@ def match_title(wanted: str, films: list[dict]) -> dict | None:
         return same[0] if len(set(years)) == 1 else None
     apart = [(abs(year - (its_year or 0)), film["name"] != wanted) for its_year, film in zip(years, same, strict=True)]
     return same[apart.index(min(apart))] if apart and min(apart)[0] <= 1 else None
-
-
-def short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:10]
-
-
-def folder_name(title: str) -> str:
-    """A title as the name of a folder on any system; characters that can't be there become their full-width twins."""
-    text = unicodedata.normalize("NFC", title).translate({ord(c): ord(c) + 0xFEE0 for c in '<>:"/\\|?*'})
-    text = " ".join("".join(c for c in text if unicodedata.category(c)[0] != "C").split()).rstrip(". ")
-    reserved = re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$| )", text)
-    text = f"_{text}" if reserved or text.startswith(".") else text  # a leading dot would hide the folder
-    if len(text.encode()) > 150:
-        text = f"{text.encode()[:139].decode(errors='ignore').strip()} {short_hash(title)}"
-    return text or f"untitled {short_hash(title)}"
 
 
 def file_stem(identity: str) -> str:
@@ -383,17 +349,6 @@ def scrape_flim(
         for film in list(under_way):
             finish(film, 0)
     return result
-
-
-def name_video(path: Path) -> tuple[str, str]:
-    """ "The.Matrix.1999.1080p.BluRay.cd1.mkv" -> ("The Matrix (1999)", which part of it), by guessit."""
-    from guessit import guessit
-
-    found = guessit(path.name)
-    title = str(found.get("title") or path.stem)
-    if found.get("type") == "episode" and isinstance(found.get("episode"), int):
-        title += f" S{int(found.get('season') or 1):02}E{found['episode']:02}"
-    return f"{title} ({found['year']})" if found.get("year") else title, f"{found.get('cd')} {found.get('part')}"
 
 
 def video_mark(path: Path) -> str:

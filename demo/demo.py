@@ -12,9 +12,10 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts of the top level
 
+from image import UserError, atomic_write, one_line_errors, read_image
+
 from demo.films import render_films
 from identify import Answer, Identifier, format_answer
-from image import UserError, atomic_write, one_line_errors, read_image
 
 RECIPE = {"batch_size": 32, "lr": 3e-3, "crop": 0.35, "balance": 0.0, "colour": 0.3}
 UNKNOWN_FRAMES = 15  # of each film that is never in the collection

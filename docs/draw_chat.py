@@ -19,9 +19,9 @@ from aiogram.types import Chat, File, Message, Update, User
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import bot
-from bot_updates import open_base
-from bot_worker import Worker
+from telegram_bot import handlers
+from telegram_bot.database import open_base
+from telegram_bot.worker import Worker
 
 FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 WIDTH, PICTURE, LINE = 440, 300, 19  # pixels
@@ -58,12 +58,12 @@ class Recorder(BaseSession):
 async def talk(stills: list[Path], model: str, index: str, language: str) -> list[tuple]:
     """What the bot says to each still."""
     session, worker = Recorder({str(k): path.read_bytes() for k, path in enumerate(stills)}), Worker(model, index=index)
-    telegram, texts = Bot("1:drawn", session=session), bot.load_texts(Path("titles.csv"))
+    telegram, texts = Bot("1:drawn", session=session), handlers.load_texts(Path("titles.csv"))
     try:
         with tempfile.TemporaryDirectory() as folder:
-            app = bot.App(open_base(Path(folder, "bot.sqlite")), "1:drawn", worker, texts, 10)
+            app = handlers.App(open_base(Path(folder, "bot.sqlite")), "1:drawn", worker, texts, 10)
             app.know(*await worker.start())
-            dispatcher = bot.make_dispatcher(app)
+            dispatcher = handlers.make_dispatcher(app)
             for k in range(len(stills)):
                 user = {"id": 7, "is_bot": False, "first_name": "Ann", "language_code": language}
                 message = {"message_id": k + 1, "date": int(time.time()), "chat": {"id": 7, "type": "private"}}

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import bench
-from bench_robust import measure_answers
-from data import read_manifest
-from identify import Answer, Candidate
-from wear import WAYS
+from answering.model import Answer, Candidate
+from benchmarks import harness
+from benchmarks.robust import measure_answers
+from benchmarks.ways import WAYS
+from training.dataset import read_manifest
 
 COMMANDS = {
     "render": "",
@@ -58,7 +59,7 @@ def test_scrape_and_its_server_work(capsys):
 
 def test_ratio_is_over_one_where_a_row_is_better(capsys):
     first = {"ms": np.float64(30.0), "images/s": 10.0, "film": "A"}
-    bench.show("Title", {"old": first, "new": {"ms": 10.0, "images/s": 15.0}, "half": {"film": "B"}}, "A note.")
+    harness.show("Title", {"old": first, "new": {"ms": 10.0, "images/s": 15.0}, "half": {"film": "B"}}, "A note.")
     lines = capsys.readouterr().out.splitlines()
     assert "| old | 30.00 | 10.00 | A |" in lines
     assert "| new | 10.00 (3.00x) | 15.00 (1.50x) |  |" in lines

@@ -14,8 +14,8 @@ import pytest
 from conftest import SHARED
 
 import bench
-from bench_parts import run_parts
-from image import UserError
+from answering.console import UserError
+from benchmarks.parts import run_parts
 
 
 def read(out: Path) -> dict:
@@ -129,10 +129,10 @@ def test_a_step_mixes_no_devices_and_waits_for_no_gpu(arch):
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from frames import augment, take_batch
-    from image import PREPROCESSING
+    from answering.pictures import PREPROCESSING
     from models import build_model
-    from recipes import RECIPES
+    from training.frames import augment, take_batch
+    from training.recipes import RECIPES
 
     class NoWaiting(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -10,7 +10,7 @@ from PIL import Image
 from test_index import write_film, write_model
 
 import bench
-import bench_index
+from benchmarks import collection
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +60,18 @@ def test_moments_are_found_beside_known_frames(raw, model, capsys):
 
 def test_moments_lie_between_what_is_indexed():
     stills = [{"time": 2000 * k} for k in range(10)] + [{"time": 60_000}, {"time": 64_000}]
-    kept, asked = bench_index.choose_moments(stills, 4000)
+    kept, asked = collection.choose_moments(stills, 4000)
     assert [still["time"] for still in kept] == [0, 4000, 8000, 12_000, 16_000, 60_000, 64_000]
     assert [still["time"] for still in asked] == [2000, 6000, 10_000, 14_000]
 
 
 def test_color_layout_of_known_pictures():
-    grey = bench_index.color_layout(Image.new("RGB", (64, 48), (128, 128, 128)))
+    grey = collection.color_layout(Image.new("RGB", (64, 48), (128, 128, 128)))
     signs, roots = np.full(33, 16.0), np.sqrt([3, 3, 3] + [1] * 18 + [2, 2, 2, 1, 1, 1] + [4, 2, 2, 1, 1, 1])
     signs[[0, 21, 27]] = (32 + 125 - 96) // 2, 32, 32  # luma 125.9 of 16 to 235, by the standard's table
     np.testing.assert_allclose(grey / roots, signs, atol=1e-5)
     picture = draw_frame(1, 2, 3)
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    one, other = (bench_index.color_layout(it) / roots for it in (picture, mirrored))
+    one, other = (collection.color_layout(it) / roots for it in (picture, mirrored))
     assert one[0] == other[0] and abs(one[2] - other[2]) <= 1  # means, and what changes from top to bottom, stay
     assert abs(one[1] + other[1] - 31) <= 1.01  # what changes from left to right turns round

@@ -61,12 +61,12 @@ from telegram_server import (
 from test_index import write_film, write_model
 
 import bot
-import bot_updates
-import bot_worker
 import index
-from bot_worker import Worker
-from identify import Identifier
-from image import UserError
+from answering import collection
+from answering.console import UserError
+from answering.model import Identifier
+from telegram_bot import connection, database, handlers, updates, worker
+from telegram_bot.worker import Worker
 
 EDITS = (EditMessageText, EditMessageReplyMarkup, EditMessageMedia)
 ROOT = Path(bot.__file__).parent
@@ -74,7 +74,7 @@ SECRET = "AAF-never_to_be-seen"
 TOKEN = f"123456:{SECRET}"
 TITLES = ["Alien (1979)", "Brazil (1985)", "Contact (1997)"]
 RUSSIAN = {"Alien (1979)": "Чужой"}
-TEXTS = bot.load_texts(Path("no titles"))
+TEXTS = handlers.load_texts(Path("no titles"))
 EN, RU = TEXTS["en"], TEXTS["ru"]
 
 
@@ -164,7 +164,7 @@ class Model:
         return self.about, "faked", dict.fromkeys(self.about.classes), 50_000_000
 
     async def call(self, function, *args):
-        if function is bot.describe_model:
+        if function is worker.describe_model:
             return await self.start()
         pictures, look = args
         self.asked.append([data if isinstance(data, str) else data.decode(errors="replace") for data in pictures])
@@ -186,19 +186,19 @@ class Desk:
         self.session, self.worker, self.numbers, self.errors = Recorder(), Model(), itertools.count(1), []
         self.bot, self.tasks = Bot(TOKEN, session=self.session), []
         self.texts = {code: words | {"titles": RUSSIAN if code == "ru" else {}} for code, words in TEXTS.items()}
-        self.app = bot.App(bot_updates.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
+        self.app = handlers.App(database.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
         self.app.know(self.worker.about, "", dict.fromkeys(TITLES), 50_000_000)
-        self.session.middleware(bot_updates.Requests(self.app.base))
-        self.dispatcher, self.runner = bot.make_dispatcher(self.app), asyncio.Runner()
+        self.session.middleware(connection.Requests(self.app.base))
+        self.dispatcher, self.runner = handlers.make_dispatcher(self.app), asyncio.Runner()
         self.handler = logging.Handler(logging.ERROR)
         self.handler.emit = lambda record: self.errors.append(record.getMessage())
 
     def __enter__(self):
-        bot.log.addHandler(self.handler)
+        handlers.log.addHandler(self.handler)
         return self
 
     def __exit__(self, *_):
-        bot.log.removeHandler(self.handler)
+        handlers.log.removeHandler(self.handler)
         self.runner.close()  # cancels what still runs
         self.app.base.close()
 
@@ -247,7 +247,7 @@ class Desk:
 
 @pytest.fixture(autouse=True)
 def albums_come_quickly(monkeypatch):
-    monkeypatch.setattr(bot_updates, "ALBUM_WAIT", 0.02)
+    monkeypatch.setattr(updates, "ALBUM_WAIT", 0.02)
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_an_album_gets_one_answer(desk):
 
 
 def test_a_bad_picture_does_not_spoil_an_album(desk, monkeypatch):
-    monkeypatch.setattr(bot, "MAX_BYTES", 100)
+    monkeypatch.setattr(connection, "MAX_BYTES", 100)
     desk.session.files = {"large": b"x" * 101, "first": b"x" * 60, "too much": b"x" * 41, "last": b"x" * 40}
     wrong = exceptions.TelegramBadRequest(None, "wrong file_id")
     desk.session.fail = lambda method: wrong if getattr(method, "file_id", "") == "gone" else None
@@ -447,7 +447,7 @@ def test_every_language_says_the_same():
 
     for words in TEXTS.values():
         assert holes(words) == holes(EN)
-        assert len(words["sure"]) == 3 and len(words["alike"]) == len(bot.LIKE) + 1
+        assert len(words["sure"]) == 3 and len(words["alike"]) == len(handlers.LIKE) + 1
 
 
 def test_titles_are_never_read_as_anything_else(desk):
@@ -541,7 +541,7 @@ def test_show_another_goes_through_the_next_nearest_films(desk, monkeypatch):
         (_, right), (_, _), (_, data) = buttons(edit)
     assert photo_press(desk, right)[0] == EN["thanks"] and desk.verdicts() == [("wrong", TITLES[2])]
     assert photo_press(desk, data)[1].media.caption.startswith("This looks like Alien (1979).")
-    monkeypatch.setattr(bot, "KEPT", 1)
+    monkeypatch.setattr(handlers, "KEPT", 1)
     for name in "bc":
         desk.feed(photo_update(name))
     assert photo_press(desk, data) == (EN["gone"], None)
@@ -588,7 +588,7 @@ def test_a_button_opens_the_page_of_the_film(desk, tmp_path):
     path.write_text(
         "title,tconst,ru\nAlien (1979),tt0078748,Чужой\nBrazil (1985),javascript:alert(1),\n", encoding="utf-8"
     )
-    desk.texts["en"]["imdb"] = bot.load_texts(path)["en"]["imdb"]
+    desk.texts["en"]["imdb"] = handlers.load_texts(path)["en"]["imdb"]
     desk.app.know(desk.app.about, "", dict.fromkeys(TITLES) | {"Contact (1997)": "tt0118884"}, 0)
     pages = []
     for title in TITLES:
@@ -629,7 +629,7 @@ def test_buttons_ask_for_a_second_look(desk):
     desk.worker.result = answer_of("movie")
     assert desk.press(mirror)[1].text.startswith("This looks like Alien (1979).")
     assert desk.worker.looks == [None, "still", "mirror"] and desk.worker.asked == [["a"]] * 3
-    for _ in range(bot.FLOOD - 2):  # three frames were before
+    for _ in range(handlers.FLOOD - 2):  # three frames were before
         note, edit = desk.press(mirror)
     assert note == EN["flood"] and edit is None
     assert desk.press(mirror, user=2) == (EN["theirs"], None)
@@ -786,9 +786,9 @@ def test_figures_for_the_owner_alone():
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            await bot_updates.serve_metrics(desk.app, port)
+            await figures.serve_metrics(desk.app, port)
             with pytest.raises(UserError, match=f"--metrics {port}"):
-                await bot_updates.serve_metrics(desk.app, port)
+                await figures.serve_metrics(desk.app, port)
             async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
                 return await answer.text()
 
@@ -807,7 +807,7 @@ def test_feedback_becomes_labels(tmp_path, capsys):
         with contextlib.suppress(OSError):
             wrong.write_bytes(b"no database at all" * 100)
         with pytest.raises(UserError, match="--db"):
-            bot_updates.open_base(wrong)
+            database.open_base(wrong)
     base.unlink()
     with Desk(base) as desk:
         for verdict in (0, 1):
@@ -830,7 +830,7 @@ def test_of_people_nothing_is_kept(tmp_path):
         desk.feed(photo_update("a", caption="very private words, @film_bot", **group))
         desk.feed(text_update("between ourselves", **group), text_update("/help private words", user=987654321))
         desk.press("l:ru", user=987654321)
-        desk.spawn(bot_updates.tidy(desk.app.base))
+        desk.spawn(database.tidy(desk.app.base))
         desk.run(lambda: not (tmp_path / "bot.sqlite-wal").read_bytes())
         everything = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         assert b"languages" in everything
@@ -844,7 +844,7 @@ def test_what_is_old_is_forgotten(desk):
     desk.press(right)
     for table, days in (("updates", 3), ("answers", 91)):
         desk.app.base.execute(f"UPDATE {table} SET time = time - {days * 86400}")
-    tidying = desk.spawn(bot_updates.tidy(desk.app.base))
+    tidying = desk.spawn(database.tidy(desk.app.base))
     desk.run(lambda: not desk.app.base.execute("SELECT * FROM updates").fetchall())
     assert not tidying.done()
     assert desk.press(right)[0] == EN["thanks"] and desk.press(other)[0] == EN["gone"]
@@ -955,7 +955,7 @@ def test_old_questions_are_not_answered(desk):
 def test_big_files_are_refused(desk, monkeypatch):
     assert desk.feed(photo_update("a", file_size=25_000_000))[0].text == EN["big"]
     assert not desk.named(GetFile)
-    monkeypatch.setattr(bot, "MAX_BYTES", 1000)  # larger than it says
+    monkeypatch.setattr(connection, "MAX_BYTES", 1000)  # larger than it says
     desk.session.files["b"] = b"x" * 1001
     assert desk.feed(photo_update("b", file_size=0))[0].text == EN["big"]
     refusal = exceptions.TelegramBadRequest(None, "Bad Request: file is too big")
@@ -972,7 +972,7 @@ def test_a_flood_is_told_once(desk, monkeypatch):
     hellos = [text_update("hello", user=3) for _ in range(25)]
     texts = [call.text for call in desk.feed(*hellos, photo_update("f", user=3))]
     assert texts.count(EN["flood"]) == 1 and texts.count(EN["hint"]) == 20
-    monkeypatch.setattr(bot, "FLOOD_SECONDS", 0.0)
+    monkeypatch.setattr(handlers, "FLOOD_SECONDS", 0.0)
     assert len(desk.feed(*(photo_update("f", user=4) for _ in range(20)))) == 20
     desk.run(lambda: not desk.app.frames[4])
     assert "Alien" in desk.feed(photo_update("f", user=4))[0].text
@@ -981,8 +981,8 @@ def test_a_flood_is_told_once(desk, monkeypatch):
 def test_a_full_queue_refuses_honestly():
     with Desk(queue=2) as desk:
         desk.worker.gate, desk.worker.seconds = asyncio.Event(), 30.0
-        waiting = [photo_update(f"f{user}", user=user) for user in range(bot.IN_HAND + 2)]
-        assert not desk.feed(*waiting, until=lambda: len(desk.worker.asked) == bot.IN_HAND)
+        waiting = [photo_update(f"f{user}", user=user) for user in range(handlers.IN_HAND + 2)]
+        assert not desk.feed(*waiting, until=lambda: len(desk.worker.asked) == handlers.IN_HAND)
         late = lambda: desk.named(SendMessage)  # noqa: E731
         (refusal,) = desk.feed(photo_update("late", user=8), until=late)
         assert refusal.text == EN["busy"].format(place=3, seconds=90) and refusal.chat_id == 8
@@ -993,7 +993,7 @@ def test_a_full_queue_refuses_honestly():
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_users_take_turns(monkeypatch, at_once):
-    monkeypatch.setattr(bot, "IN_HAND", at_once)
+    monkeypatch.setattr(handlers, "IN_HAND", at_once)
     with Desk() as desk:
         desk.worker.gate = asyncio.Event()
         frames = [*(photo_update(f"a{n}", user=1) for n in range(5)), photo_update("b", user=2)]
@@ -1008,7 +1008,7 @@ def test_errors_bring_an_apology_and_say_nothing_in_the_log(monkeypatch):
         raise RuntimeError(f"private words at https://api.telegram.org/bot{TOKEN}/getMe")
 
     with Desk() as desk:
-        monkeypatch.setattr(bot, "films_page", burst)
+        monkeypatch.setattr(handlers, "films_page", burst)
         assert [call.text for call in desk.feed(text_update("/films private words"))] == [EN["error"]]
         desk.worker.result = RuntimeError("private words")
         assert desk.feed(photo_update("a", language="ru", caption="private words"))[0].text == RU["error"]
@@ -1073,8 +1073,8 @@ def insist(method, *outcomes, updates=(), base=None):
         return outcome
 
     async def call():
-        bot_updates.answering.set(list(updates))
-        return await bot_updates.Requests(base or bot_updates.open_base(":memory:"))(make_request, None, method)
+        updates.answering.set(list(updates))
+        return await connection.Requests(base or database.open_base(":memory:"))(make_request, None, method)
 
     return asyncio.run(call())
 
@@ -1111,7 +1111,7 @@ def test_requests_are_made_again(pauses, monkeypatch, method, error, waited):
         return
     assert insist(method, error, "done") == "done" and pauses == [pytest.approx(waited)]
     if method in (SEND, FILE):
-        monkeypatch.setattr(bot_updates, "OLD", 0.0)
+        monkeypatch.setattr(updates, "OLD", 0.0)
         with pytest.raises(type(error)):  # not for ever
             insist(method, error, "done")
 
@@ -1127,9 +1127,9 @@ def test_pauses_grow_and_trouble_is_logged_once(pauses, caplog):
 
 
 def test_an_answer_that_may_have_arrived_is_not_sent_after_a_restart(pauses, monkeypatch):
-    monkeypatch.setattr(bot_updates, "OLD", 0.0)
+    monkeypatch.setattr(updates, "OLD", 0.0)
     for error, sent in ((RESET, True), (UNREACHED, False), (HTML, False)):
-        base = bot_updates.open_base(":memory:")
+        base = database.open_base(":memory:")
         base.execute("INSERT INTO updates (id, body) VALUES (5, 'body'), (6, 'of the same album'), (7, 'another')")
         with pytest.raises(type(error)):
             insist(SEND, error, updates=(5, 6), base=base)
@@ -1213,7 +1213,7 @@ def test_worker_is_ended_and_started_anew(monkeypatch):
             with pytest.raises(OSError, match="Abnormal"):
                 await worker.call(os._exit, 1)
             pids.append(await worker.call(os.getpid))
-            monkeypatch.setattr("bot_worker.SECONDS", 0.2)
+            monkeypatch.setattr("telegram_bot.worker.SECONDS", 0.2)
             with pytest.raises(TimeoutError):
                 await worker.call(time.sleep, 60)
             pids.append(await worker.call(os.getpid))
@@ -1267,19 +1267,19 @@ def test_token_is_read_from_the_environment_or_a_file(tmp_path):
     lines = ("TELEGRAM_BOT_TOKEN={}", 'A=1\n export TELEGRAM_BOT_TOKEN = "{}" ', "\ufeffTELEGRAM_BOT_TOKEN='{}'")
     for line in lines:
         file.write_text(line.format(TOKEN) + tail, encoding="utf-8")
-        assert bot.read_token({}, file) == TOKEN
-    assert bot.read_token({"TELEGRAM_BOT_TOKEN": "1:b"}, file) == "1:b"
+        assert connection.read_token({}, file) == TOKEN
+    assert connection.read_token({"TELEGRAM_BOT_TOKEN": "1:b"}, file) == "1:b"
     file.write_text("#TELEGRAM_BOT_TOKEN=1:b\nOTHER=1")
     for path in (file, tmp_path / "none"):
         with pytest.raises(UserError, match="TELEGRAM_BOT_TOKEN") as caught:
-            bot.read_token({}, path)
+            connection.read_token({}, path)
         assert caught.value.code == 2
 
 
 def test_titles_are_read_as_scrape_writes_them(tmp_path):
     path = tmp_path / "titles.csv"
     path.write_text("title,ru\nAlien (1979),Чужой\nBrazil (1985),\n", encoding="utf-8")
-    texts = bot.load_texts(path)
+    texts = handlers.load_texts(path)
     assert texts["ru"]["titles"] == RUSSIAN and texts["en"]["titles"] == EN["titles"] == {}
 
 
@@ -1460,16 +1460,16 @@ def test_proof_comes_from_an_index_that_changes_and_breaks(indexed, tmp_path):
 def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, caplog):
     place = Path(shutil.copytree(indexed / "index", tmp_path / "index"))
     identifier = Identifier(indexed / "export")
-    identifier.index = bot_worker.open_index(place, identifier)
-    monkeypatch.setattr(bot_worker, "model", identifier, raising=False)
-    monkeypatch.setattr(bot_worker, "AGAIN", 0.0)
-    monkeypatch.setattr(bot_worker.log, "disabled", False)  # the configuration of another package may have done it
+    identifier.index = worker.open_index(place, identifier)
+    monkeypatch.setattr(worker, "model", identifier, raising=False)
+    monkeypatch.setattr(worker, "AGAIN", 0.0)
+    monkeypatch.setattr(worker.log, "disabled", False)  # the configuration of another package may have done it
 
     def ask() -> list[dict]:
-        return bot_worker.name_film([encoded(draw_frame(2, 3, 99))])["candidates"]
+        return worker.name_film([encoded(draw_frame(2, 3, 99))])["candidates"]
 
     before = ask()
-    assert before[0]["title"] == "Film 2 (1992)" and len(before) == bot_worker.FILMS and "evidence" in before[0]
+    assert before[0]["title"] == "Film 2 (1992)" and len(before) == worker.FILMS and "evidence" in before[0]
     state = (place / "index.json").read_text()
     (place / "index.json").write_text(state.replace("films/", "gone/"))
     assert ask() == before
@@ -1482,20 +1482,18 @@ def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, c
     shutil.copytree(indexed / "index", place)
     assert ask() == before
     with pytest.raises(UserError, match="--index"):
-        bot_worker.open_index(tmp_path / "nowhere", identifier)
+        worker.open_index(tmp_path / "nowhere", identifier)
 
 
 def test_second_looks(indexed, monkeypatch):
-    monkeypatch.setattr(bot_worker, "model", Identifier(indexed / "export"), raising=False)
-    bot_worker.model.index = index.Index(indexed / "index", bot_worker.model)
+    monkeypatch.setattr(worker, "model", Identifier(indexed / "export"), raising=False)
+    worker.model.index = collection.Index(indexed / "index", worker.model)
     frame = draw_frame(3, 6, 99, (640, 360))
     screenshot = Image.new("RGB", (640, 520))
     screenshot.paste(frame, (0, 80))
     alike = {}
     for name, picture in (("mirror", ImageOps.mirror(frame)), ("still", screenshot)):
-        (best, *_), (plain, *_) = (
-            bot_worker.name_film([encoded(picture)], look)["candidates"] for look in (name, None)
-        )
+        (best, *_), (plain, *_) = (worker.name_film([encoded(picture)], look)["candidates"] for look in (name, None))
         alike[name] = best["evidence"]["similarity"], plain["evidence"]["similarity"]
         assert best["title"] == "Film 3 (1993)" and alike[name][0] > 0.9
     assert alike["mirror"][1] < alike["mirror"][0]
@@ -1582,7 +1580,7 @@ def test_a_killed_worker_is_replaced(service):
 def test_killed_and_started_again_it_answers_everything_once(service):
     service.wait(service.ask())
     worker, users = service.worker(), [service.ask(trouble={"file": [("sleep", 60)]}) for _ in range(6)]
-    assert service.until(lambda: len(service.asked("file", *users)) == bot.IN_HAND)
+    assert service.until(lambda: len(service.asked("file", *users)) == handlers.IN_HAND)
     assert service.until(lambda: not service.server.updates)  # all are acknowledged
     service.exit(signal.SIGKILL)
     service.trouble.clear()

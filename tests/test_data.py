@@ -12,13 +12,13 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-import frames as decoded
-from data import assign_folds, choose_rows, label_rows, read_manifest, split_fingerprint
-from frames import FrameStore, augment, load_frames, normalise
-from image import PREPROCESSING, UserError
-from recipes import RECIPES
+from answering.console import UserError
+from answering.pictures import PREPROCESSING
+from training.dataset import assign_folds, choose_rows, label_rows, read_manifest, split_fingerprint
+from training.frames import FrameStore, augment, load_frames, normalise
+from training.recipes import RECIPES
 
-ROOT = Path(decoded.__file__).parent
+ROOT = Path(__file__).parent.parent
 PLAIN = RECIPES["best"] | {"crop": 1.0, "flip": 0.0, "colour": 0.0, "corrupt": 0.0}
 
 
@@ -137,9 +137,9 @@ def test_killed_decoding_continues(dataset, tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from data import read_manifest
-from frames import FrameStore
-from image import PREPROCESSING
+from training.dataset import read_manifest
+from training.frames import FrameStore
+from answering.pictures import PREPROCESSING
 real, calls = os.fsync, []
 def fsync(number):
     real(number)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from answering.model import Identifier
+from answering.pictures import find_bars
 from demo import demo, films
-from identify import Identifier
-from image import find_bars
 
 FOLDER = Path(films.__file__).parent
 

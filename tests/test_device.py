@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import device
+from training import device
 
 AVX512 = {"avx", "avx2", "avx512f", "avx512_vnni"}
 

@@ -14,14 +14,16 @@ from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
 import export
-from data import choose_rows, read_manifest
+from answering.calibration import lowest_threshold
+from answering.console import UserError
+from answering.model import Identifier, reference_frames, relative_error
+from answering.pictures import preprocess
 from export import export_model
-from identify import Identifier, reference_frames, relative_error
-from image import UserError, preprocess
-from metrics import fit_temperature, lowest_threshold
 from models import Checkpoint, build_model, preprocessing_for
-from quantise import even_tokens, write_web
-from rule import ORIGINAL_RULE, SCORES, Rule, check_rule, fit_rule
+from training.dataset import choose_rows, read_manifest
+from training.metrics import fit_temperature
+from training.quantise import even_tokens, write_web
+from training.rule import ORIGINAL_RULE, SCORES, Rule, check_rule, fit_rule
 
 OUTPUTS = ["logits", "probabilities", "known", "embedding"]
 

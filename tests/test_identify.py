@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import identify
-from identify import Answer, Candidate, Identifier, choose_file, format_answer
-from image import PREPROCESSING, UserError, find_bars, find_still, natural_key, preprocess, read_image
-from wear import screenshot
+from answering import model
+from answering.console import UserError
+from answering.model import Answer, Candidate, Identifier, choose_file, format_answer
+from answering.pictures import PREPROCESSING, find_bars, find_still, preprocess, read_image
+from answering.stills import natural_key
+from benchmarks.ways import screenshot
 
 ROOT = Path(identify.__file__).parent
 
@@ -226,11 +229,11 @@ def test_the_file_is_chosen_by_the_cpu_and_what_is_asked(exported, flags, asked,
 
 
 def test_a_runtime_that_is_not_installed_is_not_chosen(exported, monkeypatch):
-    monkeypatch.setattr(identify, "find_spec", lambda name: None if name == "openvino" else object())
+    monkeypatch.setattr(model, "find_spec", lambda name: None if name == "openvino" else object())
     assert choose_file(exported, None, None, SERVER)[1:3] == ("onnxruntime", "int8")
     with pytest.raises(UserError, match="--runtime"):
         choose_file(exported, "openvino", None, AVX512)
-    monkeypatch.setattr(identify, "find_spec", lambda name: None)
+    monkeypatch.setattr(model, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         choose_file(exported, None, None, AVX512)
 
@@ -262,7 +265,7 @@ def test_self_test_notices_a_cpu_that_computes_otherwise(exported, tmp_path, cap
 def test_reference_frames_are_the_same_everywhere():
     import hashlib
 
-    frames = identify.reference_frames()
+    frames = model.reference_frames()
     assert frames.shape == (6, 224, 224, 3) and 40 < frames.std() < 90
     assert hashlib.sha256(frames.tobytes()).hexdigest()[:16] == "fdbfb78d3019570d"
 

@@ -18,12 +18,12 @@ import pytest
 from conftest import draw_frame
 from PIL import Image
 
-import engines
 import identify
 import index
-from answering import embedding as space
-from identify import Contract, Identifier
-from image import PREPROCESSING, UserError
+from answering import calibration, collection, embedding, projection, store
+from answering.console import UserError
+from answering.model import Contract, Identifier
+from answering.pictures import PREPROCESSING
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,12 +92,12 @@ def copied(made, tmp_path) -> Path:
 
 def ask(model: Path, path: Path, *images: Image.Image) -> list:
     identifier = Identifier(model)
-    identifier.index = index.Index(path, identifier)
+    identifier.index = collection.Index(path, identifier)
     return [identifier.identify(image) for image in images]
 
 
 def titles(path: Path) -> list[str]:
-    return sorted(index.read_state(engines.open_engine(path))["films"])
+    return sorted(collection.read_state(store.open_engine(path))["films"])
 
 
 def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
@@ -108,7 +108,7 @@ def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
         proof = best.evidence
         assert proof["file"].startswith(f"{shot:02}_") and proof["similarity"] > 0.9
         assert shot * 6000 <= proof["from_ms"] <= proof["time_ms"] <= proof["to_ms"] < (shot + 1) * 6000
-        assert max(Image.open(io.BytesIO(proof["thumbnail"])).size) == space.THUMB
+        assert max(Image.open(io.BytesIO(proof["thumbnail"])).size) == embedding.THUMB
 
 
 def test_frames_of_other_films_are_refused(made, model):
@@ -118,7 +118,7 @@ def test_frames_of_other_films_are_refused(made, model):
 
 def test_a_film_added_meanwhile_is_named_by_who_reads_already(copied, model, tmp_path):
     identifier = Identifier(model)
-    reader = index.Index(copied, identifier)
+    reader = collection.Index(copied, identifier)
     frame = identifier.run(identifier.load(draw_frame(7, 60, 9))[None])["embedding"]
     assert reader.answers(frame)[0].candidates[0].title != "New (2001)"
     folder = write_film(tmp_path / "stills", 7, range(60, 64))
@@ -137,7 +137,7 @@ def test_adding_again_updates_and_the_unchanged_is_not_looked_at(copied, model, 
     assert "unchanged" in capsys.readouterr().out
     write_film(folder, 8, range(5))
     assert index.main(command) == 0
-    film = index.read_state(engines.open_engine(copied))["films"]["Grows (2000)"]
+    film = collection.read_state(store.open_engine(copied))["films"]["Grows (2000)"]
     assert (film["stills"], film["year"], film["imdb"]) == (30, 2000, "tt0000008")
     assert len(list((copied / "films").iterdir())) == 2 * len(titles(copied))  # nothing old is left
 
@@ -149,7 +149,7 @@ def test_near_duplicates_are_stored_once(copied, model, tmp_path):
         draw_frame(9, shot, 0).save(folder / f"{shot}.png")
         draw_frame(9, shot, 0).save(folder / f"{shot}b.jpg", quality=90)
     assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
-    film = index.read_state(engines.open_engine(copied))["films"]["Twice (2002)"]
+    film = collection.read_state(store.open_engine(copied))["films"]["Twice (2002)"]
     assert (film["stills"], film["stored"]) == (12, 6)
 
 
@@ -157,7 +157,7 @@ def test_every_takes_a_part(model, raw, tmp_path):
     path = tmp_path / "index"
     folder = raw / "Film 1 (1991)"
     assert index.main(["add", str(folder), "--every", "4", "--model", str(model), "--index", str(path)]) == 0
-    assert index.read_state(engines.open_engine(path))["films"]["Film 1 (1991)"]["stills"] == 12
+    assert collection.read_state(store.open_engine(path))["films"]["Film 1 (1991)"]["stills"] == 12
 
 
 def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, model, tmp_path, monkeypatch):
@@ -173,9 +173,9 @@ def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, mode
                 raise KeyboardInterrupt
             replace(*args)
 
-        monkeypatch.setattr("image.os.replace", stop)
+        monkeypatch.setattr("answering.console.os.replace", stop)
         stopped = index.main(["add", str(folder), "--model", str(model), "--index", str(path)]) == 130
-        monkeypatch.setattr("image.os.replace", replace)
+        monkeypatch.setattr("answering.console.os.replace", replace)
         assert set(titles(made)) <= set(titles(path)) <= {*titles(made), "Late (2003)"}
         assert index.main(["check", "--index", str(path)]) == 0
         ask(model, path, draw_frame(1, 1, 1))
@@ -233,7 +233,7 @@ def test_on_a_full_disk_the_index_stays_as_it_was(copied, model, tmp_path, size,
 
 def test_a_truncated_faiss_file_is_named_in_one_line(copied, model, monkeypatch, capsys):
     pytest.importorskip("faiss", reason="needs faiss-cpu")
-    monkeypatch.setattr(engines, "EXACT", 20)
+    monkeypatch.setattr(store, "EXACT", 20)
     assert index.main(["rebuild", "--index", str(copied)]) == 0
     (file,) = copied.glob("pack-*")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -249,7 +249,7 @@ def test_check_shows_how_thresholds_drift(copied, capsys):
     lines = capsys.readouterr().out.splitlines()
     head, row = lines[-2].split("  "), lines[-1].split()
     assert "AUROC" in head[-1] and row[0] == "5" and all(0 <= float(value) <= 1.001 for value in row[1:])
-    state = index.read_state(engines.open_engine(copied))
+    state = collection.read_state(store.open_engine(copied))
     assert float(row[1]) == pytest.approx(state["rule"]["movie"], abs=2e-3)  # all its films, so its own threshold
 
 
@@ -257,10 +257,10 @@ def test_the_rarer_unknown_films_are_the_sooner_a_film_is_named(copied, capsys):
     thresholds = []
     for share in ("0.05", "0.6"):
         assert index.main(["rebuild", "--unknown-share", share, "--index", str(copied)]) == 0
-        thresholds.append(index.read_state(engines.open_engine(copied))["rule"]["movie"])
+        thresholds.append(collection.read_state(store.open_engine(copied))["rule"]["movie"])
     assert thresholds[0] < thresholds[1]
     assert index.main(["rebuild", "--index", str(copied)]) == 0  # keeps what was asked for
-    assert index.read_state(engines.open_engine(copied))["rule"]["movie"] == pytest.approx(thresholds[1], abs=1e-6)
+    assert collection.read_state(store.open_engine(copied))["rule"]["movie"] == pytest.approx(thresholds[1], abs=1e-6)
     assert "where 10%" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         index.main(["rebuild", "--unknown-share", "1", "--index", str(copied)])
@@ -335,10 +335,10 @@ def test_hostile_titles_and_images(model, tmp_path, capsys):
 def test_a_film_is_added_although_no_worn_copy_of_it_can_be_made(copied, model, tmp_path, capsys):
     folder = write_film(tmp_path / "Holes (2007)", 9, range(10))
     names = [f"{shot:02}_{frame}.jpg" for shot in range(10) for frame in range(6)]
-    for place in np.linspace(0, len(names) - 1, space.WORN).astype(int):  # those that copies are made of
+    for place in np.linspace(0, len(names) - 1, embedding.WORN).astype(int):  # those that copies are made of
         (folder / names[place]).write_bytes(b"")
     assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
-    assert capsys.readouterr().err.count("skipped") == space.WORN
+    assert capsys.readouterr().err.count("skipped") == embedding.WORN
     assert index.main(["rebuild", "--index", str(copied)]) == 0
     assert ask(model, copied, draw_frame(9, 4, 77))[0].candidates[0].title == "Holes (2007)"
 
@@ -392,7 +392,7 @@ def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monk
     pytest.importorskip("faiss", reason="needs faiss-cpu")
     frames = [draw_frame(film, shot, 77) for film in range(5) for shot in (0, 3, 7)]
     plain = ask(model, copied, *frames)
-    monkeypatch.setattr(engines, "EXACT", 20)
+    monkeypatch.setattr(store, "EXACT", 20)
     assert index.main(["rebuild", "--memory", memory, "--index", str(copied)]) == 0
     assert "faiss" in capsys.readouterr().out
     found = ask(model, copied, *frames)
@@ -406,7 +406,7 @@ def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monk
 
 
 def test_without_faiss_the_error_names_it(copied, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "EXACT", 20)
+    monkeypatch.setattr(store, "EXACT", 20)
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert index.main(["rebuild", "--index", str(copied)]) == 2
     assert "pip install faiss-cpu" in capsys.readouterr().err
@@ -453,8 +453,8 @@ def test_milvus_answers_as_a_folder_does(milvus, made, model, tmp_path, capsys):
 
 
 def test_in_milvus_films_come_and_go_and_nothing_is_left(milvus, model, tmp_path):
-    identifier, engine = Identifier(model), engines.open_engine(milvus)
-    reader = index.Index(milvus, identifier)
+    identifier, engine = Identifier(model), store.open_engine(milvus)
+    reader = collection.Index(milvus, identifier)
     frame = identifier.run(identifier.load(draw_frame(7, 60, 9))[None])["embedding"]
     add = ["add", str(write_film(tmp_path / "New (2001)", 7, range(60, 64))), "--model", str(model)]
     counts = [count_rows(engine)]
@@ -472,7 +472,7 @@ def count_rows(engine) -> dict[str, int]:
 
 
 def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tmp_path, monkeypatch):
-    engine, late = engines.open_engine(milvus), draw_frame(6, 71, 99)
+    engine, late = store.open_engine(milvus), draw_frame(6, 71, 99)
     folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
     add = ["add", str(folder), "--model", str(model), "--index", str(milvus)]
     clean, stopped, last = count_rows(engine), True, 0
@@ -492,7 +492,7 @@ def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tm
             monkeypatch.setattr(type(engine.client), name, stop_before(getattr(type(engine.client), name)))
         stopped = index.main(add) == 130
         monkeypatch.undo()
-        titles = {*index.read_state(engine)["films"]} - {f"Film {film} ({1990 + film})" for film in range(5)}
+        titles = {*collection.read_state(engine)["films"]} - {f"Film {film} ({1990 + film})" for film in range(5)}
         assert titles <= {"Late (2003)"} and index.main(["check", "--index", str(milvus)]) == 0
         best = ask(model, milvus, late)[0].candidates[0]
         assert (best.title == "Late (2003)") == bool(titles)
@@ -505,14 +505,14 @@ def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tm
 
 
 def test_of_two_writers_in_milvus_the_later_one_fails(milvus, model, tmp_path, capsys):
-    engine = engines.open_engine(milvus)
+    engine = store.open_engine(milvus)
     with engine.writing():
-        state = index.read_state(engine)
+        state = collection.read_state(engine)
         del state["films"]["Film 0 (1990)"]
         assert index.main(["remove", "Film 1 (1991)", "--index", str(milvus)]) == 0
         with pytest.raises(UserError, match="wrote to it meanwhile"):
             engine.commit(state)
-    assert [title[:6] for title in index.read_state(engine)["films"]] == ["Film 0", "Film 2", "Film 3", "Film 4"]
+    assert [title[:6] for title in collection.read_state(engine)["films"]] == ["Film 0", "Film 2", "Film 3", "Film 4"]
 
 
 def test_memory_is_refused_where_it_would_do_nothing(capsys):
@@ -547,9 +547,9 @@ def clouds(films: int, seed: int, frames: int = 40, dims: int = 24) -> tuple[np.
 
 def test_the_projection_whitens_what_varies_within_films(monkeypatch):
     for name, value in (("SHRINK", 0.0), ("EVEN", 0.0), ("WEAR", 0.0)):
-        monkeypatch.setattr(space, name, value)
+        monkeypatch.setattr(projection, name, value)
     x, owner = clouds(12, 1)
-    project, offset = space.fit_projection(x, owner, np.zeros((0, x.shape[1]), np.float32))
+    project, offset = projection.fit_projection(x, owner, np.zeros((0, x.shape[1]), np.float32))
     vectors = x @ project - offset
     within = np.mean([np.cov(vectors[owner == f].T, bias=True) for f in range(12)], axis=0)
     np.testing.assert_allclose(within, np.eye(len(within)), atol=0.02)
@@ -561,9 +561,9 @@ def test_what_wear_changes_counts_less():
     change[:, 3] = np.linspace(-9, 9, 30)
     lengths = []
     for some in (change[:0], change):
-        project, _ = space.fit_projection(x, owner, some)
-        moved = space.project_all(x + change[-1], project, 0 * project[0])
-        lengths.append(np.linalg.norm(moved - space.project_all(x, project, 0 * project[0]), axis=1).mean())
+        project, _ = projection.fit_projection(x, owner, some)
+        moved = projection.project_all(x + change[-1], project, 0 * project[0])
+        lengths.append(np.linalg.norm(moved - projection.project_all(x, project, 0 * project[0]), axis=1).mean())
     assert lengths[1] < 0.8 * lengths[0]
 
 
@@ -574,15 +574,15 @@ def test_thresholds_hold_on_films_that_were_never_seen():
         {"embedding": x[owner == f], "time": np.full(40, -1), "change": np.zeros((0, x.shape[1]), np.float32)}
         for f in range(30)
     ]
-    rule = space.fit_rule(space.ask_itself(films, 40), np.full(30, 40))
-    project, offset = space.fit_projection(x[known], owner[known], films[0]["change"])
-    vectors = space.project_all(x, project, offset)
+    rule = calibration.fit_rule(calibration.ask_itself(films, 40), np.full(30, 40))
+    project, offset = projection.fit_projection(x[known], owner[known], films[0]["change"])
+    vectors = projection.project_all(x, project, offset)
     rng = np.random.default_rng(5)
     fresh = x + rng.normal(0, 0.1, x.shape).astype(np.float32) * (np.arange(x.shape[1]) < 12)
-    asked = space.project_all(fresh, project, offset)
+    asked = projection.project_all(fresh, project, offset)
     alike = asked @ vectors[known].T
     alike[known] -= 2 * np.eye(len(x), dtype=np.float32)[known][:, known]  # not by itself
-    scores = space.film_scores(space.nearest_by_film(alike, owner[known], 30))
+    scores = projection.film_scores(projection.nearest_by_film(alike, owner[known], 30))
     named, right = scores.max(1) >= rule["movie"], scores.argmax(1) == owner
     taken, lost = (named & right & known).sum() / known.sum(), (named & ~known).sum() / (~known).sum()
     assert taken > 0.3
@@ -592,20 +592,20 @@ def test_thresholds_hold_on_films_that_were_never_seen():
 def test_packed_vectors_keep_their_direction():
     vectors = np.random.default_rng(6).normal(0, 1, (50, 128))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    packed = space.pack_vectors(vectors).astype(np.float64)
+    packed = projection.pack_vectors(vectors).astype(np.float64)
     cosine = (packed * vectors).sum(1) / np.linalg.norm(packed, axis=1)
     assert cosine.min() > 0.999
 
 
 def test_of_long_films_a_part_is_taken_and_none_is_left_out(tmp_path, monkeypatch):
     """A shelf of real films, thousands of stills each: the thresholds must rest on all of them."""
-    monkeypatch.setattr(index, "FIT_FRAMES", 600)
-    engine, films, rng = engines.Folder(tmp_path), {}, np.random.default_rng(9)
+    monkeypatch.setattr(collection, "FIT_FRAMES", 600)
+    engine, films, rng = store.Folder(tmp_path), {}, np.random.default_rng(9)
     for number, count in enumerate([700, 500, 400, 900, 30, 300]):
         rows = {"embedding": rng.normal(0, 1, (count, 6)).astype(np.float16), "time": 2000 * np.arange(count)}
         rows |= {"worn": rows["embedding"][:3], "of": rows["embedding"][3:6]}
         films[f"Film {number}"] = {"frames": engine.put(f"Film {number}", rows), "stored": count}
-    parts = index.sample_films(engine, films)
+    parts = collection.sample_films(engine, films)
     counts = [len(part["time"]) for part in parts]
     assert len(counts) == len(films) and 500 <= sum(counts) <= 600 and min(counts) == 30
     assert all((np.diff(part["time"]) == 2000).all() for part in parts)  # as dense as the film
@@ -627,17 +627,17 @@ def test_how_like_a_frame_is_to_the_rest_of_its_film():
     vectors = np.random.default_rng(8).normal(0, 1, (30, 5)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for when in (np.full(30, -1), 2000 * np.arange(30)):
-        apart = space.held_apart(when)
-        for k, got in zip((4, 17), space.ask_within(vectors, when, np.array([4, 17])), strict=True):
+        apart = calibration.held_apart(when)
+        for k, got in zip((4, 17), calibration.ask_within(vectors, when, np.array([4, 17])), strict=True):
             rest = vectors[apart != apart[k]]
             middle = rest.sum(0) / np.linalg.norm(rest.sum(0))
-            wanted = ((rest @ vectors[k]).max() + space.MEAN * middle @ vectors[k]) / (1 + space.MEAN)
+            wanted = ((rest @ vectors[k]).max() + projection.MEAN * middle @ vectors[k]) / (1 + projection.MEAN)
             assert got == pytest.approx(wanted, abs=1e-5)
 
 
 def test_film_scores_against_a_loop():
     best = np.random.default_rng(7).normal(0, 1, (20, 6)).astype(np.float32)
-    scores = space.film_scores(best)
+    scores = projection.film_scores(best)
     for row, got in zip(best, scores, strict=True):
-        wanted = [row[f] - space.SECOND * max(row[g] for g in range(6) if g != f) for f in range(6)]
+        wanted = [row[f] - projection.SECOND * max(row[g] for g in range(6) if g != f) for f in range(6)]
         np.testing.assert_allclose(got, wanted, rtol=1e-5)

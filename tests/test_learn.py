@@ -12,12 +12,12 @@ from PIL import Image
 from telegram_server import TelegramServer
 from test_index import write_film, write_model
 
-import bot_updates
 import index
-import learn
-from engines import open_engine
-from identify import Identifier
-from image import UserError
+from answering import collection, store
+from answering.console import UserError
+from answering.model import Identifier
+from answering.store import open_engine
+from telegram_bot import database
 
 SECRET = "AAF-never_to_be-seen"
 TOKEN = f"123456:{SECRET}"
@@ -35,7 +35,7 @@ class Home:
 
     def __init__(self, folder: Path, server: TelegramServer):
         self.folder, self.server, self.model, self.index = folder, server, folder / "export", folder / "index"
-        self.base = bot_updates.open_base(folder / "bot.sqlite")
+        self.base = database.open_base(folder / "bot.sqlite")
 
     def run(self, command: str, *arguments: str) -> int:
         return index.main([command, *arguments, "--index", str(self.index)])
@@ -65,7 +65,7 @@ class Home:
         return [*engine.get(film["frames"], *names), engine.get_vectors(film["vectors"])]
 
     def theirs(self, title: str = TITLES[0]) -> int:
-        return sum(name.startswith(learn.SOURCE) for name in self.names(title))
+        return sum(name.startswith(store.SOURCE) for name in self.names(title))
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +112,9 @@ def test_the_owner_sees_and_accepts_what_users_confirmed(home, capsys):
     assert (home.theirs(), home.theirs(TITLES[1])) == (2, 0) and home.run("check") == 0
     assert home.learn() == 0 and "nothing new" in capsys.readouterr().out  # neither the taken nor the refused
     identifier = Identifier(home.model)
-    identifier.index = index.Index(home.index, identifier)
+    identifier.index = collection.Index(home.index, identifier)
     best = identifier.identify(shot(1)).candidates[0]
-    assert best.title == TITLES[0] and best.evidence["file"].startswith(learn.SOURCE)
+    assert best.title == TITLES[0] and best.evidence["file"].startswith(store.SOURCE)
     assert best.evidence["time_ms"] is None and best.evidence["similarity"] > 0.99
 
 
@@ -183,7 +183,7 @@ def test_what_is_wrong_is_told_in_a_line(home, capsys, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         home.run("remove")
     with pytest.raises(UserError, match="folder"):
-        learn.folder_of("http://milvus:19530")
+        store.folder_of("http://milvus:19530")
 
 
 def test_titles_never_become_paths(home, tmp_path):

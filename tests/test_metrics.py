@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from metrics import (
+from answering.calibration import lowest_threshold
+from training.metrics import (
     area_under_risk_coverage,
     expected_calibration_error,
     fit_temperature,
-    lowest_threshold,
     measure,
     significantly_worse,
     softmax,

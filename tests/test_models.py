@@ -7,7 +7,7 @@ import torch
 from conftest import save_small_clip, shared
 
 import models
-from image import UserError
+from answering.console import UserError
 from models import ARCHITECTURES, Checkpoint, build_model, is_transformer, read_state
 
 CLASSES = ["Brazil (1985)", "Face/Off (1997)", "WALL·E (2008)"]

@@ -5,12 +5,12 @@ import pytest
 import torch
 from conftest import figures_of, quick
 
-from data import choose_rows, read_manifest
-from frames import load_frames, normalise
-from image import UserError
-from metrics import fit_temperature, softmax
+from answering.console import UserError
 from models import Checkpoint, build_model
-from probe import cross_fit, fit_head, leak_check, start_head
+from training.dataset import choose_rows, read_manifest
+from training.frames import load_frames, normalise
+from training.metrics import fit_temperature, softmax
+from training.probe import cross_fit, fit_head, leak_check, start_head
 
 
 def linear_discriminant(embedding: np.ndarray, labels: np.ndarray, shrinkage: float, at=None) -> np.ndarray:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from identify import Identifier
-from image import find_bars, read_image
+from answering.model import Identifier
+from answering.pictures import find_bars, read_image
 
 PACKAGES = ("onnxruntime-node@1.30.0", "sharp@0.35.5")  # 114 and 9 MB to download; from npm's own cache next time
 MINUTES = 5

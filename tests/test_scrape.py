@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scrape
-from data import list_frames
-from image import UserError
-from scrape import folder_name, main, match_title, normalise_title, scrape_flim, split_title
+from answering.console import UserError
+from answering.stills import list_frames
+from answering.titles import folder_name, normalise_title, split_title
+from scrape import main, match_title, scrape_flim
 
 SCRIPT = Path(scrape.__file__)
 

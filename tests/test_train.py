@@ -13,11 +13,11 @@ import torch
 from conftest import figures_of, quick, save_small_clip
 
 import train
-from data import read_manifest
-from image import UserError
-from metrics import measure
+from answering.console import UserError
 from models import Checkpoint, build_model
-from recipes import RECIPES
+from training.dataset import read_manifest
+from training.metrics import measure
+from training.recipes import RECIPES
 
 ROOT = Path(train.__file__).parent
 

@@ -5,8 +5,9 @@ import pytest
 from conftest import draw_frame
 from PIL import Image
 
-from image import find_bars, find_still
-from wear import COPIES, WAYS, wear
+from answering.pictures import find_bars, find_still
+from answering.wear import COPIES, wear
+from benchmarks.ways import WAYS
 
 CHANGES = [lambda image, rng, kind=kind: wear(image, kind, rng) for kind in range(len(COPIES))]
 CHANGES += [change for name, change in WAYS.items() if name != "as it is"]

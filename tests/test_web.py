@@ -20,10 +20,11 @@ from test_index import write_film, write_model
 
 import export
 import index
-from identify import Contract, Identifier, relative_error
-from image import IMAGE_SUFFIXES, PREPROCESSING
-from quantise import write_web
-from wear import screenshot
+from answering import collection
+from answering.model import Contract, Identifier, relative_error
+from answering.pictures import IMAGE_SUFFIXES, PREPROCESSING
+from benchmarks.ways import screenshot
+from training.quantise import write_web
 
 WEB = Path(__file__).parent.parent / "web"
 READY = "#answer[aria-busy=false]"
@@ -198,7 +199,7 @@ def compare(page, model: Path, files: list[Path], points: float) -> set[str]:
           [...card.querySelectorAll("meter")].map((meter) => [meter.ariaLabel, meter.value]))"""
     )[::-1]
     if (model.parent / "index").exists():
-        identifier.index = index.Index(model.parent / "index", identifier)
+        identifier.index = collection.Index(model.parent / "index", identifier)
     for file, row, listed in zip(files, found, shown, strict=True):
         wanted = identifier.identify(file)
         assert (row["file"], row["kind"], row["title"]) == (file.name, wanted.kind, wanted.candidates[0].title)
@@ -267,7 +268,7 @@ def collections(site, exported, raw, tmp_path_factory):
     for name in ("embedder", "classifier"):
         place = root / name
         model = Identifier(place / "export" / "model.web.onnx", runtime="onnxruntime")
-        seen = base64.b64encode(index.fingerprint(model)).decode()
+        seen = base64.b64encode(collection.fingerprint(model)).decode()
         contract = replace(model.contract, self_test=model.contract.self_test | {"fingerprint": seen})
         contract.save(place / "export" / "model.json")
         films = [root / "films"] if name == "embedder" else sorted((root / "films").iterdir())[2:]

@@ -11,15 +11,31 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from data import choose_rows, read_manifest
-from identify import Answer, Identifier
-from image import UserError, atomic_write, read_image
-from metrics import UNKNOWN_SHARE, named_right
-from report import save_figure
-from wear import WAYS
+from answering.calibration import UNKNOWN_SHARE, named_right
+from answering.console import UserError, atomic_write
+from answering.model import Answer, Identifier
+from answering.pictures import read_image
+from benchmarks.harness import show
+from benchmarks.ways import WAYS
+from training.dataset import choose_rows, read_manifest
+from training.report import save_figure
 
 FRONTIER = ["as it is", "crop, 60% of the sides", "crop, 40% of the sides", "JPEG at quality 15", "grey"]
 FRONTIER += ["photo of a screen", "a phone's screenshot"]
+
+
+def bench_robust(
+    data: Path, model: Path, *, index: str = "", frames: int = 40, fold: int = -1, sheet: Path = Path("robust.png")
+) -> None:
+    """Answers to test frames as they are and changed as people change them, at most so many a film; draws each way.
+
+    --index answers with an index of the frames for training, which is made in that new folder; an embedder takes --fold
+    (-1: the manifest's split), and SHEET-frontier.png shows how many frames could be named at which risk.
+    """
+
+    figures, asked = measure_ways(data, model, index, frames, fold if fold >= 0 else None, sheet)
+    title = f"Changed frames, {model}{f' with {index}' if index else ''}, {asked}"
+    show(title, figures, f"{sheet} shows the ways.")
 
 
 def index_frames(rows: list[dict], model: Path, place: Path):
@@ -145,7 +161,7 @@ def measure_ways(data: Path, model: Path, place: str, frames: int, fold: int | N
     if identifier.classes and classes != identifier.classes:
         raise UserError(f"{model}: its films are not those of {data}; name the data that it was trained on", 2)
     if place:
-        from index import Index
+        from answering.collection import Index
 
         if Path(place, "index.json").exists():
             raise UserError(f"--index {place}: is there and may hold test frames; name a new folder", 2)

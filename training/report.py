@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from data import write_csv
-from image import atomic_write, read_image
-from metrics import softmax
+from answering.console import atomic_write
+from answering.pictures import read_image
+from training.dataset import write_csv
+from training.metrics import softmax
 
 
 def save_figure(figure: Figure, path: Path) -> None:

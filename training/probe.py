@@ -11,12 +11,13 @@ from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from data import assign_folds, choose_rows
-from device import synchronised_clock
-from frames import normalise, take_batch
-from image import UserError, preprocess, read_image
-from metrics import fit_temperature, measure
-from wear import COPIES, wear
+from answering.console import UserError
+from answering.pictures import preprocess, read_image
+from answering.wear import COPIES, wear
+from training.dataset import assign_folds, choose_rows
+from training.device import synchronised_clock
+from training.frames import normalise, take_batch
+from training.metrics import fit_temperature, measure
 
 
 @torch.no_grad()

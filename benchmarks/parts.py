@@ -11,15 +11,15 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
-from image import UserError, atomic_write
-from report import markdown_table
+from answering.console import UserError, atomic_write
+from training.report import markdown_table
 
 
 def torchrun(processes: int, script: str, *args, **environment: str) -> str:
     """For parts: what a script of ours prints under torchrun. Raises RuntimeError where it fails."""
     # without a network there may be nobody to ask for the address of this host
     launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
-    command = [sys.executable, "-m", *launcher, Path(__file__).with_name(script), *args]
+    command = [sys.executable, "-m", *launcher, Path(__file__).parent.with_name(script), *args]
     how = {"env": os.environ | environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen([str(word) for word in command], **how) as process:
         lines = [print(line, end="", flush=True) or line for line in process.stdout]

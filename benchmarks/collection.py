@@ -20,14 +20,15 @@ import numpy as np
 from PIL import Image
 
 import index
-from bench import in_process, show
-from data import find_films
-from engines import EXACT, open_engine
-from identify import Identifier
-from image import UserError, read_image
-from metrics import UNKNOWN_SHARE
-from answering.embedding import keep_vectors, list_stills
-from wear import WAYS as ALL_WAYS
+from answering.calibration import UNKNOWN_SHARE
+from answering.collection import FORMAT, Index, keep_vectors
+from answering.console import UserError
+from answering.model import Identifier
+from answering.pictures import read_image
+from answering.stills import find_films, list_stills
+from answering.store import EXACT, open_engine
+from benchmarks.harness import in_process, show
+from benchmarks.ways import WAYS as ALL_WAYS
 
 WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}
 
@@ -66,7 +67,7 @@ def write_drawn(folder: Path, frames: int, count: int = 200) -> list[tuple]:
     shared, print_of = engine.put("", proof), base64.b64encode(fake_model().run(None)["embedding"]).decode()
     basis = engine.put(None, {"project": np.eye(128, dtype=np.float32), "offset": np.zeros(128, np.float32)})
     model = {"architecture": "drawn", "fingerprint": print_of}
-    state = {"format": index.FORMAT, "model": model, "basis": basis, "rule": rule, "settled": films, "films": {}}
+    state = {"format": FORMAT, "model": model, "basis": basis, "rule": rule, "settled": films, "films": {}}
     state["unknown_share"] = UNKNOWN_SHARE
     best, nearest = np.full(count, -1.0), np.zeros(count, int)
     for number in range(films):
@@ -94,7 +95,7 @@ def pack_drawn(folder: Path, memory: str) -> dict[str, float]:
 def search_drawn(folder: Path, asked: list[tuple]) -> dict[str, float]:
     """Figures of searches in this process, by one thread; the first tenth warms up."""
     start = time.perf_counter()
-    found, times, right = index.Index(folder, fake_model()), [], []
+    found, times, right = Index(folder, fake_model()), [], []
     opened = time.perf_counter() - start
     for vector, film, alike in asked:
         start = time.perf_counter()
@@ -201,7 +202,7 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
         place = Path(folder, "index")
         with contextlib.redirect_stdout(sys.stderr):
             index.main(["add", str(Path(folder, "raw")), f"--model={model}", f"--index={place}"])
-        ours, seen = index.Index(place, identifier), [look(still)[1:] for _, still in kept]
+        ours, seen = Index(place, identifier), [look(still)[1:] for _, still in kept]
         layouts, hashes = (np.stack(part) for part in zip(*seen, strict=True))
         for way in WAYS:
             found, clock = [], np.array([still["time"] for _, still in kept])

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from image import UserError, atomic_write
+from answering.console import UserError, atomic_write
+from answering.projection import unit_length
 
 EXACT = 200_000  # frames up to which plain numpy searches a folder; faiss beyond
 LISTS, PROBES, NEAR, EXAMINED = 4096, 24, 64, 8  # of faiss: lists, those searched, frames found, films then compared
+FILES, VECTORS, PIECE, ROWS = "movie_by_frame_files", "movie_by_frame_vectors", 48_000, 100  # bytes a row, rows a call
+SOURCE = "telegram:"  # before the file names of such stills in an index
 
 
 def is_milvus(place: str | Path) -> bool:
@@ -36,12 +39,6 @@ def new_name(title: str | None) -> str:
     """A name that was not there before, whatever signs the title has."""
     stem = f"films/{hashlib.sha256(title.encode(errors='replace')).hexdigest()[:12]}" if title is not None else "basis"
     return f"{stem}-{os.urandom(4).hex()}"
-
-
-def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Rows [n, d] as float32 of length 1."""
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 def named_files(state: dict) -> set[str]:
@@ -215,9 +212,6 @@ def import_faiss():
     return faiss
 
 
-FILES, VECTORS, PIECE, ROWS = "movie_by_frame_files", "movie_by_frame_vectors", 48_000, 100  # bytes a row, rows a call
-
-
 class Milvus:
     """Two collections of a Milvus: arrays in base64, and a row a frame with its vector. One row names the state.
 
@@ -384,3 +378,24 @@ class Milvus:
             return best
 
         return best_by_film
+
+
+# --------------------------------------------------------------------------- stills of users in an index
+
+
+def short(text) -> str:
+    """What titles, users and answers are called on the disk, whatever signs they have."""
+    return hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:12]
+
+
+def folder_of(engine) -> Path:
+    """Where the users' pictures of an index lie. Raises UserError where it is no folder."""
+    if not isinstance(engine, Folder):
+        raise UserError(f"--index {engine}: what users send is kept beside an index in a folder; name one", 2)
+    return engine.path / "telegram"
+
+
+def put_away(file: Path, home: Path) -> None:
+    """A picture that the index shall not have; here it is not offered again."""
+    (home / "refused").mkdir(exist_ok=True)
+    os.replace(file, home / "refused" / file.name)

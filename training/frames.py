@@ -14,7 +14,8 @@ from torch.utils.data import Subset
 from torchvision.ops import roi_align
 from tqdm import tqdm
 
-from image import UserError, preprocess, read_image
+from answering.console import UserError
+from answering.pictures import preprocess, read_image
 
 STORE_FORMAT = 2  # raised when image.py decodes or crops otherwise
 

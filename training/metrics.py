@@ -2,10 +2,6 @@
 
 import numpy as np
 
-TARGETS = {"movie": 0.95, "shortlist": 0.80}  # what is promised: named films right, shortlists that hold the film
-MARGIN = 0.02  # thresholds are fitted so far above the promise of movie, since what people send is harder (RESULTS.md)
-UNKNOWN_SHARE = 0.3  # of the frames that people send, how many are of films that the collection lacks
-
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, float64."""
@@ -88,27 +84,6 @@ def area_under_risk_coverage(score: np.ndarray, right: np.ndarray) -> float:
     """AURC: mean error of the frames answered, over all coverages, most certain first (Geifman 2017)."""
     ordered = ~right[np.argsort(-score, kind="stable")]
     return float((np.cumsum(ordered) / np.arange(1, len(ordered) + 1)).mean()) if len(ordered) else 0.0
-
-
-def lowest_threshold(score: np.ndarray, right: np.ndarray, weights: np.ndarray, target: float) -> float:
-    """Least threshold at which a share `target` of the frames at or above it is right, weighted; 1.1 if there is none.
-
-    score: float [N] in 0..1; right: bool [N]; weights: float [N].
-    """
-    order = np.argsort(-score, kind="stable")
-    share = np.cumsum((right * weights)[order]) / np.cumsum(weights[order])
-    last = np.r_[score[order][1:] < score[order][:-1], True]  # equal scores stand or fall together
-    good = np.flatnonzero((share >= target) & last)
-    return float(score[order][good[-1]]) if len(good) else 1.1
-
-
-def named_right(named: float, exact: float, strangers: float, share: float = UNKNOWN_SHARE) -> float:
-    """How many of the named films are right, where this share of frames is of unknown films; nan if nothing is named.
-
-    named: share of known frames that are named, exact: named rightly; strangers: of unknown frames, named all the same.
-    """
-    counted = (1 - share) * named + share * strangers
-    return float((1 - share) * exact / counted) if counted else float("nan")
 
 
 def weighted_share(of: np.ndarray, where: np.ndarray, weights: np.ndarray | None = None) -> float | None:

@@ -5,50 +5,21 @@ import contextlib
 import contextvars
 import logging
 import re
-import sqlite3
-import statistics
 import time
 import traceback
 from pathlib import Path
 
-from aiogram import BaseMiddleware, Bot, exceptions, methods, types
-from aiogram.client.session.middlewares.base import BaseRequestMiddleware
+from aiogram import BaseMiddleware, exceptions, types
 from aiogram.types import InlineKeyboardMarkup, Message, Update, User
-from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError
 
-from bot_worker import resident
-from image import IMAGE_SUFFIXES, UserError
+from answering.pictures import IMAGE_SUFFIXES
 
 OLD = 600.0  # seconds; after an outage, older questions are not answered
 ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
 COMMANDS = ("start", "help", "about", "lang", "films")
-STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
-EDITS = (methods.EditMessageText, methods.EditMessageReplyMarkup, methods.EditMessageMedia)
-ASKED = (methods.AnswerCallbackQuery, methods.AnswerInlineQuery, methods.SendChatAction)
-TWICE = (*STARTING, *EDITS, *ASKED, methods.GetUpdates, methods.GetFile)  # does no harm
 IN_VAIN = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)  # message gone or unchanged, bot blocked
-SCHEMA = """
-PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
-CREATE TABLE IF NOT EXISTS answers
-    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT, who TEXT);
-CREATE TABLE IF NOT EXISTS counts (day TEXT, what TEXT, n INTEGER, PRIMARY KEY (day, what));
-CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT, sending INTEGER DEFAULT 0);
-CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
-"""
 answering: contextvars.ContextVar[list[int]] = contextvars.ContextVar("answering")  # ids of a task's updates
 log = logging.getLogger("bot")
-
-
-def open_base(path: Path | str) -> sqlite3.Connection:
-    """Answers with verdicts, updates until they are answered, languages, counts. Raises UserError."""
-    try:
-        base = sqlite3.connect(path, isolation_level=None)
-        base.executescript(SCHEMA)
-        if "who" not in [column[1] for column in base.execute("PRAGMA table_info(answers)")]:  # of an older bot
-            base.execute("ALTER TABLE answers ADD COLUMN who TEXT")
-    except sqlite3.Error as error:
-        raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
-    return base
 
 
 def report(error: BaseException) -> None:
@@ -188,93 +159,3 @@ class Albums(BaseMiddleware):
                 return
         data["album"] = album
         await handler(album[0], data)
-
-
-class Requests(BaseRequestMiddleware):
-    """Tries again, when Telegram asks (429) or ever later, what surely did not arrive or may arrive twice."""
-
-    def __init__(self, base: sqlite3.Connection):
-        self.base, self.away = base, False
-
-    async def __call__(self, make_request, bot: Bot, method):
-        polling = isinstance(method, methods.GetUpdates)
-        for_ever, pause = polling or isinstance(method, STARTING), 0.5
-        end = time.monotonic() + (1e9 if for_ever else OLD)
-        updates = [] if isinstance(method, TWICE) else [(number,) for number in answering.get([])]
-        if polling:
-            method.limit = 20  # more at once would hold up the loop
-            await asyncio.sleep(0)  # the last ones come into SQLite before Telegram may forget them
-        while True:
-            self.base.executemany("UPDATE updates SET sending = 1 WHERE id = ?", updates)  # its answer may have arrived
-            try:
-                result = await make_request(bot, method, timeout=ClientTimeout(total=60, sock_connect=10))
-                if for_ever and self.away:
-                    log.warning("Telegram is back")
-                    self.away = False
-                return result
-            except exceptions.AiogramError as error:
-                answer = getattr(error, "data", None)
-                if polling and isinstance(answer, dict) and answer.get("result"):
-                    if method.limit == 1:  # it would come again for ever, and all behind it wait
-                        log.error("passed over an update of a kind that aiogram does not know; is there a newer one?")
-                        return [Update(update_id=answer["result"][0]["update_id"])]
-                    method.limit = 1
-                    continue
-                if not (polling or can_be_repeated(error, isinstance(method, TWICE))):
-                    raise
-                failure = error
-            if for_ever and not self.away:
-                log.warning("Telegram can't be reached (%s), trying again until it works", type(failure).__name__)
-                self.away = True
-            self.base.executemany("UPDATE updates SET sending = 0 WHERE id = ?", updates)
-            wait = failure.retry_after + 0.1 if isinstance(failure, exceptions.TelegramRetryAfter) else pause
-            if time.monotonic() + wait > end:
-                raise failure
-            await asyncio.sleep(wait)
-            pause = min(30.0, 2 * pause)
-
-
-def can_be_repeated(error: Exception, twice: bool) -> bool:
-    """Whether to try again. twice: it does no harm if the first one has arrived, although its answer did not."""
-    if isinstance(error, exceptions.ClientDecodeError):  # a proxy's page; a message of a new kind has arrived
-        return twice or not isinstance(error.data, dict)
-    if isinstance(error, exceptions.TelegramNetworkError):
-        return twice or isinstance(error.__cause__, (ClientConnectorError, ConnectionTimeoutError))
-    return isinstance(error, (exceptions.TelegramRetryAfter, exceptions.TelegramServerError))
-
-
-async def tidy(base: sqlite3.Connection) -> None:
-    """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
-    while True:
-        base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
-        base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (time.time() - 90 * 86400,))
-        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        await asyncio.sleep(3600)
-
-
-def figures(app) -> dict[str, float]:
-    """What the owner wants to know, by day of UTC."""
-    rows = app.base.execute("SELECT what, sum(n), sum(n * (day = date('now'))) FROM counts GROUP BY what").fetchall()
-    found = dict.fromkeys(("frames", "movie", "shortlist", "unknown", "right", "wrong", "wish"), 0)
-    found |= {what: n for what, n, _ in rows}
-    found["today"] = sum(n for what, _, n in rows if what == "frames")
-    found |= {"median_ms": round(statistics.median(app.times)), "queue": len(app.waiting), "films": len(app.films)}
-    return found | {"memory_mb": round((app.memory + resident()) / 1e6)}
-
-
-async def serve_metrics(app, port: int) -> None:
-    """The same for Prometheus, on loopback. Raises UserError."""
-    from aiohttp import web
-
-    async def answer(_) -> web.Response:
-        about = f'movie_bot_info{{architecture="{app.about.architecture}",version="{app.about.commit}"}} 1\n'
-        return web.Response(text=about + "".join(f"movie_bot_{name} {n}\n" for name, n in figures(app).items()))
-
-    site = web.Application()
-    site.router.add_get("/metrics", answer)
-    runner = web.AppRunner(site, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-    except OSError as error:
-        raise UserError(f"--metrics {port}: {error.strerror}; choose another port") from None

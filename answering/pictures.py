@@ -1,18 +1,17 @@
 """Pictures and files, for all scripts: read what people send, cut black bars, write whole files, fail in one line."""
 
 import contextlib
-import functools
 import io
 import os
-import re
 import stat
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
+
+from answering.console import UserError
 
 MAX_BYTES = 20_000_000  # of one image file
 MAX_PIXELS = 50_000_000  # of one decoded image
@@ -30,77 +29,6 @@ PREPROCESSING = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-
-
-class UserError(Exception):
-    """Something the user can mend: shown on one line, without a traceback. code: 2 usage, 1 work that failed."""
-
-    def __init__(self, message: str, code: int = 1):
-        super().__init__(message)
-        self.code = code
-
-
-def one_line_errors(main):
-    """Make main(argv) report UserError, OSError and Ctrl-C on one line and return an exit code."""
-    script = Path(main.__globals__["__file__"]).name
-
-    @functools.wraps(main)
-    def wrapper(argv: list[str] | None = None) -> int:
-        for stream in (sys.stdout, sys.stderr):  # names and titles of any alphabet, whatever the terminal's
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-        try:
-            code = main(argv) or 0
-            sys.stdout.flush()  # a full disk or a closed pipe shows here, not after our last word
-            return code
-        except BrokenPipeError:  # the reader of our pipe went away, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except UserError as error:
-            text, code = f"error: {' '.join(str(error).split())}", error.code
-        except OSError as error:
-            text, code = f"error: {error.filename or ''}: {error.strerror or error}".replace(": : ", ": "), 1
-        except KeyboardInterrupt:
-            text, code = "stopped", 130
-        print(f"{script}: {text}", file=sys.stderr)
-        return code
-
-    return wrapper
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb", **kwargs):
-    """Open a temporary neighbour of path for writing and rename it at the end, so that path is whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, mode, **kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def natural_key(path: str | Path) -> list:
-    """Sort key that puts 2.jpg before 10.jpg, the order in which stills are numbered."""
-    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", str(path))] + [str(path)]
-
-
-def expand(paths: list[str]) -> list[str]:
-    """Files as they are, folders as the images in them (natural order, links to folders not followed), "-" as stdin."""
-    files = []
-    for path in paths:
-        inside = [path]
-        if os.path.isdir(path):
-            inside = [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
-            inside = sorted((f for f in inside if Path(f).suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
-        if not inside:
-            raise UserError(f"{path}: no images in this folder", 2)
-        files += inside
-    return files
 
 
 # ---------------------------------------------------------------------------------------------- the image
@@ -266,3 +194,12 @@ def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: tuple[int, int
         rgb = rgb[top:bottom, left:right]  # cut first: Pillow's resize(box=...) would mix the bars into the edges
     interpolation = Image.Resampling[spec["interpolation"].upper()]
     return np.asarray(Image.fromarray(rgb).resize(size or (spec["size"],) * 2, interpolation))
+
+
+def is_flat(rgb: np.ndarray) -> bool:
+    """Fades, black frames and title cards: almost nothing lit, or almost no contrast. rgb: uint8 [H, W, 3], no bars."""
+    counts = np.array(Image.fromarray(rgb[::4, ::4]).convert("L").histogram())
+    shares, levels = counts / counts.sum(), np.arange(256)
+    median, mean = int(np.searchsorted(shares.cumsum(), 0.5)), shares @ levels
+    contrast, background = shares @ (levels - mean) ** 2, shares[max(0, median - 5) : median + 6].sum()
+    return bool(shares[29:].sum() < 0.05 or contrast < 5**2 or background > 0.93)

@@ -23,13 +23,16 @@ from unittest import mock
 import torch
 
 import train
-from bench import original_loop
-from bench_parts import run_parts, torchrun
-from data import choose_rows, read_manifest
-from device import choose_device, git_commit, has_bf16, peak_flops
-from image import UserError, expand, read_image
+from answering.console import UserError
+from answering.pictures import read_image
+from answering.stills import expand
+from benchmarks.parts import run_parts, torchrun
+from benchmarks.pipeline import original_loop
 from models import ARCHITECTURES, CLIP, Checkpoint
-from probe import predict
+from training.dataset import choose_rows, read_manifest
+from training.device import choose_device, has_bf16, peak_flops
+from training.probe import predict
+from training.tracking import git_commit
 
 GPU = torch.cuda.is_available()
 
@@ -149,9 +152,9 @@ def time_filter(it) -> dict:
 
 def check_export(it) -> dict:
     """The ONNX file of the run of check_resuming against the model on the GPU."""
+    from answering.model import Contract, Identifier, relative_error
     from export import Exported, open_dataset, run_batches, write_onnx
-    from identify import Contract, Identifier, relative_error
-    from rule import ORIGINAL_RULE
+    from training.rule import ORIGINAL_RULE
 
     saved, path, device = Checkpoint.load(it.out / "resume/whole/best.pt"), it.out / "model.onnx", choose_device(None)
     model, spec, frames = saved.build(), saved.preprocessing, open_dataset(it.small, saved)[0]["test"][:256]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from image import UserError
+from answering.console import UserError
 from models import ClipClassifier, build_model, is_transformer, multiply_adds
 
 RECIPES = {

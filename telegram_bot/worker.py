@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from pebble import ProcessPool
 
-import image
-from identify import Identifier, find_index
-from image import UserError, cut_still
+from answering import pictures
+from answering.collection import find_index
+from answering.console import UserError
+from answering.model import Identifier
+from answering.pictures import cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 ROOM = 300_000_000  # bytes that pictures may take there beside the model
@@ -28,7 +30,7 @@ def load_model(path: str, runtime: str | None, threads: int, index: str | None) 
     """Before all else. An error is kept for describe_model to raise, since a pool tells nobody of it."""
     global model
     try:
-        image.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
+        pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
         model = Identifier(path, runtime=runtime, threads=threads)
         give_back()
         if place := index or find_index(path):
@@ -51,7 +53,7 @@ def give_back() -> None:
 
 def open_index(place: str | Path, identifier: Identifier):
     """An Index that answers on with what it has read when its folder is damaged or gone, and logs that once."""
-    from index import Index
+    from answering.collection import Index
 
     class Steady(Index):
         told, again = set(), 0.0  # what was logged; when a damaged one is read again

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from metrics import (
-    MARGIN,
-    TARGETS,
-    area_under_risk_coverage,
-    fit_temperature,
-    known_unknown,
-    lowest_threshold,
-    weighted_share,
-)
+from answering.calibration import MARGIN, TARGETS, lowest_threshold
+from training.metrics import area_under_risk_coverage, fit_temperature, known_unknown, weighted_share
 
 
 def standardise(logits: torch.Tensor) -> torch.Tensor:
