@@ -26,17 +26,17 @@ from answering.console import UserError, one_line_errors
 from telegram_bot.connection import Requests, read_token
 from telegram_bot.database import open_base, tidy
 from telegram_bot.figures import serve_metrics
-from telegram_bot.handlers import NEWS, App, load_texts, log, make_dispatcher
-from telegram_bot.updates import OLD, report
+from telegram_bot.handlers import REFRESH_SECONDS, App, load_texts, log, make_dispatcher
+from telegram_bot.updates import MAX_QUESTION_AGE, report
 from telegram_bot.worker import SECONDS, Worker, describe_model
 
 
 async def watch_films(app: App) -> None:
     """Hear of films that were added or removed; a new index is read between two answers."""
     while True:
-        await asyncio.sleep(NEWS)
+        await asyncio.sleep(REFRESH_SECONDS)
         with contextlib.suppress(Exception):  # the model's process ended; the next answer starts it
-            app.know(*await app.worker.call(describe_model))
+            app.set_description(*await app.worker.call(describe_model))
 
 
 async def watch_lag() -> None:
@@ -56,7 +56,7 @@ async def serve(bot: Bot, app: App) -> None:
     dispatcher, tasks = make_dispatcher(app), [asyncio.create_task(work) for work in (tidy(app.base), watch_films(app))]
     tasks += [asyncio.create_task(watch_lag())] if os.environ.get("MOVIE_BOT_LAG") else []
     # nobody waits for the old ones any more, and those whose answer was being sent may have got it
-    app.base.execute("UPDATE updates SET body = NULL WHERE sending OR time < ?", (time.time() - OLD,))
+    app.base.execute("UPDATE updates SET body = NULL WHERE sending OR time < ?", (time.time() - MAX_QUESTION_AGE,))
     for (body,) in app.base.execute("SELECT body FROM updates WHERE body IS NOT NULL ORDER BY id").fetchall():
         tasks.append(asyncio.create_task(dispatcher.feed_raw_update(bot, json.loads(body), kept=True)))
     await dispatcher.start_polling(bot, polling_timeout=25, close_bot_session=False)
@@ -80,7 +80,7 @@ async def run(args: argparse.Namespace, token: str) -> None:
             print(f"all is well: @{(await bot.me()).username}, {known}")
             return
         app = App(open_base(args.db), token, worker, load_texts(args.titles), args.queue, args.owner)
-        app.know(*described)
+        app.set_description(*described)
         if args.metrics:
             await serve_metrics(app, args.metrics)
         bot.session.middleware(Requests(app.base))

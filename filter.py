@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from answering.console import UserError, atomic_write, one_line_errors
 from answering.pictures import find_bars, is_flat, read_image
-from answering.stills import find_films, list_frames, natural_key
+from answering.stills import Still, find_films, list_stills, natural_key
 from training.dataset import Lookup, draw_subset, film_offset, group_frames, split_groups, write_csv, write_manifest
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
@@ -73,6 +73,17 @@ def examine(path: Path) -> tuple[dict, tuple | None]:
     return row, (rgb, grey)
 
 
+def as_row(still: Still) -> dict:
+    """What the row of a frame holds of its still."""
+    return {
+        "file": still.file,
+        "shot": still.shot,
+        "time": still.time_ms,
+        "source": still.source,
+        "imdb": still.imdb,
+    }
+
+
 def filter_film(folder: Path, target: Path, *, size: str, detect, threads: int) -> list[dict]:
     """Examine one film and write its kept frames to target, a new folder; returns a row a frame.
 
@@ -87,14 +98,14 @@ def filter_film(folder: Path, target: Path, *, size: str, detect, threads: int) 
         fitted = fit_size(rgb.shape[1], rgb.shape[0], size)
         Image.fromarray(rgb).resize(fitted, Image.Resampling.BILINEAR).save(target / row["name"], quality=95)
 
-    frames, rows, saved, taken, originals = list_frames(folder), [], [], set(), Lookup(list)
+    frames, rows, saved, taken, originals = list_stills(folder), [], [], set(), Lookup(list)
     with ThreadPoolExecutor(threads) as pool:
-        ahead = pool.map(examine, [folder / frame["file"] for frame in frames[:CHUNK]])
+        ahead = pool.map(examine, [still.path for still in frames[:CHUNK]])
         for start in range(0, len(frames), CHUNK):
             examined, good, upcoming = list(ahead), [], frames[start + CHUNK : start + 2 * CHUNK]
-            ahead = pool.map(examine, [folder / frame["file"] for frame in upcoming])  # while the detector looks
-            for frame, (found, pictures) in zip(frames[start : start + CHUNK], examined, strict=True):
-                row = frame | found | {"persons": "", "name": ""}
+            ahead = pool.map(examine, [still.path for still in upcoming])  # while the detector looks
+            for still, (found, pictures) in zip(frames[start : start + CHUNK], examined, strict=True):
+                row = as_row(still) | found | {"persons": "", "name": ""}
                 rows.append(row)
                 if pictures and (twins := originals.near(row["phash"])):
                     row |= {"verdict": "duplicate", "reason": f"the same picture as {min(twins)[1]}"}
@@ -119,9 +130,9 @@ def filter_film(folder: Path, target: Path, *, size: str, detect, threads: int) 
 def film_key(title: str, folder: Path, options: dict) -> str:
     """Fingerprint of a film's files and the options: a finished film with the same key is not done again."""
     digest = hashlib.sha256(json.dumps([FORMAT, title, options], sort_keys=True).encode())
-    for frame in list_frames(folder):
-        stat = os.lstat(folder / frame["file"])
-        digest.update(json.dumps([frame, stat.st_size, stat.st_mtime_ns]).encode())
+    for still in list_stills(folder):
+        stat = os.lstat(still.path)
+        digest.update(json.dumps([as_row(still), stat.st_size, stat.st_mtime_ns]).encode())
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import learn
-from answering.calibration import UNKNOWN_SHARE, ask_itself, fit_rule, is_dense, named_right
+from answering.calibration import UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
 from answering.collection import (
     FORMAT,
     Index,
@@ -28,8 +28,8 @@ from answering.collection import (
     fingerprint,
     forget,
     read_state,
+    refit,
     sample_films,
-    settle,
 )
 from answering.console import UserError, one_line_errors
 from answering.model import Identifier
@@ -51,7 +51,7 @@ def finish(engine: Folder | Milvus, state: dict, args: argparse.Namespace, force
     state["memory"] = args.memory or state.get("memory", "plenty")
     before = state["unknown_share"]
     state["unknown_share"] = before if args.unknown_share is None else args.unknown_share
-    settle(engine, state, force=force or state["unknown_share"] != before)
+    refit(engine, state, force=force or state["unknown_share"] != before)
     engine.pack(state)
     engine.commit(state)
 
@@ -155,7 +155,7 @@ def show_drift(engine: Folder | Milvus, state: dict) -> None:
     print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'strangers named':>16}{'AUROC':>9}")
     for count in sorted({min(10 * 2**k, len(parts)) for k in range(9)}):
         some = parts[:count]
-        rule = fit_rule(ask_itself(some, 100), np.array([len(part["time"]) for part in some]), share)
+        rule = fit_rule(leave_one_out_scores(some, 100), np.array([len(part["time"]) for part in some]), share)
         if now := rule["figures"]:
             named, exact, strangers = (now[name] for name in ("named", "exact", "strangers"))
             values = rule["movie"], named, named_right(named, exact, strangers, share), strangers

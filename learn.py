@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from answering.collection import read_rows, store, with_learned
+from answering.collection import read_rows, replace_film, with_learned
 from answering.console import UserError, atomic_write
 from answering.embedding import THUMB, embed_film
 from answering.model import Identifier
@@ -65,7 +65,7 @@ def run_learn(args: argparse.Namespace) -> int:
             if (home / short(title)).exists():
                 rows, before = with_learned(engine, title, read_rows(engine, film), identifier), film["stored"]
                 if len(rows["name"]) > before:
-                    store(engine, state, title, rows)
+                    replace_film(engine, state, title, rows)
                     print(f"{title}: {film['stored'] - before} stills added")
         engine.pack(state)
         engine.commit(state)
@@ -121,7 +121,7 @@ def show_pending(path: Path, home: Path, index, identifier: Identifier) -> None:
         if title is None:  # removed meanwhile
             continue
         try:
-            rows = embed_film(list_stills(folder, 1), identifier)
+            rows = embed_film(list_stills(folder), identifier)
         except UserError:  # none of them can be read
             rows = {"name": np.array([], str), "embedding": []}
         for name in files - set(rows["name"].tolist()):  # near-duplicates, and what can't be read

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from answering.console import UserError, atomic_write, one_line_errors
 from models import ARCHITECTURES, Checkpoint, build_model, is_transformer, preprocessing_for, read_state
-from training.dataset import choose_rows, label_rows, read_manifest, split_fingerprint, write_csv
+from training.dataset import ManifestRow, choose_rows, label_rows, read_manifest, split_fingerprint, write_csv
 from training.device import choose_device, has_bf16, peak_flops, process_group, process_rank, world_size
 from training.frames import FrameStore, augment, take_batch, to_device
 from training.metrics import measure, significantly_worse
@@ -52,7 +52,7 @@ def check_init(init: str | None, classes: list[str], split: str, fold: int | Non
         raise UserError(f"--init {init}: was trained on another --split or --fold; it may have seen test frames", 2)
 
 
-def decode_frames(run: Run, data: Path, rows: list[dict], cache: Path | None) -> None:
+def decode_frames(run: Run, data: Path, rows: list[ManifestRow], cache: Path | None) -> None:
     """Decode what this run reads, and no more; the first process does it while the others wait."""
     cache = cache or (data if data.is_dir() else data.parent) / ".frames"
     plain = FrameStore(rows, run.spec, cache)

@@ -2,17 +2,25 @@
 
 import numpy as np
 
-from answering.projection import MANY, film_scores, fit_projection, join, nearest_by_film, project_all, unit_length
+from answering.projection import (
+    MIN_FILMS,
+    blend_similarity,
+    film_scores,
+    fit_projection,
+    nearest_by_film,
+    project_all,
+    unit_length,
+)
 
-PARTS = 4  # of the films; each is left out in turn
+HELD_OUT_PARTS = 4  # of the films; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
-FEW = 0.5  # with fewer films than MANY none can play a stranger to the others: then this threshold
+FALLBACK_THRESHOLD = 0.5  # with fewer films than MIN_FILMS none can play a stranger to the others: then this threshold
 TARGETS = {"movie": 0.95, "shortlist": 0.80}  # what is promised: named films right, shortlists that hold the film
 MARGIN = 0.02  # thresholds are fitted so far above the promise of movie, since what people send is harder (RESULTS.md)
 UNKNOWN_SHARE = 0.3  # of the frames that people send, how many are of films that the collection lacks
 
 
-def held_apart(when: np.ndarray) -> np.ndarray:
+def leave_out_groups(when: np.ndarray) -> np.ndarray:
     """Numbers [n] of a film's frames in order; of one number are those that are left out with a frame, to ask for it.
 
     Of a film known densely, from video, a question lies between known frames: the frame alone. Of one known by
@@ -30,14 +38,14 @@ def is_dense(when: np.ndarray) -> bool:
 
 def ask_within(vectors: np.ndarray, when: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """How like frames asked [n] of a film are to the rest of it, each with its surroundings left out."""
-    apart = held_apart(when)
+    apart = leave_out_groups(when)
     left_out = apart[asked][:, None] == apart
     nearest = np.where(left_out, -1, vectors[asked] @ vectors.T).max(1)
     middle = unit_length(vectors.sum(0) - left_out.astype(np.float32) @ vectors)
-    return join(nearest, (vectors[asked] * middle).sum(1))
+    return blend_similarity(nearest, (vectors[asked] * middle).sum(1))
 
 
-def ask_itself(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarray] | None = None) -> dict:
+def leave_one_out_scores(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarray] | None = None) -> dict:
     """Questions that an index asks itself: its frames with their surroundings left out, and with their film left out.
 
     films: {"embedding", "time", "change"} of each; basis: what fit_projection makes of all, else it is made. Left out
@@ -46,7 +54,7 @@ def ask_itself(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarr
     """
     embedding = np.concatenate([film["embedding"] for film in films])
     owner = np.repeat(np.arange(len(films)), [len(film["embedding"]) for film in films])
-    parts = np.random.default_rng(13).permutation(len(films)) % min(PARTS, len(films))
+    parts = np.random.default_rng(13).permutation(len(films)) % min(HELD_OUT_PARTS, len(films))
     asked = [np.linspace(0, len(film["time"]) - 1, min(sample, len(film["time"]))).astype(int) for film in films]
     found = {name: [] for name in ("known", "film", "best", "held", "unknown", "stranger")}
 
@@ -58,34 +66,40 @@ def ask_itself(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarr
     middle = middles(vectors)
     for f, at in enumerate(asked):
         own = vectors[owner == f]
-        best = join(nearest_by_film(own[at] @ vectors.T, owner, len(films)), own[at] @ middle.T)
+        best = blend_similarity(nearest_by_film(own[at] @ vectors.T, owner, len(films)), own[at] @ middle.T)
         best[:, f] = ask_within(own, films[f]["time"], at)
         scores = film_scores(best)
         found["known"] += scores.max(1).tolist()
         found["best"] += scores.argmax(1).tolist()
         found["held"] += (np.argsort(-scores, axis=1)[:, :3] == f).any(1).tolist()
         found["film"] += [f] * len(at)
-    for part in range(parts.max() + 1) if len(films) >= MANY else []:
+    for part in range(parts.max() + 1) if len(films) >= MIN_FILMS else []:
         stay = parts[owner] != part
         change = np.concatenate([film["change"] for film, p in zip(films, parts, strict=True) if p != part])
         vectors = project_all(embedding, *fit_projection(embedding[stay], owner[stay], change))
         middle = middles(vectors)
         for f in np.flatnonzero(parts == part).tolist():
             own, rest = vectors[owner == f][asked[f]], np.delete(np.arange(len(films)), f)
-            best = join(nearest_by_film(own @ vectors.T, owner, len(films)), own @ middle.T)[:, rest]
+            best = blend_similarity(nearest_by_film(own @ vectors.T, owner, len(films)), own @ middle.T)[:, rest]
             found["unknown"] += film_scores(best).max(1).tolist()
             found["stranger"] += [f] * len(own)
     return {name: np.array(values) for name, values in found.items()}
 
 
 def fit_rule(asked: dict, sizes: np.ndarray, share: float = UNKNOWN_SHARE) -> dict:
-    """Thresholds and a logistic curve for the scores, from ask_itself; sizes: frames a film.
+    """Thresholds and a logistic curve for the scores, from leave_one_out_scores; sizes: frames a film.
 
     Known frames count by the root of their film's size, unknown films alike, and they make up this share of all.
     """
     known, film, right = asked["known"], asked["film"], asked["best"] == asked["film"]
     if not len(asked["unknown"]):
-        return {"movie": FEW, "shortlist": FEW / 2, "slope": 12.0, "shift": -12.0 * FEW, "figures": {}}
+        return {
+            "movie": FALLBACK_THRESHOLD,
+            "shortlist": FALLBACK_THRESHOLD / 2,
+            "slope": 12.0,
+            "shift": -12.0 * FALLBACK_THRESHOLD,
+            "figures": {},
+        }
     weights = np.sqrt(sizes[film]) / np.bincount(film)[film], 1 / np.bincount(asked["stranger"])[asked["stranger"]]
     weights = [part / part.sum() for part in weights]
     weight = np.concatenate([(1 - share) * weights[0], share * weights[1]])

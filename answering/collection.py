@@ -13,17 +13,26 @@ import base64
 import hashlib
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from answering.calibration import ask_itself, fit_rule
+from answering.calibration import fit_rule, leave_one_out_scores
 from answering.console import UserError, atomic_write
-from answering.embedding import SAME, embed_film
+from answering.embedding import DUPLICATE_COSINE, embed_film
 from answering.model import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
 from answering.pictures import read_image
-from answering.projection import film_scores, fit_projection, join, pack_vectors, project_all, read_middles, unit_length
+from answering.projection import (
+    blend_similarity,
+    film_scores,
+    fit_projection,
+    pack_vectors,
+    project_all,
+    read_middles,
+    unit_length,
+)
 from answering.stills import list_stills
 from answering.store import SOURCE, Folder, Milvus, folder_of, open_engine, put_away, short
 
@@ -78,7 +87,7 @@ def check_model(engine: Folder | Milvus, state: dict, seen: np.ndarray) -> None:
 
 
 def sample_films(engine: Folder | Milvus, films: dict) -> list[dict]:
-    """What ask_itself takes of the films that projection and thresholds are fitted on.
+    """What leave_one_out_scores takes of the films that projection and thresholds are fitted on.
 
     Of long films a run of stills from the middle, since how close they lie in time matters.
     """
@@ -94,7 +103,7 @@ def sample_films(engine: Folder | Milvus, films: dict) -> list[dict]:
     return parts
 
 
-def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
+def refit(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     """Fit projection and thresholds if there are none or many more films now, and write all vectors anew."""
     films = state["films"]
     if not films or not (force or state["basis"] is None or len(films) >= GROWTH * state["settled"]):
@@ -103,12 +112,12 @@ def settle(engine: Folder | Milvus, state: dict, force: bool = False) -> None:
     owner = np.repeat(np.arange(len(parts)), [len(part["time"]) for part in parts])
     embedding, change = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "change"))
     project, offset = fit_projection(embedding, owner, change)
-    asked = ask_itself(parts, 100, (project, offset))
+    asked = leave_one_out_scores(parts, 100, (project, offset))
     state["rule"], state["settled"] = fit_rule(asked, np.bincount(owner), state["unknown_share"]), len(films)
     state["basis"] = engine.put(None, {"project": project, "offset": offset})
     for title, film in films.items():
         (embedding,) = engine.get(film["frames"], "embedding")
-        film |= keep_vectors(engine, title, project_all(embedding, project, offset))
+        film |= store_vectors(engine, title, project_all(embedding, project, offset))
 
 
 def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, identifier: Identifier, every: int) -> str:
@@ -116,8 +125,8 @@ def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, ide
 
     Raises UserError where the engine can't go on.
     """
-    stills = list_stills(folder, every)
-    stats = [(still["file"], still["time"], still["path"].stat()) for still in stills if still["path"].exists()]
+    stills = list_stills(folder)[::every]
+    stats = [(still.name, still.milliseconds, still.path.stat()) for still in stills if still.path.exists()]
     mark = hashlib.sha256(repr([(f, t, s.st_size, s.st_mtime_ns) for f, t, s in stats]).encode()).hexdigest()[:16]
     before = state["films"].get(title)
     if before and before["mark"] == mark:
@@ -129,10 +138,10 @@ def add_film(engine: Folder | Milvus, state: dict, title: str, folder: Path, ide
     year = re.search(r"\((\d{4})\)$", title)
     film = {"frames": engine.put(title, rows), "vectors": None, "mark": mark}
     film |= {"stills": len(stills), "stored": len(rows["time"]), "year": int(year[1]) if year else None}
-    film["imdb"] = next((str(still["imdb"]) for still in stills if still["imdb"]), None)
+    film["imdb"] = next((str(still.imdb) for still in stills if still.imdb), None)
     if state["basis"]:
         basis = engine.get(state["basis"], "project", "offset")
-        film |= keep_vectors(engine, title, project_all(rows["embedding"], *basis))
+        film |= store_vectors(engine, title, project_all(rows["embedding"], *basis))
     state["films"][title] = film
     engine.commit(state)
     return f"{film['stored']} of {len(stills)} stills stored" + (", updated" if before else "")
@@ -179,7 +188,7 @@ class Index:
         self.refresh()
         found = []
         for vector in project_all(embedding, *self.basis):
-            scores = film_scores(join(self.best_by_film(vector), self.middles @ vector)[None])[0]
+            scores = film_scores(blend_similarity(self.best_by_film(vector), self.middles @ vector)[None])[0]
             order = np.argsort(-scores, kind="stable")[:top].tolist()
             score, movie, shortlist = scores[order[0]], self.rule["movie"], self.rule["shortlist"]
             kind = "movie" if score >= movie else "shortlist" if score >= shortlist else "unknown"
@@ -226,13 +235,13 @@ def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
         sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
 
 
-def keep_vectors(engine, title: str, vectors: np.ndarray) -> dict:
+def store_vectors(engine, title: str, vectors: np.ndarray) -> dict:
     """Give a film's vectors [n, d] to an engine; returns what the state says of them: their name, and their middle."""
     middle = pack_vectors(vectors.sum(0, keepdims=True))
     return {"vectors": engine.put_vectors(title, pack_vectors(vectors)), "middle": base64.b64encode(middle).decode()}
 
 
-def take(rows: dict, keep: np.ndarray) -> dict:
+def select_rows(rows: dict, keep: np.ndarray) -> dict:
     """Some rows of a film's arrays, see vectors.embed_film."""
     thumbs = [np.split(rows["thumbs"], rows["ends"][:-1])[k] for k in keep.tolist()]
     ends = np.cumsum([len(thumb) for thumb in thumbs], dtype=np.int64)
@@ -243,13 +252,13 @@ def take(rows: dict, keep: np.ndarray) -> dict:
 def with_learned(engine, title: str, rows: dict, identifier: Identifier) -> dict:
     """A film's arrays with the stills that the owner accepted and that are new; engine: of an index, see engines.py."""
     have, stills = set(rows["name"].tolist()), []
-    for still in list_stills(engine.path / "telegram" / short(title), 1) if isinstance(engine, Folder) else []:
-        stills += [still | {"file": SOURCE + still["file"]}] if SOURCE + still["file"] not in have else []
+    for still in list_stills(engine.path / "telegram" / short(title)) if isinstance(engine, Folder) else []:
+        stills += [replace(still, file=SOURCE + still.file)] if SOURCE + still.name not in have else []
     if not stills:
         return rows
     new, mean = embed_film(stills, identifier), rows["embedding"].mean(0, dtype=np.float32)
     known, asked = (unit_length(it["embedding"].astype(np.float32) - mean) for it in (rows, new))
-    new = take(new, np.flatnonzero((asked @ known.T).max(1) <= SAME))
+    new = select_rows(new, np.flatnonzero((asked @ known.T).max(1) <= DUPLICATE_COSINE))
     ends = np.concatenate([rows["ends"], new["ends"] + len(rows["thumbs"])])
     return rows | {name: np.concatenate([rows[name], new[name]]) for name in (*ALIGNED, "thumbs")} | {"ends": ends}
 
@@ -259,11 +268,11 @@ def read_rows(engine: Folder, film: dict) -> dict:
     return dict(zip(names, engine.get(film["frames"], *names), strict=True))
 
 
-def store(engine: Folder, state: dict, title: str, rows: dict) -> None:
+def replace_film(engine: Folder, state: dict, title: str, rows: dict) -> None:
     """Make rows those of a film."""
     film, basis = state["films"][title], engine.get(state["basis"], "project", "offset")
     film |= {"frames": engine.put(title, rows), "stored": len(rows["name"])}
-    film |= keep_vectors(engine, title, project_all(rows["embedding"], *basis))
+    film |= store_vectors(engine, title, project_all(rows["embedding"], *basis))
 
 
 def forget(engine) -> int:
@@ -277,7 +286,7 @@ def forget(engine) -> int:
             keep = np.flatnonzero(~np.char.startswith(rows["name"], SOURCE))
             if len(keep) < film["stored"]:
                 count += film["stored"] - len(keep)
-                store(engine, state, title, take(rows, keep))
+                replace_film(engine, state, title, select_rows(rows, keep))
         engine.pack(state)
         engine.commit(state)
         for file in home.glob("*/*.jpg"):

@@ -16,20 +16,21 @@ from answering.console import UserError
 from answering.model import Identifier
 from answering.pictures import read_image
 from answering.projection import unit_length
+from answering.stills import Still
 from answering.wear import COPIES, wear
 
 WORN, CHUNK, THUMB = 24, 32, 160  # worn copies a film, frames in memory at a time, pixels of a thumbnail
-SAME, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
+DUPLICATE_COSINE, RUN_MS = 0.99, 10_000  # cosine about the film's mean, and time, so near that frames are stored once
 
 
-def look_at(still: dict, kind: int | None, identifier: Identifier) -> tuple:
+def look_at(still: Still, kind: int | None, identifier: Identifier) -> tuple:
     """(model input, thumbnail as JPEG bytes, worn model input or None) of a still, or the UserError that it gives."""
     try:
-        rgb = read_image(still["path"], draft=2 * identifier.preprocessing["size"])
+        rgb = read_image(still.path, draft=2 * identifier.preprocessing["size"])
         image = Image.fromarray(rgb)
         worn = None
         if kind is not None:
-            seed = int.from_bytes(hashlib.sha256(still["file"].encode()).digest()[:4], "big")
+            seed = int.from_bytes(hashlib.sha256(still.name.encode()).digest()[:4], "big")
             worn = identifier.load(np.asarray(wear(image, kind, np.random.default_rng(seed))))
         thumb, packed = image.copy(), io.BytesIO()
         thumb.thumbnail((THUMB, THUMB))
@@ -39,7 +40,7 @@ def look_at(still: dict, kind: int | None, identifier: Identifier) -> tuple:
         return error, None, None
 
 
-def embed_film(stills: list[dict], identifier: Identifier) -> dict:
+def embed_film(stills: list[Still], identifier: Identifier) -> dict:
     """A film's rows as arrays: embedding float16 [n, D], worn and worn_of, file, time, until, shot, thumbs, ends.
 
     Near-duplicates are stored once; until is the time of the last of a run of them. Raises UserError without a still.
@@ -73,20 +74,20 @@ def embed_film(stills: list[dict], identifier: Identifier) -> dict:
     for i, still in enumerate(kept):
         if i % CHUNK == 0:  # so many rows at a time: a long film's would fill the memory
             alike = unit[i : i + CHUNK] @ unit[: i + CHUNK].T
-        near = np.flatnonzero(stored[:i] & (alike[i % CHUNK, :i] > SAME)).tolist() if len(kept) > 2 else []
-        near = [r for r in near if still["time"] < 0 or still["time"] - until[r] <= RUN_MS]
+        near = np.flatnonzero(stored[:i] & (alike[i % CHUNK, :i] > DUPLICATE_COSINE)).tolist() if len(kept) > 2 else []
+        near = [r for r in near if still.milliseconds < 0 or still.milliseconds - until[r] <= RUN_MS]
         first[i] = near[-1] if near else i
-        until[first[i]], stored[i] = still["time"], not near
+        until[first[i]], stored[i] = still.milliseconds, not near
     rows = np.flatnonzero(stored).tolist()
     place = {row: k for k, row in enumerate(rows)}
     return {
         "embedding": embedding[rows],
         "worn": np.array(worn, np.float16).reshape(len(worn), embedding.shape[1]),
         "of": embedding[np.array(worn_of, int)],
-        "name": np.array([kept[r]["file"] for r in rows]),
-        "time": np.array([kept[r]["time"] for r in rows], np.int64),
+        "name": np.array([kept[r].name for r in rows]),
+        "time": np.array([kept[r].milliseconds for r in rows], np.int64),
         "until": np.array([until[r] for r in place], np.int64),
-        "shot": np.array([str(kept[r]["shot"] or "") for r in rows]),
+        "shot": np.array([str(kept[r].shot or "") for r in rows]),
         "thumbs": np.frombuffer(b"".join(thumbs[r] for r in rows), np.uint8),
         "ends": np.cumsum([len(thumbs[r]) for r in rows]),
     }

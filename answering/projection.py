@@ -9,11 +9,15 @@ from answering.console import UserError
 # measured on 20 real films, DINOv2-S (RESULTS.md)
 DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn frames of films known from video
 SHRINK = 0.3  # of the covariance within films towards a multiple of the identity
-EVEN = -0.1  # power of each dimension's variance by which it is weighed: a little less for those that part films most
+VARIANCE_POWER = (
+    -0.1
+)  # power of each dimension's variance by which it is weighed: a little less for those that part films most
 WEAR = 0.2  # weight of what wear changes beside what changes within a film
-MEAN = 0.75  # how much the middle of a film's frames counts beside the nearest of them
-MANY = 4  # with fewer films no other counts against the first
-SECOND = 0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
+MIDDLE_WEIGHT = 0.75  # how much the middle of a film's frames counts beside the nearest of them
+MIN_FILMS = 4  # with fewer films no other counts against the first
+RUNNER_UP_PENALTY = (
+    0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
+)
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:
@@ -52,7 +56,7 @@ def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) 
     within = (1 - SHRINK) * within + SHRINK * level * np.eye(len(within), dtype=np.float32)
     size = len(within)
     variance, project = eigh(whole, within, subset_by_index=[max(0, size - DIMS), size - 1], check_finite=False)
-    project = project * np.maximum(variance, max(1e-3 * variance[-1], 1e-9)) ** EVEN / scale[:, None]
+    project = project * np.maximum(variance, max(1e-3 * variance[-1], 1e-9)) ** VARIANCE_POWER / scale[:, None]
     return project.astype(np.float32), (mean @ project).astype(np.float32)
 
 
@@ -67,22 +71,22 @@ def pack_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def read_middles(films: list[dict]) -> np.ndarray:
-    """The middles that keep_vectors wrote, float32 [F, d]."""
+    """The middles that store_vectors wrote, float32 [F, d]."""
     rows = np.stack([np.frombuffer(base64.b64decode(film["middle"]), np.int8) for film in films])
     return unit_length(rows.astype(np.float32))
 
 
-def join(nearest: np.ndarray, middle: np.ndarray) -> np.ndarray:
+def blend_similarity(nearest: np.ndarray, middle: np.ndarray) -> np.ndarray:
     """How like a frame is to a film: by its nearest frame, and by the middle of its frames, of any equal shape."""
-    return (nearest + MEAN * middle) / (1 + MEAN)
+    return (nearest + MIDDLE_WEIGHT * middle) / (1 + MIDDLE_WEIGHT)
 
 
 def film_scores(best: np.ndarray) -> np.ndarray:
     """Scores [N, F] from the similarity of each film [N, F]; with under 4 films they are the same."""
-    if best.shape[1] < MANY:
+    if best.shape[1] < MIN_FILMS:
         return best
     order = np.sort(best, axis=1)
-    return best - SECOND * np.where(best == order[:, -1:], order[:, -2:-1], order[:, -1:])
+    return best - RUNNER_UP_PENALTY * np.where(best == order[:, -1:], order[:, -2:-1], order[:, -1:])
 
 
 def nearest_by_film(alike: np.ndarray, film: np.ndarray, films: int) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""stills"""
+"""Folders of stills: which film each is, which images it holds, and when in the film they come."""
 
 import contextlib
 import json
 import math
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from answering.console import UserError
@@ -59,40 +60,65 @@ def find_films(raw: list[Path], title: str | None = None) -> dict[str, Path]:
     return dict(sorted(films.items()))
 
 
-def list_frames(folder: Path) -> list[dict]:
-    """A film's frames in film order: {"file", "shot", "time", "source", "imdb"}, by frames.jsonl and the file names."""
-    sidecar, path = {}, folder / "frames.jsonl"
-    for line in path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []:
-        # a line may be cut off by a kill; the image itself still counts
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            frame = json.loads(line)
-            sidecar[str(frame["file"])] = frame
+@dataclass(frozen=True)
+class Still:
+    """One image of a film, as its folder, its file name and frames.jsonl tell."""
+
+    file: str  # relative to the film's folder, with / between parts
+    path: Path
+    shot: int | str | None = None
+    time_ms: float | None = None  # into the film
+    source: str = "folder"
+    imdb: object = None  # an id of IMDb, as frames.jsonl has it
+
+    @property
+    def name(self) -> str:
+        """The file, with what UTF-8 can't write replaced."""
+        return self.file.encode(errors="replace").decode()
+
+    @property
+    def milliseconds(self) -> int:
+        """Time into the film, -1 where it is not known."""
+        known = self.time_ms is not None and 0 <= self.time_ms < 1e12
+        return int(self.time_ms) if known else -1
+
+
+def list_stills(folder: Path) -> list[Still]:
+    """A film's stills in film order: by time where all have one, else by natural order of the file names."""
+    sidecar = read_sidecar(folder / "frames.jsonl")
     files = [os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names]
     files = [file.replace(os.sep, "/") for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
-    frames = []
-    for file in sorted(files, key=natural_key):
-        known = sidecar.get(file, {})
-        shot, time = known.get("shot"), known.get("shot_time_ms")
-        if shot is None and (match := re.search(r"shot_(\d+)_img_\d+", file)):  # MovieNet's names
-            shot = int(match[1])
-        shot = shot if isinstance(shot, (int, str)) else None
-        number = isinstance(time, (int, float)) and not isinstance(time, bool) and math.isfinite(time)
-        source = str(known.get("source") or "folder").encode(errors="replace").decode()
-        frames.append({"file": file, "shot": shot, "time": time if number else None, "source": source})
-        frames[-1]["imdb"] = known.get("imdb")
-    if all(frame["time"] is not None for frame in frames):
-        frames.sort(key=lambda f: f["time"])
-    return frames
-
-
-# ------------------------------------------------------------------------------------------------ stills
-
-
-def list_stills(folder: Path, every: int) -> list[dict]:
-    """Every so-manieth still of a film, in film order: data.list_frames' rows with "path", and -1 for no time."""
-    stills = []
-    for frame in list_frames(folder)[::every]:
-        name, when = frame["file"].encode(errors="replace").decode(), frame["time"]
-        known = when is not None and 0 <= when < 1e12
-        stills.append(frame | {"file": name, "path": folder / frame["file"], "time": int(when) if known else -1})
+    stills = [describe_still(folder, file, sidecar.get(file, {})) for file in sorted(files, key=natural_key)]
+    if all(still.time_ms is not None for still in stills):
+        stills.sort(key=lambda still: still.time_ms)
     return stills
+
+
+def read_sidecar(path: Path) -> dict[str, dict]:
+    """{file: its object} of a frames.jsonl; empty where there is none."""
+    found = {}
+    if not path.exists():
+        return found
+    for line in path.read_text("utf-8", errors="replace").split("\n"):
+        # a line may be cut off by a kill; the image itself still counts
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            entry = json.loads(line)
+            found[str(entry["file"])] = entry
+    return found
+
+
+def describe_still(folder: Path, file: str, entry: dict) -> Still:
+    """A file of a film's folder, with what its entry in frames.jsonl says; values of a wrong type are left out."""
+    shot = entry.get("shot")
+    if shot is None and (match := re.search(r"shot_(\d+)_img_\d+", file)):  # MovieNet's names
+        shot = int(match[1])
+    time_ms = entry.get("shot_time_ms")
+    is_number = isinstance(time_ms, (int, float)) and not isinstance(time_ms, bool) and math.isfinite(time_ms)
+    return Still(
+        file=file,
+        path=folder / file,
+        shot=shot if isinstance(shot, (int, str)) else None,
+        time_ms=time_ms if is_number else None,
+        source=str(entry.get("source") or "folder").encode(errors="replace").decode(),
+        imdb=entry.get("imdb"),
+    )

@@ -21,11 +21,11 @@ from PIL import Image
 
 import index
 from answering.calibration import UNKNOWN_SHARE
-from answering.collection import FORMAT, Index, keep_vectors
+from answering.collection import FORMAT, Index, store_vectors
 from answering.console import UserError
 from answering.model import Identifier
 from answering.pictures import read_image
-from answering.stills import find_films, list_stills
+from answering.stills import Still, find_films, list_stills
 from answering.store import EXACT, open_engine
 from benchmarks.harness import in_process, show
 from benchmarks.ways import WAYS as ALL_WAYS
@@ -71,7 +71,7 @@ def write_drawn(folder: Path, frames: int, count: int = 200) -> list[tuple]:
     state["unknown_share"] = UNKNOWN_SHARE
     best, nearest = np.full(count, -1.0), np.zeros(count, int)
     for number in range(films):
-        film = keep_vectors(engine, str(number), draw_film(number, each))
+        film = store_vectors(engine, str(number), draw_film(number, each))
         state["films"][f"Film {number}"] = film | {"frames": shared, "stored": each}
         alike = (engine.get_vectors(film["vectors"]) @ asked.T).max(0)
         nearest[alike > best] = number
@@ -151,16 +151,16 @@ def color_layout(image: Image.Image) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def choose_moments(stills: list[dict], apart: int) -> tuple[list[dict], list[dict]]:
+def choose_moments(stills: list[Still], apart: int) -> tuple[list[Still], list[Still]]:
     """(stills for the index, so many ms apart, and questions: the stills between, nearest to the middle)."""
     kept, asked = [], []
     for still in stills:
-        if not kept or still["time"] >= kept[-1]["time"] + apart:
+        if not kept or still.milliseconds >= kept[-1].milliseconds + apart:
             kept.append(still)
     for still, after in itertools.pairwise(kept):
-        middle = (still["time"] + after["time"]) / 2
-        best = min(stills, key=lambda it, middle=middle: abs(it["time"] - middle))
-        if after["time"] - still["time"] <= 2 * apart and best is not still and best is not after:
+        middle = (still.milliseconds + after.milliseconds) / 2
+        best = min(stills, key=lambda it, middle=middle: abs(it.milliseconds - middle))
+        if after.milliseconds - still.milliseconds <= 2 * apart and best is not still and best is not after:
             asked.append(best)
     return kept, asked
 
@@ -169,14 +169,14 @@ def split_moments(episodes: list[Path], folder: Path, seconds: int, count: int) 
     """([(title, still)] for the index, [(title, still)] to ask for); the former lie in folder then, as raw stills."""
     kept, asked = [], []
     for title, place in find_films(episodes).items():
-        few, between = choose_moments([it for it in list_stills(place, 1) if it["time"] >= 0], 1000 * seconds)
+        few, between = choose_moments([it for it in list_stills(place) if it.milliseconds >= 0], 1000 * seconds)
         if not between:
             raise UserError(f"{place}: no stills between those every {seconds} s, or without times; scrape it anew")
         raw = folder / title
         raw.mkdir(parents=True)
         for number, still in enumerate(few):
-            (raw / f"{number}.jpg").symlink_to(still["path"].absolute())
-        lines = [json.dumps({"file": f"{n}.jpg", "shot_time_ms": still["time"]}) for n, still in enumerate(few)]
+            (raw / f"{number}.jpg").symlink_to(still.path.absolute())
+        lines = [json.dumps({"file": f"{n}.jpg", "shot_time_ms": still.milliseconds}) for n, still in enumerate(few)]
         (raw / "frames.jsonl").write_text("\n".join(lines))
         kept += [(title, still) for still in few]
         asked += [(title, still) for still in between[:: -(-len(between) // count)]]
@@ -191,8 +191,8 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
     """
     from imagehash import phash
 
-    def look(still: dict, way: str = "as it is", number: int = 0) -> tuple:
-        picture = WAYS[way](Image.fromarray(read_image(still["path"])), np.random.default_rng([17, number]))
+    def look(still: Still, way: str = "as it is", number: int = 0) -> tuple:
+        picture = WAYS[way](Image.fromarray(read_image(still.path)), np.random.default_rng([17, number]))
         return picture, color_layout(picture), phash(picture).hash.ravel()
 
     identifier, names = Identifier(model), ("ColorLayout, 33 numbers", "pHash, 64 bits", "index.py")
@@ -205,7 +205,7 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
         ours, seen = Index(place, identifier), [look(still)[1:] for _, still in kept]
         layouts, hashes = (np.stack(part) for part in zip(*seen, strict=True))
         for way in WAYS:
-            found, clock = [], np.array([still["time"] for _, still in kept])
+            found, clock = [], np.array([still.milliseconds for _, still in kept])
             for number, (title, still) in enumerate(asked):
                 picture, layout, bits = look(still, way, number)
                 parts = np.split((layouts - layout) ** 2, [21, 27], axis=1)
@@ -213,7 +213,7 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
                 frame = identifier.run(identifier.load(np.asarray(picture))[None])["embedding"]
                 best = ours.answers(frame, top=1)[0].candidates[0]
                 answers = [(kept[k][0], clock[k]) for k in near] + [(best.title, best.evidence["time_ms"])]
-                found.append([(name == title, abs(when - still["time"]) <= 5000) for name, when in answers])
+                found.append([(name == title, abs(when - still.milliseconds) <= 5000) for name, when in answers])
             for name, right in zip(names, np.array(found).transpose(1, 0, 2), strict=True):
                 rows[name][way] = f"{right[:, 0].mean():.3f} / {right.all(1).mean():.3f}"
     films = len({title for title, _ in kept})

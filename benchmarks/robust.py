@@ -17,7 +17,7 @@ from answering.model import Answer, Identifier
 from answering.pictures import read_image
 from benchmarks.harness import show
 from benchmarks.ways import WAYS
-from training.dataset import choose_rows, read_manifest
+from training.dataset import ManifestRow, choose_rows, read_manifest
 from training.report import save_figure
 
 FRONTIER = ["as it is", "crop, 60% of the sides", "crop, 40% of the sides", "JPEG at quality 15", "grey"]
@@ -38,25 +38,25 @@ def bench_robust(
     show(title, figures, f"{sheet} shows the ways.")
 
 
-def index_frames(rows: list[dict], model: Path, place: Path):
+def index_frames(rows: list[ManifestRow], model: Path, place: Path):
     """An index at place of these rows of a manifest: the frames that a head would be trained on."""
     import index
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         for row in rows:
-            film = Path(folder, row["movie"])
+            film = Path(folder, row.movie)
             film.mkdir(exist_ok=True)
-            (film / Path(row["path"]).name).symlink_to(Path(row["file"]).resolve())
+            (film / Path(row.path).name).symlink_to(Path(row.file).resolve())
         index.main(["add", folder, "--model", str(model), "--index", str(place)])
 
 
-def answer_worn(identifier: Identifier, rows: list[dict], number: int) -> list[Answer]:
+def answer_worn(identifier: Identifier, rows: list[ManifestRow], number: int) -> list[Answer]:
     """Answers to the frames of these rows, changed in the way of this number; seeds that nothing is fitted with."""
     change, answers = [*WAYS.values()][number], []
     for row in rows:
-        image = Image.fromarray(read_image(row["file"]))
+        image = Image.fromarray(read_image(row.file))
         image.thumbnail((1280, 1280))
-        answers.append(identifier.identify(change(image, np.random.default_rng([2027, number, row["place"]]))))
+        answers.append(identifier.identify(change(image, np.random.default_rng([2027, number, row.place]))))
     return answers
 
 
@@ -122,11 +122,11 @@ def draw_frontier(asked: dict[str, tuple], films: np.ndarray, path: Path) -> Non
     save_figure(figure, path)
 
 
-def draw_ways(row: dict, path: Path, side: int = 240) -> None:
+def draw_ways(row: ManifestRow, path: Path, side: int = 240) -> None:
     """A contact sheet of a frame, changed in each way."""
     sheet = Image.new("RGB", (5 * side, -(-len(WAYS) // 5) * side), "white")
     for k, (name, change) in enumerate(WAYS.items()):
-        image = change(Image.fromarray(read_image(row["file"])), np.random.default_rng([2027, k, row["place"]]))
+        image = change(Image.fromarray(read_image(row.file)), np.random.default_rng([2027, k, row.place]))
         image.thumbnail((side - 8, side - 28))
         sheet.paste(image, (k % 5 * side + 4, k // 5 * side + 4))
         place = (k % 5 * side + 4, k // 5 * side + side - 20)
@@ -135,11 +135,11 @@ def draw_ways(row: dict, path: Path, side: int = 240) -> None:
         sheet.save(file, "PNG")
 
 
-def choose_asked(chosen: dict[str, list[dict]], parts: tuple[str, ...], frames: int) -> list[dict]:
+def choose_asked(chosen: dict[str, list[ManifestRow]], parts: tuple[str, ...], frames: int) -> list[ManifestRow]:
     """The rows of these splits, at most so many frames a film, evenly spread over it."""
     films = {}
     for row in itertools.chain.from_iterable(chosen[part] for part in parts):
-        films.setdefault(row["movie"], []).append(row)
+        films.setdefault(row.movie, []).append(row)
     picks = [np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int) for rows in films.values()]
     return [rows[k] for rows, pick in zip(films.values(), picks, strict=True) for k in pick]
 
@@ -170,11 +170,11 @@ def measure_ways(data: Path, model: Path, place: str, frames: int, fold: int | N
     known = choose_asked(chosen, ("test",), frames)
     others = choose_asked(chosen, ("unknown_test", "unknown_val") if place else ("unknown_test",), frames)
     draw_ways(known[0], sheet)
-    films, answers = np.array([row["movie"] for row in known]), {}
+    films, answers = np.array([row.movie for row in known]), {}
     for number, name in enumerate(tqdm(WAYS, unit="way", disable=None)):
         answers[name] = [answer_worn(identifier, rows, number) for rows in (known, others)]
     if place:
         draw_frontier({name: answers[name] for name in FRONTIER}, films, sheet.with_stem(f"{sheet.stem}-frontier"))
     figures = {name: measure_answers(given, films, unknown) for name, (given, unknown) in answers.items()}
-    strangers = len({row["movie"] for row in others})
+    strangers = len({row.movie for row in others})
     return figures, f"{len(films)} frames of {len(set(films))} films, {len(others)} of {strangers} unknown ones"

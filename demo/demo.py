@@ -12,10 +12,12 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts of the top level
 
-from image import UserError, atomic_write, one_line_errors, read_image
 
+from answering.console import UserError, atomic_write, one_line_errors
+from answering.model import Answer, Identifier, format_answer
+from answering.pictures import read_image
 from demo.films import render_films
-from identify import Answer, Identifier, format_answer
+from training.dataset import ManifestRow, read_manifest
 
 RECIPE = {"batch_size": 32, "lr": 3e-3, "crop": 0.35, "balance": 0.0, "colour": 0.3}
 UNKNOWN_FRAMES = 15  # of each film that is never in the collection
@@ -50,23 +52,21 @@ def run_demo(*, films: int, unknown: int, frames: int, arch: str, seed: int, out
 
 def answer_all(identifier: Identifier, processed: Path, picture: Path) -> dict:
     """Answer every test and unknown_test frame, print and draw a sample, return the figures."""
-    from data import read_manifest
-
-    pairs = [(row, identifier.identify(row["file"])) for row in read_manifest(processed) if "test" in row["split"]]
-    known = [(row, answer) for row, answer in pairs if row["split"] == "test"]
-    foreign = [(row, answer) for row, answer in pairs if row["split"] == "unknown_test"]
+    pairs = [(row, identifier.identify(row.file)) for row in read_manifest(processed) if "test" in row.split]
+    known = [(row, answer) for row, answer in pairs if row.split == "test"]
+    foreign = [(row, answer) for row, answer in pairs if row.split == "unknown_test"]
     if not known or not foreign:
         raise UserError("too few films or frames to test on; raise --films, --unknown or --frames")
-    films = sorted({row["movie"] for row, _ in known})
+    films = sorted({row.movie for row, _ in known})
     # for the eye: two frames of each of six films, from different shots, and six foreign ones
-    groups = [[pair for pair in known if pair[0]["movie"] == film] for film in films[:6]]
+    groups = [[pair for pair in known if pair[0].movie == film] for film in films[:6]]
     sample = [pair for group in groups for pair in (group[0], group[-1])] + foreign[:: max(1, len(foreign) // 6)][:6]
     for row, answer in sample:
         print(f"{row['movie'][:36]:36} {format_answer(answer)}")
     draw_answers(sample, set(films), picture)
-    named = [row["movie"] == answer.candidates[0].title for row, answer in pairs if answer.kind == "movie"]
+    named = [row.movie == answer.candidates[0].title for row, answer in pairs if answer.kind == "movie"]
     return {
-        "top1": fmean(row["movie"] == answer.candidates[0].title for row, answer in known),
+        "top1": fmean(row.movie == answer.candidates[0].title for row, answer in known),
         "known_frames": len(known),
         "known_named": fmean(answer.kind == "movie" for _, answer in known),
         "named_right": fmean(named) if named else float("nan"),
@@ -75,7 +75,7 @@ def answer_all(identifier: Identifier, processed: Path, picture: Path) -> dict:
     }
 
 
-def draw_answers(sample: list[tuple[dict, Answer]], films: set[str], path: Path) -> None:
+def draw_answers(sample: list[tuple[ManifestRow, Answer]], films: set[str], path: Path) -> None:
     """A sheet of pictures with the answer, its confidence and the truth: green right, amber refused, red wrong.
 
     sample holds rows with "file" and "movie" (the truth) and their answers; films are the titles that are known.
@@ -87,7 +87,7 @@ def draw_answers(sample: list[tuple[dict, Answer]], films: set[str], path: Path)
     for cell in figure.subplots(rows, 4, squeeze=False).flat:
         cell.axis("off")
     for cell, (row, answer) in zip(figure.axes, sample, strict=False):
-        best, truth, known = answer.candidates[0], row["movie"], row["movie"] in films
+        best, truth, known = answer.candidates[0], row.movie, row.movie in films
         said = {
             "movie": f"{best.title} ({best.confidence:.0%})",
             "shortlist": "one of three",
@@ -96,7 +96,7 @@ def draw_answers(sample: list[tuple[dict, Answer]], films: set[str], path: Path)
         titles = [c.title for c in answer.candidates][: 1 if answer.kind == "movie" else 3]
         good = not known if answer.kind == "unknown" else truth in titles
         colour = "#5fd38d" if good else "#f0b34a" if answer.kind == "unknown" else "#ff6b6b"
-        cell.imshow(read_image(row["file"]), aspect="auto")
+        cell.imshow(read_image(row.file), aspect="auto")
         cell.set_title(said[answer.kind], color=colour, fontsize=11, pad=3, loc="left")
         note = truth if known else f"{truth} (not in the collection)"
         cell.text(0.01, 0.03, note, transform=cell.transAxes, color="white", fontsize=8, backgroundcolor="#000000aa")

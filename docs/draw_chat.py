@@ -62,7 +62,7 @@ async def talk(stills: list[Path], model: str, index: str, language: str) -> lis
     try:
         with tempfile.TemporaryDirectory() as folder:
             app = handlers.App(open_base(Path(folder, "bot.sqlite")), "1:drawn", worker, texts, 10)
-            app.know(*await worker.start())
+            app.set_description(*await worker.start())
             dispatcher = handlers.make_dispatcher(app)
             for k in range(len(stills)):
                 user = {"id": 7, "is_bot": False, "first_name": "Ann", "language_code": language}

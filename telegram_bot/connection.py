@@ -15,13 +15,13 @@ from aiohttp import ClientConnectorError, ClientError, ClientTimeout, Connection
 
 from answering.console import UserError
 from answering.pictures import MAX_BYTES
-from telegram_bot.updates import OLD, answering, log
+from telegram_bot.updates import MAX_QUESTION_AGE, answering, log
 from telegram_bot.worker import LOCAL_BYTES, SECONDS
 
 STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
 EDITS = (methods.EditMessageText, methods.EditMessageReplyMarkup, methods.EditMessageMedia)
 ASKED = (methods.AnswerCallbackQuery, methods.AnswerInlineQuery, methods.SendChatAction)
-TWICE = (*STARTING, *EDITS, *ASKED, methods.GetUpdates, methods.GetFile)  # does no harm
+IDEMPOTENT = (*STARTING, *EDITS, *ASKED, methods.GetUpdates, methods.GetFile)  # does no harm
 
 
 async def download(bot: Bot, pictures: list) -> list[bytes | str]:
@@ -75,8 +75,8 @@ class Requests(BaseRequestMiddleware):
     async def __call__(self, make_request, bot: Bot, method):
         polling = isinstance(method, methods.GetUpdates)
         for_ever, pause = polling or isinstance(method, STARTING), 0.5
-        end = time.monotonic() + (1e9 if for_ever else OLD)
-        updates = [] if isinstance(method, TWICE) else [(number,) for number in answering.get([])]
+        end = time.monotonic() + (1e9 if for_ever else MAX_QUESTION_AGE)
+        updates = [] if isinstance(method, IDEMPOTENT) else [(number,) for number in answering.get([])]
         if polling:
             method.limit = 20  # more at once would hold up the loop
             await asyncio.sleep(0)  # the last ones come into SQLite before Telegram may forget them
@@ -96,7 +96,7 @@ class Requests(BaseRequestMiddleware):
                         return [Update(update_id=answer["result"][0]["update_id"])]
                     method.limit = 1
                     continue
-                if not (polling or can_be_repeated(error, isinstance(method, TWICE))):
+                if not (polling or can_be_repeated(error, isinstance(method, IDEMPOTENT))):
                     raise
                 failure = error
             if for_ever and not self.away:

@@ -29,17 +29,26 @@ from aiogram.types import CallbackQuery, InlineKeyboardMarkup, InlineQuery, Mess
 from answering.console import UserError
 from telegram_bot.connection import download
 from telegram_bot.figures import figures
-from telegram_bot.updates import COMMANDS, IN_VAIN, Albums, Journal, find_picture, is_spoiler, reply, report
+from telegram_bot.updates import COMMANDS, UNDELIVERABLE, Albums, Journal, find_picture, is_spoiler, reply, report
 from telegram_bot.worker import Worker, name_film
 
 TEXTS = Path(__file__).with_name("texts.toml")
 FLOOD, FLOOD_SECONDS = 20, 60.0  # frames of a user in so many seconds
 IN_HAND, PAGE = 3, 20  # frames fetched at a time, of which the model takes one; films a page
-NEWS, TITLE = 60.0, 100  # seconds until we ask again which films there are; letters of a title that users tell
-KEPT = 500  # answers whose stills stay in memory for "show another", 25 KB each
-LIKE = (0.8, 0.6, 0.4)  # similarity, for words; a film's other copy has 0.73 to 0.99, other films under 0.62 (DINOv2-S)
+REFRESH_SECONDS, TITLE = (
+    60.0,
+    100,
+)  # seconds until we ask again which films there are; letters of a title that users tell
+STILL_CACHE_SIZE = 500  # answers whose stills stay in memory for "show another", 25 KB each
+SIMILARITY_STEPS = (
+    0.8,
+    0.6,
+    0.4,
+)  # similarity, for words; a film's other copy has 0.73 to 0.99, other films under 0.62 (DINOv2-S)
 LOOKS = {"x": "still", "m": "mirror"}  # by buttons; words for them stand in the texts
-SAID = "text audio document voice contact location venue poll dice sticker video video_note story"  # not a pin, a join
+CONTENT_TYPES = (
+    "text audio document voice contact location venue poll dice sticker video video_note story"  # not a pin, a join
+)
 log = logging.getLogger("bot")
 
 
@@ -63,7 +72,7 @@ class App:
         self.frames = collections.Counter()  # of a user in the last FLOOD_SECONDS
         self.times, self.stills = collections.deque([0.0], 1000), {}  # ms and stills of the last answers
 
-    def know(self, about, _, films: dict[str, str | None], memory: int) -> None:
+    def set_description(self, about, _, films: dict[str, str | None], memory: int) -> None:
         """What describe_model tells."""
         self.about, self.films, self.memory, self.listed = about, films, memory, {}
 
@@ -119,7 +128,7 @@ def link(app: App, texts: dict, title: str) -> list[tuple[str, str]]:
 
 def describe_proof(texts: dict, proof: dict, of: str) -> str:
     """In words, how much alike the nearest known still is, and when it comes in its film."""
-    alike = texts["alike"][sum(proof["similarity"] < limit for limit in LIKE)]
+    alike = texts["alike"][sum(proof["similarity"] < limit for limit in SIMILARITY_STEPS)]
     seconds, at = (proof["time_ms"] or 0) // 1000, ""
     if proof["time_ms"] is not None:
         at = texts["at"].format(time=f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}")
@@ -190,8 +199,8 @@ async def on_inline(query: InlineQuery, app: App, texts: dict) -> None:
         for place, (shown, title) in enumerate(found[start : start + PAGE])
     ]
     further = str(start + PAGE) if start + PAGE < len(found) else ""
-    with contextlib.suppress(*IN_VAIN):  # it is too old
-        await query.answer(articles, cache_time=int(NEWS), is_personal=True, next_offset=further)
+    with contextlib.suppress(*UNDELIVERABLE):  # it is too old
+        await query.answer(articles, cache_time=int(REFRESH_SECONDS), is_personal=True, next_offset=further)
 
 
 async def on_stats(message: Message, app: App, texts: dict) -> None:
@@ -219,7 +228,7 @@ async def on_message(message: Message, app: App, texts: dict, album: list[Messag
         pictures = [picture]
     told = message.chat.type == "private" or message.guest_query_id
     told = told or (message.text or "").split("@")[0].strip() == "/film"
-    if not pictures and not (told and message.content_type in SAID.split()):
+    if not pictures and not (told and message.content_type in CONTENT_TYPES.split()):
         return
     who = (message.sender_chat or message.from_user or message.chat).id  # channels and hidden admins share one user
     refusal = refuse(app, texts, who)
@@ -248,7 +257,7 @@ async def name_pictures(message: Message, app: App, texts: dict, pictures, who: 
     answer, candidates = secrets.token_urlsafe(9), result["candidates"]  # in the buttons: nobody guesses another's
     stills = [(candidate.get("evidence") or {}).pop("thumbnail", "") for candidate in candidates]
     app.stills[answer] = {k: base64.b64decode(still) for k, still in enumerate(stills) if still}
-    if len(app.stills) > KEPT:
+    if len(app.stills) > STILL_CACHE_SIZE:
         del app.stills[next(iter(app.stills))]
     row = (answer, time.time(), pictures[0].file_id, result["kind"], json.dumps(candidates), asker and app.hash(asker))
     app.base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, NULL, NULL, ?)", row)
@@ -309,7 +318,7 @@ async def on_button(query: CallbackQuery, app: App, texts: dict) -> None:
     elif action in LOOKS and row and message:
         note, edit = refuse(app, texts, query.from_user.id), None
         if note is None:
-            with contextlib.suppress(*IN_VAIN):
+            with contextlib.suppress(*UNDELIVERABLE):
                 await query.answer(texts["looking"])
             pictures, asker = [types.File(file_id=file_id, file_unique_id="")], query.from_user
             looked = await name_pictures(message, app, texts, pictures, asker.id, asker, LOOKS[action])
@@ -330,7 +339,7 @@ async def on_button(query: CallbackQuery, app: App, texts: dict) -> None:
     if verdict:
         app.judge(rest, *verdict)
         markup = markup or (keyboard(link(app, texts, verdict[1])) if verdict[1] else None)
-    with contextlib.suppress(*IN_VAIN):
+    with contextlib.suppress(*UNDELIVERABLE):
         await query.answer((note or "")[:190])
     if edit:
         await show(edit, text, markup, still)
@@ -340,7 +349,7 @@ async def on_button(query: CallbackQuery, app: App, texts: dict) -> None:
 
 async def show(message: Message, text: str | None, markup: InlineKeyboardMarkup | None, still: bytes | None) -> None:
     """Make a message of ours say something else, with a picture if there is one; without a text its buttons change."""
-    with contextlib.suppress(*IN_VAIN):
+    with contextlib.suppress(*UNDELIVERABLE):
         if still:
             photo = types.BufferedInputFile(still, "still.jpg")
             media = types.InputMediaPhoto(media=photo, caption=text[:1024], has_spoiler=is_spoiler(message))

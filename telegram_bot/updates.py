@@ -14,10 +14,13 @@ from aiogram.types import InlineKeyboardMarkup, Message, Update, User
 
 from answering.pictures import IMAGE_SUFFIXES
 
-OLD = 600.0  # seconds; after an outage, older questions are not answered
+MAX_QUESTION_AGE = 600.0  # seconds; after an outage, older questions are not answered
 ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
 COMMANDS = ("start", "help", "about", "lang", "films")
-IN_VAIN = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)  # message gone or unchanged, bot blocked
+UNDELIVERABLE = (
+    exceptions.TelegramBadRequest,
+    exceptions.TelegramForbiddenError,
+)  # message gone or unchanged, bot blocked
 answering: contextvars.ContextVar[list[int]] = contextvars.ContextVar("answering")  # ids of a task's updates
 log = logging.getLogger("bot")
 
@@ -129,7 +132,7 @@ async def is_for_us(update: Update) -> bool:
     if not (message := update.message or update.guest_message):
         return update.callback_query is not None
     two_bots = message.from_user and message.from_user.is_bot and not message.sender_chat  # they would talk for ever
-    old = time.time() - message.date.timestamp() > OLD
+    old = time.time() - message.date.timestamp() > MAX_QUESTION_AGE
     addressed = message.media_group_id or is_addressed(message, await update.bot.me())
     return bool(addressed and not two_bots and not old)
 

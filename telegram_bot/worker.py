@@ -19,7 +19,7 @@ from answering.model import Identifier
 from answering.pictures import cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
-ROOM = 300_000_000  # bytes that pictures may take there beside the model
+PICTURE_MEMORY = 300_000_000  # bytes that pictures may take there beside the model
 LOCAL_BYTES = 100_000_000  # of a picture that a Bot API server of one's own leaves on the disk
 FILMS, AGAIN = 5, 60.0  # films that an index names; seconds until a damaged one is read again
 log = logging.getLogger("bot")
@@ -32,7 +32,7 @@ def load_model(path: str, runtime: str | None, threads: int, index: str | None) 
     try:
         pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
         model = Identifier(path, runtime=runtime, threads=threads)
-        give_back()
+        trim_heap()
         if place := index or find_index(path):
             model.index = open_index(place, model)
     except UserError as error:
@@ -40,12 +40,12 @@ def load_model(path: str, runtime: str | None, threads: int, index: str | None) 
     if sys.platform == "linux":
         import resource
 
-        give_back()
+        trim_heap()
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (data + ROOM,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (data + PICTURE_MEMORY,) * 2)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Memory that is free goes to the system: loading DeiT-B in int8 leaves up to 70 MB behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

@@ -77,7 +77,7 @@ def test_robust_asks_in_every_way_and_counts_as_a_person_would(exported, dataset
     known = json.loads((place / "index.json").read_text())["films"]
     rows = read_manifest(dataset)
     assert {title: film["stills"] for title, film in known.items()} == {
-        title: sum(row["movie"] == title and row["split"] in ("train", "val") for row in rows) for title in known
+        title: sum(row.movie == title and row.split in ("train", "val") for row in rows) for title in known
     }  # no test frame is in it, and no unknown film
 
 

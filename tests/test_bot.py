@@ -187,7 +187,7 @@ class Desk:
         self.bot, self.tasks = Bot(TOKEN, session=self.session), []
         self.texts = {code: words | {"titles": RUSSIAN if code == "ru" else {}} for code, words in TEXTS.items()}
         self.app = handlers.App(database.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
-        self.app.know(self.worker.about, "", dict.fromkeys(TITLES), 50_000_000)
+        self.app.set_description(self.worker.about, "", dict.fromkeys(TITLES), 50_000_000)
         self.session.middleware(connection.Requests(self.app.base))
         self.dispatcher, self.runner = handlers.make_dispatcher(self.app), asyncio.Runner()
         self.handler = logging.Handler(logging.ERROR)
@@ -447,7 +447,7 @@ def test_every_language_says_the_same():
 
     for words in TEXTS.values():
         assert holes(words) == holes(EN)
-        assert len(words["sure"]) == 3 and len(words["alike"]) == len(handlers.LIKE) + 1
+        assert len(words["sure"]) == 3 and len(words["alike"]) == len(handlers.SIMILARITY_STEPS) + 1
 
 
 def test_titles_are_never_read_as_anything_else(desk):
@@ -541,7 +541,7 @@ def test_show_another_goes_through_the_next_nearest_films(desk, monkeypatch):
         (_, right), (_, _), (_, data) = buttons(edit)
     assert photo_press(desk, right)[0] == EN["thanks"] and desk.verdicts() == [("wrong", TITLES[2])]
     assert photo_press(desk, data)[1].media.caption.startswith("This looks like Alien (1979).")
-    monkeypatch.setattr(handlers, "KEPT", 1)
+    monkeypatch.setattr(handlers, "STILL_CACHE_SIZE", 1)
     for name in "bc":
         desk.feed(photo_update(name))
     assert photo_press(desk, data) == (EN["gone"], None)
@@ -589,7 +589,7 @@ def test_a_button_opens_the_page_of_the_film(desk, tmp_path):
         "title,tconst,ru\nAlien (1979),tt0078748,Чужой\nBrazil (1985),javascript:alert(1),\n", encoding="utf-8"
     )
     desk.texts["en"]["imdb"] = handlers.load_texts(path)["en"]["imdb"]
-    desk.app.know(desk.app.about, "", dict.fromkeys(TITLES) | {"Contact (1997)": "tt0118884"}, 0)
+    desk.app.set_description(desk.app.about, "", dict.fromkeys(TITLES) | {"Contact (1997)": "tt0118884"}, 0)
     pages = []
     for title in TITLES:
         desk.worker.result = answer_of("movie")
@@ -728,7 +728,7 @@ def guest(**content) -> dict:
 )
 def test_a_guest_answers_once_and_without_buttons(desk, content, text):
     desk.worker.result = proven("movie")
-    desk.app.know(desk.app.about, "", {TITLES[0]: "tt0078748"}, 0)
+    desk.app.set_description(desk.app.about, "", {TITLES[0]: "tt0078748"}, 0)
     assert not desk.feed(guest(**content))  # no message of a member
     answers = desk.named(AnswerGuestQuery)
     assert len(answers) == (text is not None)
@@ -859,7 +859,7 @@ MANY_RUSSIAN = {title: f"{LONG if n % 5 else 'Очень длинное назв
 def library():
     with Desk() as desk:
         desk.texts["ru"]["titles"] = MANY_RUSSIAN
-        desk.app.know(desk.app.about, "", dict.fromkeys(MANY), 0)
+        desk.app.set_description(desk.app.about, "", dict.fromkeys(MANY), 0)
         desk.answer = buttons(desk.feed(photo_update("a"))[0])[0][1][2:]
         yield desk
 
@@ -1111,7 +1111,7 @@ def test_requests_are_made_again(pauses, monkeypatch, method, error, waited):
         return
     assert insist(method, error, "done") == "done" and pauses == [pytest.approx(waited)]
     if method in (SEND, FILE):
-        monkeypatch.setattr(updates, "OLD", 0.0)
+        monkeypatch.setattr(updates, "MAX_QUESTION_AGE", 0.0)
         with pytest.raises(type(error)):  # not for ever
             insist(method, error, "done")
 
@@ -1127,7 +1127,7 @@ def test_pauses_grow_and_trouble_is_logged_once(pauses, caplog):
 
 
 def test_an_answer_that_may_have_arrived_is_not_sent_after_a_restart(pauses, monkeypatch):
-    monkeypatch.setattr(updates, "OLD", 0.0)
+    monkeypatch.setattr(updates, "MAX_QUESTION_AGE", 0.0)
     for error, sent in ((RESET, True), (UNREACHED, False), (HTML, False)):
         base = database.open_base(":memory:")
         base.execute("INSERT INTO updates (id, body) VALUES (5, 'body'), (6, 'of the same album'), (7, 'another')")

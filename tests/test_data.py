@@ -27,14 +27,14 @@ def test_splits_that_are_asked_for(dataset):
     chosen, classes = choose_rows(rows)
     assert len(classes) == 3 and len(chosen["train"]) > len(chosen["val"]) > 0
     tests = [choose_rows(rows, fold=k)[0] for k in range(5)]
-    assert sorted(r["path"] for t in tests for r in t["test"]) == sorted(
-        r["path"] for s in ("train", "val", "test") for r in chosen[s]
+    assert sorted(r.path for t in tests for r in t["test"]) == sorted(
+        r.path for s in ("train", "val", "test") for r in chosen[s]
     )
     for fold in tests:
-        groups = [{r["group"] for r in fold[s]} for s in ("train", "val", "test")]
+        groups = [{r.group for r in fold[s]} for s in ("train", "val", "test")]
         assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
     random, _ = choose_rows(rows, split="random")
-    assert {r["group"] for r in random["train"]} & {r["group"] for r in random["test"]}  # that is what it is for
+    assert {r.group for r in random["train"]} & {r.group for r in random["test"]}  # that is what it is for
     small, _ = choose_rows(rows, limit=6)
     assert all(len(part) <= 6 for part in small.values())
     assert len(choose_rows(rows, subset=2)[1]) == 2
@@ -45,7 +45,7 @@ def test_splits_that_are_asked_for(dataset):
 def test_unknown_films_have_no_label(dataset):
     chosen, classes = choose_rows(read_manifest(dataset))
     labels = label_rows(chosen, classes)
-    assert [classes[i] for i in labels["val"]] == [row["movie"] for row in chosen["val"]]
+    assert [classes[i] for i in labels["val"]] == [row.movie for row in chosen["val"]]
     assert set(labels["unknown_val"]) | set(labels["unknown_test"]) == {-1}
 
 
@@ -56,7 +56,7 @@ def test_the_fingerprint_tells_splits_apart(dataset):
 
 
 def test_a_film_without_training_frames_is_one_line(dataset):
-    rows = [row for row in read_manifest(dataset) if (row["movie"][:6], row["split"]) != ("Film 1", "train")]
+    rows = [row for row in read_manifest(dataset) if (row.movie[:6], row.split) != ("Film 1", "train")]
     with pytest.raises(UserError, match=r"Film 1 .* has no training frames"):
         choose_rows(rows)
 
@@ -87,13 +87,13 @@ def test_frames_are_decoded_once_and_only_those_asked_for(dataset, tmp_path):
     store = FrameStore(rows, PREPROCESSING, tmp_path, (96, 64))
     store.decode(chosen["val"])
     assert marks(tmp_path) == len(chosen["val"])
-    wanted = load_frames([row["file"] for row in chosen["val"]], PREPROCESSING, (96, 64))
+    wanted = load_frames([row.file for row in chosen["val"]], PREPROCESSING, (96, 64))
     assert wanted.shape[1:] == (64, 96, 3)
     found = store.take(chosen["val"])
     assert len(found) == len(wanted) and found[:].dtype == torch.uint8 and (found[:].numpy() == wanted).all()
     assert (found[torch.tensor([2, 0])].numpy() == wanted[[2, 0]]).all()
     (path,) = tmp_path.glob("*.bin")
-    where = chosen["val"][0]["place"]
+    where = chosen["val"][0].place
     with open(path, "r+b") as file:  # a byte that no decoder gives would be lost, were the frame decoded again
         file.seek(where * wanted[0].size)
         file.write(bytes([wanted[0].flat[0] ^ 255]))
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_line_and_marks_nothing(dataset, tmp_path, monkeypatc
             store.decode(rows[:8])
     assert marks(tmp_path) == 0
     store.decode(rows[:8])  # there is room again
-    wanted = load_frames([row["file"] for row in rows[:8]], PREPROCESSING, (96, 64))
+    wanted = load_frames([row.file for row in rows[:8]], PREPROCESSING, (96, 64))
     assert (store.take(rows[:8])[:].numpy() == wanted).all()
 
 
@@ -154,7 +154,7 @@ FrameStore(rows, PREPROCESSING, Path(sys.argv[2]), (96, 64)).decode(rows, chunk=
     assert result.returncode == -9 and 0 < marks(tmp_path) < len(rows)
     store = FrameStore(rows, PREPROCESSING, tmp_path, (96, 64))
     store.decode(rows)
-    assert (store.take(rows)[:].numpy() == load_frames([row["file"] for row in rows], PREPROCESSING, (96, 64))).all()
+    assert (store.take(rows)[:].numpy() == load_frames([row.file for row in rows], PREPROCESSING, (96, 64))).all()
 
 
 # ---------------------------------------------------------------------------------------- augmentation

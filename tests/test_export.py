@@ -22,7 +22,7 @@ from export import export_model
 from models import Checkpoint, build_model, preprocessing_for
 from training.dataset import choose_rows, read_manifest
 from training.metrics import fit_temperature
-from training.quantise import even_tokens, write_web
+from training.quantise import scale_tokens, write_web
 from training.rule import ORIGINAL_RULE, SCORES, Rule, check_rule, fit_rule
 
 OUTPUTS = ["logits", "probabilities", "known", "embedding"]
@@ -53,7 +53,7 @@ def test_model_json_and_the_metadata_are_one_schema(exported):
 
 def frames_of(dataset, split: str = "test") -> list:
     rows = choose_rows(read_manifest(dataset))[0][split]
-    return [row["file"] for row in rows]
+    return [row.file for row in rows]
 
 
 def test_the_metadata_alone_give_identifys_answers(exported, dataset):
@@ -357,7 +357,7 @@ def test_evened_tokens_change_nothing_in_float_and_help_in_8_bits(tmp_path):
     spec = preprocessing_for("test_vit3")
     export.write_onnx(export.Exported(model, spec, None), tmp_path / "plain.onnx")
     graph = onnx.load(tmp_path / "plain.onnx")
-    assert len(even_tokens(graph)) > 8 and {"FastGelu"} <= {node.op_type for node in graph.graph.node}
+    assert len(scale_tokens(graph)) > 8 and {"FastGelu"} <= {node.op_type for node in graph.graph.node}
     onnx.save(graph, tmp_path / "even.onnx")
     frames, found = reference_frames(spec["size"], 4), {}
     write_web(tmp_path / "plain.onnx", tmp_path / "web.onnx", True)

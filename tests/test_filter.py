@@ -19,7 +19,7 @@ from PIL import Image
 
 import filter as frames_filter
 from answering.console import UserError
-from answering.stills import list_frames
+from answering.stills import list_stills
 from filter import filter_films, find_conflicts
 from training.dataset import MANIFEST, NEAR_BITS, Lookup, film_offset, group_frames, split_groups
 
@@ -267,13 +267,13 @@ def test_sidecar_may_be_damaged(tmp_path):
     for shot in range(3):
         draw_frame(0, shot, 0).save(folder / f"{shot}.jpg")
     (folder / "frames.jsonl").write_text('{"file": "0.jpg", "shot_time_ms": "x"}\n[1]\n{"file": \n{"id": 3}\nnull\n')
-    assert [f["time"] for f in list_frames(folder)] == [None] * 3
+    assert [still.time_ms for still in list_stills(folder)] == [None] * 3
 
 
 def test_movienet_names_carry_shots(tmp_path):
     for name in ("shot_0001_img_0.jpg", "shot_0001_img_1.jpg", "shot_0002_img_0.jpg"):
         draw_frame(0, 0, 0).save(tmp_path / name)
-    assert [f["shot"] for f in list_frames(tmp_path)] == [1, 1, 2]
+    assert [still.shot for still in list_stills(tmp_path)] == [1, 1, 2]
 
 
 def test_usage_errors_are_one_line(tmp_path, raw, capsys):

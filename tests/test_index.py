@@ -546,7 +546,7 @@ def clouds(films: int, seed: int, frames: int = 40, dims: int = 24) -> tuple[np.
 
 
 def test_the_projection_whitens_what_varies_within_films(monkeypatch):
-    for name, value in (("SHRINK", 0.0), ("EVEN", 0.0), ("WEAR", 0.0)):
+    for name, value in (("SHRINK", 0.0), ("VARIANCE_POWER", 0.0), ("WEAR", 0.0)):
         monkeypatch.setattr(projection, name, value)
     x, owner = clouds(12, 1)
     project, offset = projection.fit_projection(x, owner, np.zeros((0, x.shape[1]), np.float32))
@@ -574,7 +574,7 @@ def test_thresholds_hold_on_films_that_were_never_seen():
         {"embedding": x[owner == f], "time": np.full(40, -1), "change": np.zeros((0, x.shape[1]), np.float32)}
         for f in range(30)
     ]
-    rule = calibration.fit_rule(calibration.ask_itself(films, 40), np.full(30, 40))
+    rule = calibration.fit_rule(calibration.leave_one_out_scores(films, 40), np.full(30, 40))
     project, offset = projection.fit_projection(x[known], owner[known], films[0]["change"])
     vectors = projection.project_all(x, project, offset)
     rng = np.random.default_rng(5)
@@ -627,11 +627,13 @@ def test_how_like_a_frame_is_to_the_rest_of_its_film():
     vectors = np.random.default_rng(8).normal(0, 1, (30, 5)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for when in (np.full(30, -1), 2000 * np.arange(30)):
-        apart = calibration.held_apart(when)
+        apart = calibration.leave_out_groups(when)
         for k, got in zip((4, 17), calibration.ask_within(vectors, when, np.array([4, 17])), strict=True):
             rest = vectors[apart != apart[k]]
             middle = rest.sum(0) / np.linalg.norm(rest.sum(0))
-            wanted = ((rest @ vectors[k]).max() + projection.MEAN * middle @ vectors[k]) / (1 + projection.MEAN)
+            wanted = ((rest @ vectors[k]).max() + projection.MIDDLE_WEIGHT * middle @ vectors[k]) / (
+                1 + projection.MIDDLE_WEIGHT
+            )
             assert got == pytest.approx(wanted, abs=1e-5)
 
 
@@ -639,5 +641,5 @@ def test_film_scores_against_a_loop():
     best = np.random.default_rng(7).normal(0, 1, (20, 6)).astype(np.float32)
     scores = projection.film_scores(best)
     for row, got in zip(best, scores, strict=True):
-        wanted = [row[f] - projection.SECOND * max(row[g] for g in range(6) if g != f) for f in range(6)]
+        wanted = [row[f] - projection.RUNNER_UP_PENALTY * max(row[g] for g in range(6) if g != f) for f in range(6)]
         np.testing.assert_allclose(got, wanted, rtol=1e-5)

@@ -121,10 +121,10 @@ def test_refit_takes_val_in_and_leaves_answers_that_had_not_seen_their_fold(data
     saved = Checkpoint.load(run / "best.pt")
     chosen, classes = choose_rows(read_manifest(dataset))
     seen = chosen["train"] + chosen["val"]
-    labels = np.array([classes.index(row["movie"]) for row in seen])
+    labels = np.array([classes.index(row.movie) for row in seen])
     folds, truth, held = (saved.held_out[key].numpy() for key in ("folds", "labels", "logits"))
     assert (truth == labels).all() and set(folds) > {0, 1, 2} and len(held) == len(seen)
-    images = torch.from_numpy(load_frames([row["file"] for row in seen], saved.preprocessing))
+    images = torch.from_numpy(load_frames([row.file for row in seen], saved.preprocessing))
     with torch.no_grad():
         logits, embedding = (out.numpy() for out in saved.build()(normalise(images, saved.preprocessing)))
     wanted = np.zeros_like(held)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import scrape
 from answering.console import UserError
-from answering.stills import list_frames
+from answering.stills import list_stills
 from answering.titles import folder_name, normalise_title, split_title
 from scrape import main, match_title, scrape_flim
 
@@ -232,7 +232,7 @@ def test_all_pages_with_sidecar(flim, tmp_path):
     assert times == sorted(times) and times[0] == 1000
     assert {"file", "id", "url", "shot_time_ms", "shot", "width", "height", "source"} <= set(lines[0])
     assert (lines[0]["width"], lines[0]["height"]) == (240, 136)
-    assert [frame["time"] for frame in list_frames(folder)] == times  # as filter.py reads it
+    assert [still.time_ms for still in list_stills(folder)] == times  # as filter.py reads it
     sent = [headers.get("Authorization") for headers in flim.headers]
     assert sent.count("Bearer secret-token") == len(flim.times)  # the API gets it, whoever holds the images does not
     assert all("movie-by-frame" in headers["User-Agent"] for headers in flim.headers)
@@ -606,7 +606,7 @@ def test_video_takes_a_frame_every_so_often(tmp_path):
     lines = read_sidecar(folder)
     assert {line["file"] for line in lines} == images(folder)
     assert [line["shot_time_ms"] for line in lines] == pytest.approx(list(range(0, 5000, 500)), abs=1)
-    assert [frame["time"] for frame in list_frames(folder)] == [line["shot_time_ms"] for line in lines]
+    assert [still.time_ms for still in list_stills(folder)] == [line["shot_time_ms"] for line in lines]
     frame = cv2.imread(str(folder / lines[7]["file"])).astype(int)  # at 3.5 s: the fourth shot, moved by one pixel
     assert abs(np.roll(picture(3, 3), 1, axis=1) - frame).mean() < 8
     assert main([*argv, "--every", "2"]) == 0

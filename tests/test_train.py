@@ -311,7 +311,7 @@ def test_no_unknown_films_is_no_error(dataset, tmp_path):
     data = tmp_path / "known"
     data.mkdir()
     (data / "movies").symlink_to(dataset / "movies")
-    known = [line for line, row in zip(lines[1:], rows, strict=True) if not row["split"].startswith("unknown")]
+    known = [line for line, row in zip(lines[1:], rows, strict=True) if not row.split.startswith("unknown")]
     (data / "manifest.csv").write_text("\n".join([lines[0], *known]) + "\n")
     run = quick(data, tmp_path, recipe={"probe": 0.3, "intermediate": True, "epochs": 0})
     figures = figures_of(run)["test"]

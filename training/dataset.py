@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,24 @@ def draw_subset(titles: list[str], count: int) -> list[str]:
 # -------------------------------------------------------------------------------------------- manifest
 
 
+@dataclass(frozen=True)
+class ManifestRow:
+    """A frame of a dataset: the columns of manifest.csv, as text, and where it was read."""
+
+    path: str  # relative to the manifest
+    movie: str
+    split: str  # one of SPLITS
+    group: str  # "Title (Year)#number"; a group never crosses a split
+    persons: str
+    width: str  # pixels, of the raw frame
+    height: str
+    phash: str  # 64 bits, hexadecimal
+    source: str
+    bars: str  # shares of the sides: left, top, right, bottom; empty where there are none
+    file: Path
+    place: int  # number of the row in the manifest
+
+
 def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
     """These columns of the rows; what else the rows hold is left out."""
     with atomic_write(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -125,19 +144,21 @@ def write_manifest(path: Path, rows: list[dict]) -> None:
     write_csv(path, MANIFEST, rows)
 
 
-def read_manifest(data: Path) -> list[dict]:
-    """Rows of data/manifest.csv, with the full path in "file" and the row's number in "place". Raises UserError."""
+def read_manifest(data: Path) -> list[ManifestRow]:
+    """The rows of data/manifest.csv. Raises UserError where it or a file that it names is missing."""
     path = data / "manifest.csv" if data.is_dir() else data
     if not path.exists():
         raise UserError(f"{path}: no manifest; make one with: python filter.py RAW --out {data}", 2)
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        lines = list(csv.DictReader(file))
     needed = {"path", "movie", "split", "group"}
-    if not rows or not needed <= set(rows[0]):
+    if not lines or not needed <= set(lines[0]):
         raise UserError(f"{path}: empty, or without the columns {', '.join(sorted(needed))}; run filter.py again", 2)
-    for place, row in enumerate(rows):
-        row |= {"file": path.parent / row["path"], "place": place}
-    missing = [row["path"] for row in rows if not row["file"].exists()]
+    rows = []
+    for place, line in enumerate(lines):
+        columns = {name: line.get(name) or "" for name in MANIFEST}
+        rows.append(ManifestRow(**columns, file=path.parent / line["path"], place=place))
+    missing = [row.path for row in rows if not row.file.exists()]
     if missing:
         found = f"{len(missing)} of its files are missing, the first is {missing[0]}"
         raise UserError(f"{path}: {found}; run filter.py again")
@@ -145,8 +166,13 @@ def read_manifest(data: Path) -> list[dict]:
 
 
 def choose_rows(
-    rows: list[dict], *, split="group", fold: int | None = None, subset: int | None = None, limit: int | None = None
-) -> tuple[dict[str, list[dict]], list[str]]:
+    rows: list[ManifestRow],
+    *,
+    split="group",
+    fold: int | None = None,
+    subset: int | None = None,
+    limit: int | None = None,
+) -> tuple[dict[str, list[ManifestRow]], list[str]]:
     """({split: rows}, classes). split: "group" (the manifest's) or "random" (80/10/10 a film, frames of a shot apart).
 
     fold: 0..4, another fifth of each film's groups as test. subset: that many films, drawn with seed 13. limit: at most
@@ -154,60 +180,60 @@ def choose_rows(
     """
     films = defaultdict(list)
     for row in rows:
-        films[row["movie"]].append(row)
-    titles = sorted(title for title, frames in films.items() if not frames[0]["split"].startswith("unknown"))
+        films[row.movie].append(row)
+    titles = sorted(title for title, frames in films.items() if not frames[0].split.startswith("unknown"))
     if subset:
         if len(titles) < subset:
             raise UserError(f"--subset {subset}: the manifest has only {len(titles)} films", 2)
         titles = draw_subset(titles, subset)
-    chosen = {name: [row for row in rows if row["split"] == name] for name in SPLITS}
+    chosen = {name: [row for row in rows if row.split == name] for name in SPLITS}
     chosen |= {"train": [], "val": [], "test": []}
     for index, title in enumerate(titles):
-        parts = [row["split"] for row in films[title]]
+        parts = [row.split for row in films[title]]
         if split == "random":
             shares = np.random.default_rng([13, index]).permutation(len(parts)).argsort() / len(parts)
             parts = ["train" if share < 0.8 else "val" if share < 0.9 else "test" for share in shares]
         elif fold is not None:
-            groups = [int(row["group"].rsplit("#", 1)[1]) for row in films[title]]
+            groups = [int(row.group.rsplit("#", 1)[1]) for row in films[title]]
             parts = split_groups(groups, film_offset(title), test=(fold / 5, (fold + 1) / 5), val=0.1)
         for row, part in zip(films[title], parts, strict=True):
-            chosen[part].append(row | {"split": part})
+            chosen[part].append(replace(row, split=part))
     if limit:
         for name, frames in chosen.items():
             order = np.random.default_rng(13).permutation(len(frames))[:limit]
             chosen[name] = [frames[i] for i in sorted(order)]
-        titles = sorted({row["movie"] for row in chosen["train"]})
+        titles = sorted({row.movie for row in chosen["train"]})
         for name in ("val", "test"):
-            chosen[name] = [row for row in chosen[name] if row["movie"] in titles]
-    empty = sorted(set(titles) - {row["movie"] for row in chosen["train"]})
+            chosen[name] = [row for row in chosen[name] if row.movie in titles]
+    empty = sorted(set(titles) - {row.movie for row in chosen["train"]})
     if empty or len(titles) < 2:
         what = f"{empty[0]} has no training frames" if empty else f"there are {len(titles)} films with training frames"
         raise UserError(f"{what}; at least two films need some: lower filter.py --min-frames or add frames")
     return chosen, titles
 
 
-def assign_folds(rows: list[dict], count: int = 5) -> np.ndarray:
+def assign_folds(rows: list[ManifestRow], count: int = 5) -> np.ndarray:
     """In which of count folds of its film a frame lies, int [N]; -1 in a group too large to be left out.
 
     A fold is a stretch of the film, a group is in one fold only, and whichever is left out, each film keeps frames.
     """
-    folds, films = np.full(len(rows), -1), np.array([row["movie"] for row in rows])
+    folds, films = np.full(len(rows), -1), np.array([row.movie for row in rows])
     for title in np.unique(films):
-        at = sorted(np.flatnonzero(films == title), key=lambda i: rows[i]["place"])  # film order, whatever the split
+        at = sorted(np.flatnonzero(films == title), key=lambda i: rows[i].place)  # film order, whatever the split
         for k in range(count):
-            share, groups = (k / count, (k + 1) / count), [rows[i]["group"] for i in at]
+            share, groups = (k / count, (k + 1) / count), [rows[i].group for i in at]
             parts = split_groups(groups, film_offset(title), test=share, val=0.0)
             folds[[i for i, part in zip(at, parts, strict=True) if part == "test"]] = k
     return folds
 
 
-def label_rows(chosen: dict[str, list[dict]], classes: list[str]) -> dict[str, np.ndarray]:
+def label_rows(chosen: dict[str, list[ManifestRow]], classes: list[str]) -> dict[str, np.ndarray]:
     """{split: class index a frame, int [N]}, -1 for unknown films."""
     index = {title: i for i, title in enumerate(classes)}
-    return {name: np.array([index.get(row["movie"], -1) for row in rows], int) for name, rows in chosen.items()}
+    return {name: np.array([index.get(row.movie, -1) for row in rows], int) for name, rows in chosen.items()}
 
 
-def split_fingerprint(chosen: dict[str, list[dict]]) -> str:
+def split_fingerprint(chosen: dict[str, list[ManifestRow]]) -> str:
     """Which frame is in which split, as 16 digits, so that training, resuming and exporting mean the same ones."""
-    listed = json.dumps([[split, row["path"]] for split in sorted(chosen) for row in chosen[split]])
+    listed = json.dumps([[split, row.path] for split in sorted(chosen) for row in chosen[split]])
     return hashlib.sha256(listed.encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from answering.console import UserError
 from answering.pictures import preprocess, read_image
+from training.dataset import ManifestRow
 
 STORE_FORMAT = 2  # raised when image.py decodes or crops otherwise
 
@@ -37,17 +38,17 @@ class FrameStore:
     files, preprocessing and size (width, height), so that folds, runs and exports share them, usually in DATA/.frames.
     """
 
-    def __init__(self, rows: list[dict], spec: dict, folder: Path, size: tuple[int, int] | None = None):
+    def __init__(self, rows: list[ManifestRow], spec: dict, folder: Path, size: tuple[int, int] | None = None):
         self.rows, self.spec, self.size, self.folder = rows, spec, size, folder
         width, height = size or (spec["size"],) * 2
-        stats = [os.stat(row["file"]) for row in rows]
-        listed = [[row["path"], stat.st_size, stat.st_mtime_ns] for row, stat in zip(rows, stats, strict=True)]
+        stats = [os.stat(row.file) for row in rows]
+        listed = [[row.path, stat.st_size, stat.st_mtime_ns] for row, stat in zip(rows, stats, strict=True)]
         how = [STORE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
         key = hashlib.sha256(json.dumps([listed, how]).encode()).hexdigest()[:16]
         self.kind = f"{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"  # none begins as another does
         self.path, self.shape = folder / f"{self.kind}-{key}.bin", (len(rows), height, width, 3)
 
-    def decode(self, rows: list[dict], chunk: int = 256) -> None:
+    def decode(self, rows: list[ManifestRow], chunk: int = 256) -> None:
         """Decode those of these rows of the manifest that are not there yet. Raises UserError for a full disk."""
         nbytes, marks = math.prod(self.shape[1:]), self.path.with_suffix(".done")
         try:
@@ -59,12 +60,12 @@ class FrameStore:
                 with open(path, "ab") as file:
                     file.truncate(length)
             done = np.memmap(marks, np.uint8, "r+")
-            missing = [place for place in sorted({row["place"] for row in rows}) if not done[place]]
+            missing = [place for place in sorted({row.place for row in rows}) if not done[place]]
             bar = tqdm(total=len(missing), unit="frame", desc="decode", disable=None)
             with open(self.path, "r+b") as file, bar:
                 for start in range(0, len(missing), chunk):
                     part = missing[start : start + chunk]
-                    frames = load_frames([self.rows[place]["file"] for place in part], self.spec, self.size)
+                    frames = load_frames([self.rows[place].file for place in part], self.spec, self.size)
                     for place, frame in zip(part, frames, strict=True):
                         os.pwrite(file.fileno(), frame, place * nbytes)
                     os.fsync(file.fileno())
@@ -74,10 +75,10 @@ class FrameStore:
             text = f"{error.strerror or error}; {math.prod(self.shape) / 1e9:.1f} GB of decoded frames go there"
             raise UserError(f"--cache {self.folder}: {text}") from None
 
-    def take(self, rows: list[dict]) -> Subset:
+    def take(self, rows: list[ManifestRow]) -> Subset:
         """Frames of these rows, which are decoded: uint8 tensors [N, height, width, 3] when it is indexed."""
         frames = torch.from_file(str(self.path), size=math.prod(self.shape), dtype=torch.uint8).view(self.shape)
-        return Subset(frames, torch.tensor([row["place"] for row in rows], dtype=torch.long))
+        return Subset(frames, torch.tensor([row.place for row in rows], dtype=torch.long))
 
 
 def take_batch(frames: Subset | torch.Tensor, pick: slice | torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from answering.console import UserError
 from answering.pictures import preprocess, read_image
 from answering.wear import COPIES, wear
-from training.dataset import assign_folds, choose_rows
+from training.dataset import ManifestRow, assign_folds, choose_rows
 from training.device import synchronised_clock
 from training.frames import normalise, take_batch
 from training.metrics import fit_temperature, measure
@@ -82,12 +82,12 @@ def cross_fit(features: tuple[np.ndarray, ...], folds: np.ndarray, shrinkage: fl
     return logits
 
 
-def worn_frames(rows: list[dict], spec: dict) -> np.ndarray:
+def worn_frames(rows: list[ManifestRow], spec: dict) -> np.ndarray:
     """A worn copy, uint8 [S, S, 3], of each frame of these rows of the manifest, the same whenever it is made."""
 
     def copy(row: dict) -> np.ndarray:
-        seed = zlib.crc32(row["path"].encode())
-        image = Image.fromarray(read_image(row["file"], draft=2 * spec["size"]))
+        seed = zlib.crc32(row.path.encode())
+        image = Image.fromarray(read_image(row.file, draft=2 * spec["size"]))
         return preprocess(np.asarray(wear(image, seed % len(COPIES), np.random.default_rng(seed))), spec)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -149,7 +149,9 @@ def refit_probe(model: nn.Module, run) -> dict | None:
     return {key: torch.from_numpy(value) for key, value in out.items()}
 
 
-def leak_check(rows: list[dict], known: list[dict], classes: list[str], embedding: np.ndarray) -> dict[str, dict]:
+def leak_check(
+    rows: list[ManifestRow], known: list[ManifestRow], classes: list[str], embedding: np.ndarray
+) -> dict[str, dict]:
     """How much a random split flatters: the same probe on both splits of the same frames, five folds each.
 
     rows: of the manifest; known: those that take part, with their embedding [N, D]. Returns {"random": figures,
@@ -158,11 +160,11 @@ def leak_check(rows: list[dict], known: list[dict], classes: list[str], embeddin
     """
     from sklearn.model_selection import StratifiedKFold
 
-    labels = np.array([classes.index(row["movie"]) for row in known])
+    labels = np.array([classes.index(row.movie) for row in known])
     if np.bincount(labels).min() < 5:
         raise UserError("--leak-check needs five frames of each film; raise --limit or add frames")
-    paths = np.array([row["path"] for row in known])
-    grouped = [{row["path"] for row in choose_rows(rows, fold=fold)[0]["test"]} for fold in range(5)]
+    paths = np.array([row.path for row in known])
+    grouped = [{row.path for row in choose_rows(rows, fold=fold)[0]["test"]} for fold in range(5)]
     shuffled = StratifiedKFold(5, shuffle=True, random_state=13).split(embedding, labels)
     splits = {"random": [np.isin(np.arange(len(known)), test) for _, test in shuffled]}
     splits["grouped"] = [np.isin(paths, sorted(test)) for test in grouped]

@@ -91,7 +91,7 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
         openvino.save_model(model, openvino_path, compress_to_fp16=False)
 
 
-def even_tokens(model) -> list[str]:
+def scale_tokens(model) -> list[str]:
     """Prepare a transformer, an onnx.ModelProto in float, for products in 8 bits; gives the products' names, in order.
 
     It computes the same, but for GELU, by tanh in one node: what is multiplied by weights is divided token by token by
@@ -145,7 +145,7 @@ def write_web(fp32: Path, path: Path, transformer: bool) -> None:
         quant_pre_process(str(fp32), str(path), skip_symbolic_shape=True)
         model = onnx.load(path)
         # the first block's third product, one of 48, makes a fifth of the error (DINOv2-S)
-        keep = head_nodes(model) + even_tokens(model)[2:3]
+        keep = head_nodes(model) + scale_tokens(model)[2:3]
         onnx.save(model, path)
         how = {"per_channel": True, "weight_type": QuantType.QUInt8, "extra_options": {"WeightSymmetric": True}}
         quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=keep, **how)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from answering.console import atomic_write
 from answering.pictures import read_image
-from training.dataset import write_csv
+from training.dataset import ManifestRow, write_csv
 from training.metrics import softmax
 
 
@@ -48,7 +48,9 @@ def draw_confusion(logits: np.ndarray, labels: np.ndarray, classes: list[str], p
     save_figure(figure, path)
 
 
-def draw_mistakes(logits: np.ndarray, labels: np.ndarray, rows: list[dict], classes: list[str], path: Path) -> None:
+def draw_mistakes(
+    logits: np.ndarray, labels: np.ndarray, rows: list[ManifestRow], classes: list[str], path: Path
+) -> None:
     """The twelve most confident mistakes with both titles."""
     sure = softmax(logits).max(1)
     wrong = [i for i in np.argsort(-sure) if logits[i].argmax() != labels[i]][:12]
@@ -59,7 +61,7 @@ def draw_mistakes(logits: np.ndarray, labels: np.ndarray, rows: list[dict], clas
     for place, i in enumerate(wrong):
         axes = figure.add_subplot(lines, 4, place + 1)
         axes.axis("off")
-        axes.imshow(read_image(rows[i]["file"], draft=256))
+        axes.imshow(read_image(rows[i].file, draft=256))
         axes.set_title(f"said {classes[logits[i].argmax()]} ({sure[i]:.0%})\nis {classes[labels[i]]}", fontsize=7)
     save_figure(figure, path)
 

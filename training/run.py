@@ -10,6 +10,7 @@ from torch.utils.data import Subset
 
 from answering.console import UserError
 from models import Checkpoint
+from training.dataset import ManifestRow
 from training.probe import predict
 
 
@@ -53,7 +54,7 @@ class Run:
 
     folder: Path
     classes: list[str]
-    chosen: dict[str, list[dict]]  # rows of the manifest by split
+    chosen: dict[str, list[ManifestRow]]  # rows of the manifest by split
     labels: dict[str, np.ndarray]  # class index a frame, int [N], by split
     spec: dict  # preprocessing
     recipe: dict
