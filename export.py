@@ -170,13 +170,13 @@ def measure_formats(out: Path, frames: dict, labels: dict, gate: tuple[str, ...]
             times.append((time.perf_counter() - start) * 1000)
         every, wanted = (np.concatenate(list(part.values())) for part in (logits, exact))
         row = measure(logits["test"], labels["test"])
-        found[way] = {key: row[key] for key in ("top1", "balanced")}
+        found[way] = {"top1": row.top1, "balanced": row.balanced}
         found[way] |= {"agreement": float((every.argmax(1) == wanted.argmax(1)).mean())}
         found[way] |= {"relative_error": relative_error(every, wanted), "ms": float(np.median(times[1:]))}
         weights = model.path.with_suffix(".bin") if model.path.suffix == ".xml" else model.path
         found[way]["mb"] = weights.stat().st_size / 1e6
         ours, theirs = (np.concatenate([part[split] for split in gate]) for part in (logits, exact))
-        drop = 100 * (measure(theirs, truth)["balanced"] - measure(ours, truth)["balanced"])
+        drop = 100 * (measure(theirs, truth).balanced - measure(ours, truth).balanced)
         if drop > max_drop and significantly_worse(theirs.argmax(1) == truth, ours.argmax(1) == truth):
             raise UserError(f"{way} loses {drop:.2f} points of balanced accuracy, --max-drop is {max_drop}")
         if found[way]["agreement"] < 0.8:
@@ -258,7 +258,7 @@ def export_model(
             "fold": checkpoint.args["fold"],
             "frames": {k: len(v) for k, v in parts.items()},
         }
-        contract.accuracy |= {k: figures[k] for k in ("top1", "balanced")} | check
+        contract.accuracy |= {"top1": figures.top1, "balanced": figures.balanced} | check
         contract.decision = {"targets": TARGETS, "unknown_share": unknown_share}
         stages.done(f"rule: score {rule.score}, temperature {rule.temperature:.2f}")
     elif frames:

@@ -12,7 +12,7 @@ import math
 import signal
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +175,7 @@ def keep_epoch(run: Run, state: State, row: dict) -> None:
     """Validate, adding the figures to row, and write best.pt if they are the best, metrics.csv and last.pt."""
     logits, _ = run.predict(state.answering, "val")
     right, best, key = logits.argmax(1) == run.labels["val"], state.best, run.recipe["select"]
-    row |= measure(logits, run.labels["val"], run.predict(state.answering, "unknown_val")[0])
+    row |= asdict(measure(logits, run.labels["val"], run.predict(state.answering, "unknown_val")[0]))
     better = not best or (row[key], -row["loss"]) >= (best[key], -best["loss"])
     if state.probe_right and best["epoch"] == 0:
         # of many epochs on few val frames one looks better than the probe by chance, and on test it is not
@@ -265,12 +265,13 @@ def finish(run: Run, state: State) -> None:
         saved.held_out, saved.model = refit_probe(model, run), model.state_dict()
         saved.save(run.folder / "best.pt")
     found = {split: run.predict(model, split)[0] for split in ("test", "unknown_test", "unknown_val")}
-    test = {"test": measure(found["test"], labels["test"], found["unknown_test"])}
+    test = {"test": asdict(measure(found["test"], labels["test"], found["unknown_test"]))}
     test["val"] = {key: state.best[key] for key in test["test"]}  # before the model saw val, should it have
     if refit and saved.held_out:
         folds, logits, truth = (saved.held_out[key].numpy() for key in ("folds", "logits", "labels"))
-        test["held_out"] = out = measure(logits[folds >= 0], truth[folds >= 0], found["unknown_val"])
-        figures = f"top1 {out['top1']:.4f}  balanced {out['balanced']:.4f}"
+        out = measure(logits[folds >= 0], truth[folds >= 0], found["unknown_val"])
+        test["held_out"] = asdict(out)
+        figures = f"top1 {out.top1:.4f}  balanced {out.balanced:.4f}"
         print(f"the probe it is, refit on train and val. Folds of films that a probe had not seen: {figures}")
     test |= {"run": run.folder.name, "args": run.args, "classes": len(run.classes), "commit": saved.commit}
     test |= {"best_epoch": state.best["epoch"], "images_per_s": state.history[-1]["images_per_s"]}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -63,7 +64,7 @@ def test_a_film_without_training_frames_is_one_line(dataset):
 
 @hypothesis.given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
 def test_folds_cut_no_group_and_leave_every_film_something(groups):
-    rows = [{"movie": "A", "group": f"A#{group}", "place": place} for place, group in enumerate(groups)]
+    rows = [SimpleNamespace(movie="A", group=f"A#{group}", place=place) for place, group in enumerate(groups)]
     folds = assign_folds(rows)
     assert all(len({f for f, g in zip(folds, groups, strict=True) if g == group}) == 1 for group in groups)
     assert all((folds != k).any() for k in range(5))
@@ -137,6 +138,7 @@ def test_killed_decoding_continues(dataset, tmp_path):
     code = """
 import os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from training.dataset import read_manifest
 from training.frames import FrameStore
 from answering.pictures import PREPROCESSING

@@ -1,5 +1,7 @@
 """python -m pytest tests/test_metrics.py"""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from sklearn import metrics as reference
@@ -21,7 +23,7 @@ def test_measures_agree_with_sklearn_and_by_hand():
     logits, labels = rng.normal(size=(200, 7)), rng.integers(0, 7, 200)
     logits[np.arange(200), labels] += 1
     unknown = rng.normal(size=(50, 7))
-    figures = measure(logits, labels, unknown)
+    figures = asdict(measure(logits, labels, unknown))
     top = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert figures["top1"] == pytest.approx(reference.accuracy_score(labels, logits.argmax(1)))
     assert figures["top5"] == pytest.approx(reference.top_k_accuracy_score(labels, top, k=5))
@@ -37,7 +39,7 @@ def test_measures_agree_with_sklearn_and_by_hand():
     assert figures["auroc"] == pytest.approx(np.mean([(a > b) + 0.5 * (a == b) for a in known for b in rest]))
     kept = sorted(known)[10]  # 95% of 200 are at or above it
     assert figures["fpr95"] == pytest.approx(np.mean([b >= kept for b in rest]))
-    assert measure(logits, labels, np.zeros((0, 1)))["auroc"] is None
+    assert measure(logits, labels, np.zeros((0, 1))).auroc is None
 
 
 def test_calibration_error_of_what_is_sure():

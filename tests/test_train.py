@@ -298,7 +298,7 @@ def test_in_batch_accuracy_has_a_ceiling_that_ours_has_not():
     perfect = texts[one_film]  # each frame embedded exactly where its film's text is
     in_batch = (perfect @ texts[one_film].T).argmax(1)
     assert (in_batch == torch.arange(64)).float().mean() <= 1 / 64
-    assert measure((100 * perfect @ texts.T).numpy(), one_film)["top1"] == 1.0
+    assert measure((100 * perfect @ texts.T).numpy(), one_film).top1 == 1.0
 
 
 # ------------------------------------------------------------------------------------------- errors and options

@@ -1,5 +1,7 @@
 """Figures of a classifier that may refuse: accuracy, calibration, known against unknown. numpy, scipy, scikit-learn."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -49,24 +51,40 @@ def known_unknown(known: np.ndarray, unknown: np.ndarray) -> dict:
     return {"auroc": float(roc_auc_score(truth, np.r_[known, unknown])), "fpr95": float((unknown >= threshold).mean())}
 
 
-def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None = None) -> dict:
+@dataclass(frozen=True)
+class Figures:
+    """How well a classifier names the frames of a split."""
+
+    top1: float  # share of frames whose film is the first guess
+    top5: float
+    balanced: float  # mean over films of the share of their frames that are right
+    macro_f1: float
+    loss: float  # cross-entropy, nats
+    ece: float  # expected calibration error
+    auroc: float | None = None  # known films told from unknown ones; None where no unknown frames were asked
+    fpr95: float | None = None  # share of unknown frames that pass where 95% of the known ones do
+
+
+def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None = None) -> Figures:
     """Figures of logits [N, C] against labels [N]; unknown: logits [M, C] of films the model has never seen."""
     from sklearn.metrics import f1_score, recall_score
 
-    probabilities, order = softmax(logits), np.argsort(-logits, axis=1)
+    probabilities = softmax(logits)
+    order = np.argsort(-logits, axis=1)
     options = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
-    figures = {
-        "top1": float((order[:, 0] == labels).mean()),
-        "top5": float((order[:, :5] == labels[:, None]).any(1).mean()),
-        "balanced": float(recall_score(labels, order[:, 0], **options)),
-        "macro_f1": float(f1_score(labels, order[:, 0], **options)),
-        "loss": float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()),
-        "ece": expected_calibration_error(probabilities, labels),
-    }
+    separation = {}
     if unknown is not None:
         rest = generalised_entropy(softmax(unknown)) if len(unknown) else np.zeros(0)
-        figures |= known_unknown(generalised_entropy(probabilities), rest)
-    return figures
+        separation = known_unknown(generalised_entropy(probabilities), rest)
+    return Figures(
+        top1=float((order[:, 0] == labels).mean()),
+        top5=float((order[:, :5] == labels[:, None]).any(1).mean()),
+        balanced=float(recall_score(labels, order[:, 0], **options)),
+        macro_f1=float(f1_score(labels, order[:, 0], **options)),
+        loss=float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()),
+        ece=expected_calibration_error(probabilities, labels),
+        **separation,
+    )
 
 
 def significantly_worse(reference: np.ndarray, other: np.ndarray) -> bool:

@@ -176,6 +176,7 @@ def leak_check(
                 raise UserError("--leak-check: all frames of a film lie in one fold; raise --limit or add frames")
             weight, bias = fit_head(torch.from_numpy(embedding[~test]), torch.from_numpy(labels[~test]), 0.3)
             figures.append(measure(embedding[test] @ weight.numpy().T + bias.numpy(), labels[test]))
-        top1, balanced = ([row[key] for row in figures] for key in ("top1", "balanced"))
+        top1 = [row.top1 for row in figures]
+        balanced = [row.balanced for row in figures]
         results[name] = {"top1": np.mean(top1), "balanced": np.mean(balanced), "spread": np.std(balanced)}
     return results
