@@ -13,6 +13,7 @@ import base64
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,6 +216,24 @@ class Index:
         found |= dict(zip(("time_ms", "from_ms", "to_ms"), times, strict=True))
         cut = [0, *ends.tolist()][best : best + 2]
         return found | {"thumbnail": self.engine.get_part(about["frames"], "thumbs", *cut)}
+
+
+def attach_index(identifier: Identifier, place: str | Path | None, open_index: Callable = Index) -> str | None:
+    """Give an identifier its index; returns a line that says why a classifier has to answer without one, else None.
+
+    place: as --index names it; None for the index beside the model, if there is one. open_index: Index or a class like
+    it. Raises UserError where an embedder is left without an index, since it knows no films itself.
+    """
+    place = place or find_index(identifier.path)
+    if place is None:
+        return None
+    try:
+        identifier.index = open_index(place, identifier)
+    except (UserError, OSError) as error:
+        if not identifier.classes:
+            raise
+        return f"{' '.join(str(error).split())}; the classifier answers alone"
+    return None
 
 
 def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
