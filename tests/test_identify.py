@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import identify
-from answering import model
+from answering import model, runtimes
 from answering.console import UserError
-from answering.model import Answer, Candidate, Identifier, choose_file, format_answer
+from answering.model import Answer, Candidate, Identifier, format_answer
 from answering.pictures import PREPROCESSING, find_bars, find_still, preprocess, read_image
+from answering.runtimes import choose_file
 from answering.stills import natural_key
 from benchmarks.ways import screenshot
 
@@ -229,11 +230,11 @@ def test_the_file_is_chosen_by_the_cpu_and_what_is_asked(exported, flags, asked,
 
 
 def test_a_runtime_that_is_not_installed_is_not_chosen(exported, monkeypatch):
-    monkeypatch.setattr(model, "find_spec", lambda name: None if name == "openvino" else object())
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "openvino" else object())
     assert choose_file(exported, None, None, SERVER)[1:3] == ("onnxruntime", "int8")
     with pytest.raises(UserError, match="--runtime"):
         choose_file(exported, "openvino", None, AVX512)
-    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         choose_file(exported, None, None, AVX512)
 

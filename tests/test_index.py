@@ -23,7 +23,8 @@ import identify
 import index
 from answering import calibration, collection, embedding, projection, store
 from answering.console import UserError
-from answering.model import Contract, Identifier
+from answering.contract import Contract
+from answering.model import Identifier
 from answering.pictures import PREPROCESSING
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,8 @@ from test_index import write_film, write_model
 import export
 import index
 from answering import collection
-from answering.model import Contract, Identifier, relative_error
+from answering.contract import Contract
+from answering.model import Identifier, relative_error
 from answering.pictures import IMAGE_SUFFIXES, PREPROCESSING
 from benchmarks.ways import screenshot
 from training.quantise import write_web
