@@ -256,6 +256,12 @@ def test_the_still_inside_a_screenshot_is_the_one_that_identify_finds(context, h
     assert "by the still inside" in page.inner_text(f"article:nth-child({len(files) - looks.index('still')}) p")
 
 
+def add_scoring(path: Path) -> None:
+    state = json.loads(path.read_text())
+    scoring = {"middle_weight": 0.75, "runner_up_penalty": 0.3, "min_films": 4}
+    path.write_text(json.dumps({"scoring": scoring} | state))
+
+
 @pytest.fixture(scope="module")
 def collections(site, exported, raw, tmp_path_factory):
     """A host's folder with two indexes: of an embedder, and beside a classifier that knows half as many films."""
@@ -276,6 +282,7 @@ def collections(site, exported, raw, tmp_path_factory):
         films = [root / "films"] if name == "embedder" else sorted((root / "films").iterdir())[2:]
         argv = ["add", *map(str, films), "--index", str(place / "index"), "--model", str(model.path)]
         assert index.main(argv) == 0
+        add_scoring(place / "index" / "index.json")
     server = serve(root)
     yield f"http://127.0.0.1:{server.server_port}", root
     server.shutdown()
@@ -318,6 +325,8 @@ def test_an_index_that_cannot_be_used_is_a_sentence(context, collections, frames
         "model": (state | {"model": state["model"] | {"fingerprint": other}}, "means"),
         "film": (state | {"films": {first: state["films"][first] | {"vectors": "films/gone.npy"}}}, "films/gone.npy"),
         "page": (None, "damaged"),
+        "scoring": ({key: state[key] for key in state if key != "scoring"}, "no scoring: run index.py rebuild"),
+        "empty": (state | {"films": {}}, "holds no films yet"),
     }
     many = state["films"][first] | {"stored": 100_001}
     cases["many"] = (state | {"films": {first: many}}, "more than 100,000 stills")
