@@ -98,21 +98,21 @@ def site(exported, frames, tmp_path_factory) -> Path:
     file = root / "export" / "model.web.onnx"
     write_web(exported / "model.onnx", file, False)
     contract = Contract(**json.loads((exported / "model.json").read_text()))
-    settle(file, contract, frames)
+    set_thresholds(file, contract, frames)
     write_lens(root / "lens" / "model.web.onnx")
     lens = replace(contract, classes=["A", "B", "C", "D"], preprocessing=PREPROCESSING)
-    settle(root / "lens" / "model.web.onnx", lens, frames)
+    set_thresholds(root / "lens" / "model.web.onnx", lens, frames)
     return root
 
 
-def settle(file: Path, contract: Contract, frames: list[Path]) -> None:
+def set_thresholds(file: Path, contract: Contract, frames: list[Path]) -> None:
     """Give a model its contract, with thresholds in the widest gaps between frames."""
     contract.save(file)
     identifier = Identifier(file, runtime="onnxruntime")
     known = np.sort([identifier.run(identifier.load(frame)[None])["known"][0] for frame in frames])
     low, high = np.sort(np.argsort(np.diff(known))[-2:])
-    levels = {"shortlist": float(known[low : low + 2].mean()), "movie": float(known[high : high + 2].mean())}
-    contract = replace(contract, decision=contract.decision | levels)
+    thresholds = {"shortlist": float(known[low : low + 2].mean()), "movie": float(known[high : high + 2].mean())}
+    contract = replace(contract, decision=contract.decision | thresholds)
     contract.save(file)
     contract.save(file.with_name("model.json"))
 
@@ -267,7 +267,8 @@ def collections(site, exported, raw, tmp_path_factory):
     """A host's folder with two indexes: of an embedder, and beside a classifier that knows half as many films."""
     root = tmp_path_factory.mktemp("collections")
     shutil.copytree(site / "web", root / "web", symlinks=True)
-    write_model((root / "embedder").mkdir() or root / "embedder" / "export", 8)
+    (root / "embedder").mkdir()
+    write_model(root / "embedder" / "export", 8)
     (root / "embedder" / "export" / "model.onnx").rename(root / "embedder" / "export" / "model.web.onnx")
     shutil.copytree(site / "export", root / "classifier" / "export")
     for film in range(6):
@@ -524,7 +525,8 @@ def test_pages_fit_phones_and_follow_the_colour_scheme(browser, host, site, fram
 
 
 def test_pictures_cannot_leave_the_page(context, host, frames):
-    page, other, urls = visit(context, host), Handler.asked, []
+    page, other = visit(context, host), Handler.asked
+    urls = []
     context.on("request", lambda request: urls.append(request.url))
     answers(page, frames[:1])
     assert not [url for url in urls if not url.startswith("blob:")]
