@@ -147,7 +147,7 @@ def full_size(path: Path, rgb: np.ndarray) -> tuple[int, int]:
 
 
 def examine_ahead(stills: list[Still], pool: ThreadPoolExecutor) -> Iterator[list[tuple[Frame, Picture | None]]]:
-    """Yield CHUNK frames at a time, examined; the pool is at the next ones while the caller works on these."""
+    """Yield CHUNK examined frames at a time; the pool decodes the next ones while the caller works on these."""
     ahead = pool.map(examine, stills[:CHUNK])
     for start in range(0, len(stills), CHUNK):
         examined = list(ahead)
@@ -182,7 +182,7 @@ def filter_film(folder: Path, target: Path, *, size: str, detect: Callable | Non
 def drop_duplicates(
     examined: list[tuple[Frame, Picture | None]], originals: Lookup, start: int
 ) -> list[tuple[Frame, Picture]]:
-    """The good frames that are no copies of an earlier one; they are added to originals.
+    """The good frames that are no copy of an earlier one. They are added to originals, and copies dropped.
 
     originals: of (place in the film, file); start: place of the first of these frames.
     """
@@ -210,7 +210,7 @@ def drop_without_persons(good: list[tuple[Frame, Picture]], detect: Callable) ->
 
 
 def choose_name(file: str, taken: set[str]) -> str:
-    """Name of a processed frame, which none in taken is equal to on any file system; it is added to them."""
+    """A file name for a processed frame that is not in taken, whatever the case; it is added to them."""
     flat = re.sub(r"[/\\\r\n]", "_", file).encode(errors="replace").decode()
     name = f"{Path(flat).stem}.jpg"
     number = 0
@@ -248,7 +248,7 @@ def film_key(title: str, folder: Path, options: dict) -> str:
 
 def film_places(out: Path, title: str) -> list[Path]:
     """Folders where a film's frames may lie: where it is made and pictures in conflict stay, and the two for use."""
-    made = hashlib.sha256(title.encode(errors="surrogateescape")).hexdigest()[:16]  # whatever the title is made of
+    made = hashlib.sha256(title.encode(errors="surrogateescape")).hexdigest()[:16]  # safe for any title
     return [out / ".filter" / made, out / "movies" / title, out / "unknown" / title]
 
 
@@ -308,7 +308,7 @@ def filter_films(
 ) -> dict[str, FilmReport]:
     """Raw folders -> out/movies, out/unknown, out/manifest.csv, report.csv, report.png. Returns {title: its report}.
 
-    Films that out/.filter calls finished are not done again, so a killed run continues. Under torchrun or srun the
+    Films that are finished by out/.filter are not done again, so a killed run continues. Under torchrun or srun the
     processes share the films; the first writes the manifest and returns the reports, the others return {}.
     """
     films = find_films(raw)
