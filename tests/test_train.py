@@ -18,6 +18,7 @@ from models import Checkpoint, build_model
 from training.dataset import read_manifest
 from training.metrics import measure
 from training.recipes import RECIPES
+from training.setup import make_optimiser
 
 ROOT = Path(train.__file__).parent
 
@@ -123,7 +124,7 @@ def test_what_a_run_must_not_be_mixed_up_with(dataset, tmp_path):
 def test_two_processes_train_what_one_trains(dataset, tmp_path):
     """The same batches, augmentation off: the weights agree, so the figures do."""
     recipe = ["--epochs", "2", "--batch-size", "16", "--lr", "1e-3", "--crop", "1", "--flip", "0", "--colour", "0"]
-    recipe += ["--corrupt", "0", "--precision", "fp32", "--probe", "1", "--levels", "--refit", "--no-pretrained"]
+    recipe += ["--corrupt", "0", "--precision", "fp32", "--probe", "1", "--intermediate", "--refit", "--no-pretrained"]
     command = [str(dataset), "--arch", "test_vit3", *recipe, "--cache", str(tmp_path / "c"), "--out", str(tmp_path)]
     assert train.main([*command, "--name", "one"]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -165,7 +166,7 @@ def test_layers_learn_the_slower_the_earlier_they_stand():
     for arch in ("mobilenetv2", "test_vit", "resnet10t"):
         model = build_model(arch, ["a", "b"], pretrained=False)
         recipe = RECIPES["best"] | {"lr": 1.0, "layer_decay": 0.5, "weight_decay": 0.1}
-        optimiser, schedule = train.make_optimiser(model, recipe, 10)
+        optimiser, schedule = make_optimiser(model, recipe, 10)
         schedule.step_update(int(recipe["warmup"] * 10 * recipe["epochs"]))  # at the peak
         rate = {id(p): g["lr"] for g in optimiser.param_groups for p in g["params"]}
         parameters = list(model.parameters())
@@ -179,7 +180,7 @@ def test_layers_learn_the_slower_the_earlier_they_stand():
 
 def rates_of(recipe: dict, steps: int = 4) -> list[float]:
     """Learning rate of the head at each step of a run, as a share of the recipe's."""
-    optimiser, schedule = train.make_optimiser(build_model("test_resnet", ["a", "b"], pretrained=False), recipe, steps)
+    optimiser, schedule = make_optimiser(build_model("test_resnet", ["a", "b"], pretrained=False), recipe, steps)
     rates = []
     for step in range(steps * recipe["epochs"]):
         schedule.step_update(step)
