@@ -23,21 +23,12 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from answering.console import UserError, atomic_write, one_line_errors
-from models import ARCHITECTURES, Checkpoint, build_model, preprocessing_for
-from training.dataset import choose_rows, read_manifest, write_csv
-from training.device import (
-    choose_device,
-    has_bf16,
-    is_first_process,
-    peak_flops,
-    process_group,
-    process_rank,
-    world_size,
-)
-from training.frames import FrameStore, augment, take_batch, to_device
-from training.leak_check import leak_check
+from models import ARCHITECTURES, Checkpoint
+from training.dataset import write_csv
+from training.device import is_first_process, peak_flops, process_group, process_rank, world_size
+from training.frames import augment, take_batch, to_device
+from training.leak_check import leak_check_of_dataset
 from training.metrics import Figures, measure, significantly_worse
-from training.predict import predict
 from training.probe import refit_probe
 from training.recipes import add_recipe_arguments, chosen_values
 from training.report import draw_confusion, draw_curves, draw_mistakes, write_results
@@ -76,14 +67,14 @@ def train_model(data: Path, *, recipe: dict | None = None, **options) -> Path:
 
 
 def measure_start(run: Run, state: State) -> None:
-    """Epoch 0: how the head does that nothing was trained for, a probe or CLIP's texts."""
+    """Measure the head before any training, a probe or CLIP's texts, as epoch 0."""
     row = keep_epoch(run, state, TrainFigures())
     kind = "the probe alone" if run.recipe["probe"] else "zero-shot"
     print(f"{kind}: val top-1 {row.val.top1:.4f}  balanced {row.val.balanced:.4f}", flush=True)
 
 
 def epochs_to_train(run: Run, state: State) -> int:
-    """The recipe's, but none where the probe errs too seldom to be beaten beyond chance: the first process decides."""
+    """The recipe's, or 0 where the probe is wrong too seldom to be beaten beyond chance. The first process decides."""
     epochs = run.recipe["epochs"]
     if state.probe_right and epochs:
         right = np.array(state.probe_right)
@@ -91,7 +82,8 @@ def epochs_to_train(run: Run, state: State) -> int:
         if not significantly_worse(all_right, right):
             epochs = 0
             wrong = int((~right).sum())
-            print(f"it is wrong on {wrong} val frames: training could not beat that beyond chance (--probe 0 trains)")
+            text = "training could not beat that beyond chance (--probe 0 trains)"
+            print(f"the probe is wrong on {wrong} val frames: {text}")
     if dist.is_initialized():
         decided = [epochs]
         dist.broadcast_object_list(decided, 0)
@@ -321,7 +313,7 @@ def measure_held_out(held_out: dict[str, torch.Tensor], unknown: np.ndarray) -> 
 
 
 def write_test_json(run: Run, state: State, test: Figures, held_out: Figures | None, commit: str) -> None:
-    """What the run came to, on test and on val, which training chose by; held_out: where a probe was refit."""
+    """The figures on test and on val, and what they are of; held_out: where a probe was refit."""
     report = {"test": asdict(test), "val": asdict(state.best.val)}
     if held_out:
         report["held_out"] = asdict(held_out)
@@ -341,16 +333,16 @@ def write_test_json(run: Run, state: State, test: Figures, held_out: Figures | N
 
 def run_leak_check(args: argparse.Namespace, subset: int | None) -> None:
     """Print how much a random split flatters; nothing is trained but probes."""
-    rows = read_manifest(args.data)
-    device = choose_device(args.device)
-    chosen, classes = choose_rows(rows, fold=0, subset=subset, limit=args.limit)
-    model = build_model(args.arch, classes, pretrained=not args.no_pretrained, init=args.init).to(device)
-    spec = preprocessing_for(args.arch)
-    store = FrameStore(rows, spec, (args.data if args.data.is_dir() else args.data.parent) / ".frames")
-    known = [*chosen["train"], *chosen["val"], *chosen["test"]]
-    store.decode(known)
-    _, embedding = predict(model, store.take(known), spec, device=device, bf16=has_bf16(device))
-    for name, row in leak_check(rows, known, classes, embedding).items():
+    results = leak_check_of_dataset(
+        args.data,
+        arch=args.arch,
+        pretrained=not args.no_pretrained,
+        init=args.init,
+        device=args.device,
+        subset=subset,
+        limit=args.limit,
+    )
+    for name, row in results.items():
         print(f"{name:8} split  top-1 {row.top1:.4f}  balanced {row.balanced:.4f} +- {row.spread:.4f}")
     print("the difference is what neighbouring frames give away; train.py splits by groups unless told otherwise")
 
@@ -367,17 +359,19 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--leak-check", action="store_true", help=text)
     group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
     group = parser.add_argument_group("model")
-    group.add_argument("--arch", default=Options.arch, help="one of six, all, or a timm name (default: %(default)s)")
+    text = "one of the six, all, or a timm name (default: %(default)s)"
+    group.add_argument("--arch", default=Options.arch, help=text)
     text = "local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
     group.add_argument("--init", help=text)
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
     add_recipe_arguments(parser)
     group = parser.add_argument_group("machine")
-    group.add_argument("--seed", type=int, default=13, help="default: %(default)s")
+    group.add_argument("--seed", type=int, default=Options.seed, help="default: %(default)s")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     text = "auto: bf16 where the hardware has it, fp32 for the recipe original (default: %(default)s)"
     group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help=text)
-    group.add_argument("--compile", dest="compiled", action="store_true", help="minutes first, then faster epochs")
+    text = "compile the model, which takes minutes; epochs are faster then"
+    group.add_argument("--compile", dest="compiled", action="store_true", help=text)
     group.add_argument("--cache", type=Path, help="folder for decoded frames (default: .frames in the data)")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Options.out, help="default: %(default)s")
@@ -415,7 +409,7 @@ def check_leak_check_arguments(args: argparse.Namespace, parser: argparse.Argume
 
 
 def train_and_print(data: Path, recipe: dict, **options) -> dict[str, float]:
-    """train_model, then what it came to on test: the figures, which are printed; none in processes but the first."""
+    """train_model, then print its figures on test and return them; processes other than the first return none."""
     run = train_model(data, recipe=recipe, **options)
     if not is_first_process():
         return {}

@@ -25,6 +25,11 @@ STORE_FORMAT = 2  # raised when answering.pictures decodes or crops otherwise
 # ------------------------------------------------------------------------------------------- decoded frames
 
 
+def default_cache(data: Path) -> Path:
+    """The folder of a dataset's decoded frames. data: the dataset, or its manifest."""
+    return (data if data.is_dir() else data.parent) / ".frames"
+
+
 def load_frames(files: list[Path], spec: dict, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decoded and preprocessed frames uint8 [N, S, S, 3], or [N, height, width, 3] for a size (width, height)."""
     height = size[1] if size else spec["size"]
@@ -225,7 +230,8 @@ def add_noise(images: torch.Tensor) -> torch.Tensor:
 
 def draw_subtitles(images: torch.Tensor) -> torch.Tensor:
     """images [N, 3, S, S] with a band of light strokes at the bottom, as wide as letters."""
-    count, size, device = len(images), images.shape[-1], images.device
+    count, size = len(images), images.shape[-1]
+    device = images.device
     line = torch.arange(size, device=device).view(1, 1, size, 1) / size  # 0 at the top, 1 at the bottom
     band = (line > uniform(0.8, 0.88, count, 1, 1, 1, device=device)) & (line < 0.93)
     strokes = (uniform(0, 1, count, 1, 1, size // 4, device=device) > 0.5).float()

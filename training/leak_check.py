@@ -1,13 +1,18 @@
 """How much a random split flatters: a probe on frames whose neighbours it has seen, and on whole groups it has not."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from answering.console import UserError
-from training.dataset import ManifestRow, choose_rows
+from models import build_model, preprocessing_for
+from training.dataset import ManifestRow, choose_rows, read_manifest
+from training.device import choose_device, has_bf16
+from training.frames import FrameStore, default_cache
 from training.metrics import Figures, measure
+from training.predict import predict
 from training.probe import fit_head
 
 FOLDS = 5
@@ -21,6 +26,29 @@ class LeakFigures:
     top1: float
     balanced: float
     spread: float  # standard deviation of balanced over the folds
+
+
+def leak_check_of_dataset(
+    data: Path,
+    *,
+    arch: str,
+    pretrained: bool,
+    init: str | None,
+    device: str | None,
+    subset: int | None,
+    limit: int | None,
+) -> dict[str, LeakFigures]:
+    """leak_check of a dataset's known films, by the embedding of a network as build_model makes it."""
+    rows = read_manifest(data)
+    where = choose_device(device)
+    chosen, classes = choose_rows(rows, fold=0, subset=subset, limit=limit)
+    model = build_model(arch, classes, pretrained=pretrained, init=init).to(where)
+    spec = preprocessing_for(arch)
+    known = [*chosen["train"], *chosen["val"], *chosen["test"]]
+    store = FrameStore(rows, spec, default_cache(data))
+    store.decode(known)
+    _, embedding = predict(model, store.take(known), spec, device=where, bf16=has_bf16(where))
+    return leak_check(rows, known, classes, embedding)
 
 
 def leak_check(

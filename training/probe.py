@@ -1,4 +1,4 @@
-"""The linear probe: a head fitted in closed form on a frozen network's features, and how it answers unseen folds."""
+"""The linear probe: a head fitted in closed form on a frozen network's features, and its answers to unseen folds."""
 
 import os
 import zlib
@@ -165,7 +165,7 @@ def refit_probe(
     bf16: bool,
     train_features: Features | None = None,
 ) -> dict[str, torch.Tensor] | None:
-    """Fit the head on train and val frames together: a few hundred more help.
+    """Fit the head on train and val frames together, since a few hundred more help.
 
     Returns what then takes val's place where the rule is fitted, {"folds": int [N], "labels": int [N], "logits":
     float32 [N, C]}: of each frame of train + val the answer of a head that has not seen its fold of the film; None,
@@ -182,14 +182,12 @@ def refit_probe(
 
     parts = [train_features or features_of(train), features_of(val)]
     features = Features(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    fold_of_row = []
-    is_copy = []
-    for part, own_folds in zip(parts, np.split(folds, [len(train.rows)]), strict=True):
-        fold_of_row.append(np.resize(own_folds, len(part.labels)))  # a copy is of its frame's fold
-        is_copy.append(np.arange(len(part.labels)) >= len(own_folds))
-    frames = ~np.concatenate(is_copy)
-    labels = features.labels[frames]
-    logits = cross_fit(features, np.concatenate(fold_of_row), shrinkage, device)[frames]
+    pairs = list(zip(parts, np.split(folds, [len(train.rows)]), strict=True))
+    # a copy is in the fold of its frame, and no answer to it is asked for
+    fold_of_row = np.concatenate([np.resize(part_folds, len(part.labels)) for part, part_folds in pairs])
+    is_frame = np.concatenate([np.arange(len(part.labels)) < len(part_folds) for part, part_folds in pairs])
+    labels = features.labels[is_frame]
+    logits = cross_fit(features, fold_of_row, shrinkage, device)[is_frame]
     temperature = fit_temperature(logits[folds >= 0], labels[folds >= 0])
     set_head(model, features, shrinkage, temperature)
     return {

@@ -1,4 +1,4 @@
-"""What happens before the first step of a run: choose frames, model and recipe, decode, fit the probe, resume."""
+"""What train.py does before the first step: choose frames, model and recipe, decode, fit the probe, resume."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from answering.console import UserError, atomic_write
 from models import is_transformer, preprocessing_for, read_state
 from training.dataset import ManifestRow, choose_rows, label_rows, read_manifest, split_fingerprint
 from training.device import choose_device, has_bf16, is_first_process, world_size
-from training.frames import FrameStore, Split
+from training.frames import FrameStore, Split, default_cache
 from training.probe import start_probe
 from training.recipes import choose_recipe, crop_size
 from training.run import Options, Run, State
@@ -41,17 +41,9 @@ def set_up(data: Path, overrides: dict, options: Options) -> tuple[Run, State]:
     spec = preprocessing_for(options.arch) | {"crop_bars": not recipe["keep_bars"]}
     size, operations = crop_size(model, recipe["train_size"], spec["size"])
     bf16 = use_bf16(options, device)
-    facts = {
-        "data": str(data),
-        "recipe": options.recipe_name,
-        "commit": git_commit(),
-        "device": str(device),
-        "precision": "bf16" if bf16 else "fp32",
-        "frames": split_fingerprint(chosen),
-    }
+    args = saved_options(options, data, device, bf16, chosen) | recipe | {"train_size": size}
     batch = batch_size(recipe["batch_size"], len(chosen["train"]))
-    cache = options.cache or (data if data.is_dir() else data.parent) / ".frames"
-    splits, crops = open_frames(rows, chosen, classes, spec, recipe, cache)
+    splits, crops = open_frames(rows, chosen, classes, spec, recipe, options.cache or default_cache(data))
     run = Run(
         folder=folder,
         classes=classes,
@@ -59,7 +51,7 @@ def set_up(data: Path, overrides: dict, options: Options) -> tuple[Run, State]:
         crops=crops,
         spec=spec,
         recipe=recipe,
-        args=asked_for(options) | facts | recipe | {"train_size": size},
+        args=args,
         device=device,
         bf16=bf16,
         batch=batch,
@@ -110,8 +102,10 @@ def use_bf16(options: Options, device: torch.device) -> bool:
     return options.precision == "bf16"
 
 
-def asked_for(options: Options) -> dict:
-    """The options that args.json keeps."""
+def saved_options(
+    options: Options, data: Path, device: torch.device, bf16: bool, chosen: dict[str, list[ManifestRow]]
+) -> dict:
+    """What args.json keeps beside the recipe's values."""
     return {
         "arch": options.arch,
         "init": options.init and str(options.init),
@@ -121,6 +115,12 @@ def asked_for(options: Options) -> dict:
         "subset": options.subset,
         "limit": options.limit,
         "seed": options.seed,
+        "data": str(data),
+        "recipe": options.recipe_name,
+        "commit": git_commit(),
+        "device": str(device),
+        "precision": "bf16" if bf16 else "fp32",
+        "frames": split_fingerprint(chosen),
     }
 
 
@@ -165,7 +165,8 @@ def open_frames(
     splits = {}
     for name, part in chosen.items():
         splits[name] = Split(part, labels[name], store.take(part) if name in read else None)
-    return splits, crop_store.take(chosen["train"]) if crop_store else None
+    crops = crop_store.take(chosen["train"]) if crop_store else None
+    return splits, crops
 
 
 # ---------------------------------------------------------------------------------- model, optimiser, folder
