@@ -125,11 +125,11 @@ class EpochRow:
 
 @dataclass
 class State:
-    """What training changes; last.pt keeps it."""
+    """What training changes; last.pt keeps it, but for the schedule and the features."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    schedule: Scheduler  # counts in steps; it needs no keeping, since the step tells the rate
+    schedule: Scheduler  # counts in steps; not saved, since the number of the step tells the rate
     ema: ModelEmaV3 | None = None  # averaged weights
     epoch: int = 0  # epochs done
     history: list[EpochRow] = field(default_factory=list)
