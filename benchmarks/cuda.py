@@ -31,7 +31,7 @@ from benchmarks.pipeline import original_loop
 from models import ARCHITECTURES, CLIP, Checkpoint
 from training.dataset import choose_rows, read_manifest
 from training.device import choose_device, has_bf16, peak_flops
-from training.probe import predict
+from training.predict import predict
 from training.tracking import git_commit
 
 GPU = torch.cuda.is_available()
