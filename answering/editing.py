@@ -76,7 +76,7 @@ def add_film(
         imdb=next((str(still.imdb) for still in stills if still.imdb), None),
     )
     if state.basis:
-        film = store_vectors(engine, title, film, rows.embedding, read_basis(engine, state))
+        film = store_vectors(engine, title, film, project_all(rows.embedding, *read_basis(engine, state)))
     state.films[title] = film
     engine.commit(state)
     return f"{film.stored} of {len(stills)} stills stored" + (", updated" if before else "")
@@ -95,7 +95,7 @@ def hash_contents(stills: list[Still]) -> str:
 def replace_film(engine: Folder | Milvus, state: State, title: str, rows: FilmRows) -> None:
     """Make rows those of a film that the index has."""
     film = replace(state.films[title], rows_file=engine.write_arrays(title, rows.arrays()), stored=len(rows))
-    state.films[title] = store_vectors(engine, title, film, rows.embedding, read_basis(engine, state))
+    state.films[title] = store_vectors(engine, title, film, project_all(rows.embedding, *read_basis(engine, state)))
 
 
 def read_basis(engine: Folder | Milvus, state: State) -> list[np.ndarray]:
@@ -103,9 +103,8 @@ def read_basis(engine: Folder | Milvus, state: State) -> list[np.ndarray]:
     return engine.read_arrays(state.basis, "project", "offset")
 
 
-def store_vectors(engine: Folder | Milvus, title: str, film: Film, embedding: np.ndarray, basis) -> Film:
-    """Write a film's vectors from its embeddings [n, D]; returns the film that names them."""
-    vectors = project_all(embedding, *basis)
+def store_vectors(engine: Folder | Milvus, title: str, film: Film, vectors: np.ndarray) -> Film:
+    """Write a film's vectors float [n, d]; returns the film that names them."""
     vectors_file = engine.write_vectors(title, quantise(vectors))
     return replace(film, vectors_file=vectors_file, middle=encode_middle(vectors))
 
@@ -153,7 +152,7 @@ def refit(engine: Folder | Milvus, state: State, force: bool = False) -> None:
     state.basis = engine.write_arrays(None, dict(zip(("project", "offset"), basis, strict=True)))
     for title, film in state.films.items():
         (embedding,) = engine.read_arrays(film.rows_file, "embedding")
-        state.films[title] = store_vectors(engine, title, film, embedding, basis)
+        state.films[title] = store_vectors(engine, title, film, project_all(embedding, *basis))
 
 
 # ---------------------------------------------------------------------------------------- stills of users
