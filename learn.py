@@ -23,8 +23,9 @@ from answering.editing import add_user_stills
 from answering.embedding import THUMBNAIL, embed_film
 from answering.model import Identifier
 from answering.projection import project_all
+from answering.state import short_hash
 from answering.stills import list_stills
-from answering.store import UserStills, open_engine, read_state, require_user_stills, short_hash
+from answering.store import UserStills, open_engine, read_state, require_user_stills
 from telegram_bot.database import open_existing, print_wishes, write_feedback
 
 SHEET = 200  # pictures at a time

@@ -154,7 +154,9 @@ def leave_one_out_scores(
 
 def ask_known(films: list[FilmSample], space: FilmVectors, asked: list[np.ndarray]) -> tuple[np.ndarray, ...]:
     """(best score, film of that score, whether the right film is among the three best) of frames asked of each film."""
-    known, best, in_top_three = [], [], []
+    known = []
+    best = []
+    in_top_three = []
     for number, film in enumerate(films):
         own = space.vectors[space.owner == number]
         similarity = space.similarities(own[asked[number]])

@@ -152,8 +152,11 @@ def embed(image: np.ndarray, identifier: Identifier) -> np.ndarray:
 
 def embed_film(stills: list[Still], identifier: Identifier) -> FilmRows:
     """A film's rows; near-duplicates are stored once. Raises UserError where no still can be read."""
-    kept, vectors, thumbnails = [], [], []
-    degraded, clean = [], []  # embeddings of copies, and numbers of the stills that they were made of
+    kept = []
+    vectors = []
+    thumbnails = []
+    degraded = []  # embeddings of copies
+    clean = []  # and numbers of the stills that they were made of
     for still, decoded in decode_stills(stills, identifier):
         vectors.append(embed(decoded.image, identifier))
         if decoded.degraded is not None:

@@ -1,12 +1,25 @@
 """What index.json says, a dataclass for each of its parts; to_json and from_json know its keys."""
 
 import dataclasses
+import hashlib
+import os
 from dataclasses import dataclass, field
 
 from answering.calibration import UNKNOWN_SHARE, Rule
 from answering.projection import Scoring
 
 FORMAT = "movie-by-frame index 3"
+
+
+def short_hash(text) -> str:
+    """What titles, users and answers are called on the disk, whatever characters they have."""
+    return hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:12]
+
+
+def new_name(title: str | None) -> str:
+    """A name that was not there before: of a film's arrays, or of the projection's where title is None."""
+    stem = "basis" if title is None else f"films/{short_hash(title)}"
+    return f"{stem}-{os.urandom(4).hex()}"
 
 
 @dataclass

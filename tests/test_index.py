@@ -279,6 +279,20 @@ def test_two_writers_are_refused_in_one_line(copied, raw, model, capsys):
     assert "Film 1 (1991)" in titles(copied)
 
 
+def test_index_json_carries_how_scores_are_made_and_one_of_before_is_read(copied, model, capsys):
+    file = copied / "index.json"
+    state = json.loads(file.read_text())
+    scoring = state.pop("scoring")
+    assert scoring == {"middle_weight": 0.75, "runner_up_penalty": 0.3, "min_films": 4}
+    (answer,) = ask(model, copied, draw_frame(2, 5, 99))
+    file.write_text(json.dumps(state))
+    (before,) = ask(model, copied, draw_frame(2, 5, 99))
+    assert before.candidates == answer.candidates
+    assert index.main(["remove", "Film 0 (1990)", "--index", str(copied)]) == 0
+    del state["films"]["Film 0 (1990)"]
+    assert json.loads(file.read_text()) == state | {"scoring": scoring}
+
+
 def test_another_model_or_version_is_refused(copied, model, raw, tmp_path, capsys):
     other = write_model(tmp_path / "other", 4)
     turned = write_model(tmp_path / "turned", 8)
