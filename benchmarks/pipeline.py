@@ -83,7 +83,8 @@ def bench_filter(raw: Path, *, detector: str, frames: int = 200) -> None:
     """File to filtered file, with persons, on the CPU: the original's way, ours, and our detector alone."""
     import cv2
 
-    from filter import filter_films, import_yolo, person_detector
+    from filter import filter_films
+    from training.detector import import_yolo, person_detector
 
     files, seconds, seen, YOLO = sample(raw, frames), {}, {}, import_yolo()
     detect = person_detector(detector, confidence=0.25, device="cpu", batch=32, size="600x256")  # exports it, too
