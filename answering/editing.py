@@ -16,7 +16,7 @@ from answering.model import Identifier
 from answering.projection import Scoring, encode_middle, fit_projection, project_all, quantise, unit_length
 from answering.state import Film, IndexedModel, State
 from answering.stills import Still, list_stills
-from answering.store import SOURCE, Folder, Milvus, read_state, require_user_stills
+from answering.store import USER_STILL_PREFIX, Folder, Milvus, read_state, require_user_stills
 
 FIT_FRAMES = 6000  # that projection and thresholds are fitted on
 FIT_FILMS = 300
@@ -193,7 +193,7 @@ def remove_user_stills(engine: Folder) -> int:
         state = read_state(engine)
         for title, film in state.films.items():
             rows = read_rows(engine, film)
-            keep = np.flatnonzero(~np.char.startswith(rows.name, SOURCE))
+            keep = np.flatnonzero(~np.char.startswith(rows.name, USER_STILL_PREFIX))
             if len(keep) < film.stored:
                 count += film.stored - len(keep)
                 replace_film(engine, state, title, rows.select(keep))

@@ -25,7 +25,7 @@ LISTS = 4096  # of faiss, at most
 PROBES = 24  # lists that faiss searches
 NEAR = 64  # frames that a search finds
 EXAMINED = 8  # films that are then compared exactly
-SOURCE = "telegram:"  # before the file names of users' stills in an index
+USER_STILL_PREFIX = "telegram:"  # before the file names of users' stills in an index
 
 
 def is_milvus(place: str | Path) -> bool:
@@ -69,7 +69,7 @@ class UserStills:
     def accepted(self, title: str) -> list[Still]:
         """A film's accepted stills, named as the index names them."""
         stills = list_stills(self.folder / short_hash(title))
-        return [replace(still, file=SOURCE + still.file) for still in stills]
+        return [replace(still, file=USER_STILL_PREFIX + still.file) for still in stills]
 
     def all_files(self) -> list[Path]:
         """Every picture that was ever offered and lies here still."""

@@ -34,7 +34,9 @@ ROOT = Path(__file__).parent.parent
 def write_model(folder: Path, cells: int) -> Path:
     """An embedder of cells x cells mean colours: near pictures have near embeddings, and it needs no training."""
     onnx = pytest.importorskip("onnx")
-    helper, kind, side = onnx.helper, onnx.TensorProto, PREPROCESSING["size"] // cells
+    helper = onnx.helper
+    kind = onnx.TensorProto
+    side = PREPROCESSING["size"] // cells
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=kind.FLOAT),
         helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
@@ -190,7 +192,9 @@ def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, mode
 
 
 def test_killed_at_random_moments_nothing_is_lost(copied, model, tmp_path):
-    folder, late, rng = write_film(tmp_path / "Late (2003)", 6, range(70, 76)), "Late (2003)", random.Random(13)
+    late = "Late (2003)"
+    folder = write_film(tmp_path / late, 6, range(70, 76))
+    rng = random.Random(13)
     code = "import sys, index\nprint('ready', flush=True)\nsys.stdin.readline()\nsys.exit(index.main(sys.argv[1:]))"
     commands = {False: ["add", str(folder), "--model", str(model)], True: ["remove", late]}
     there, seconds = False, dict.fromkeys(commands, 0.0)
@@ -492,7 +496,9 @@ def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tm
     engine, late = store.open_engine(milvus), draw_frame(6, 71, 99)
     folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
     add = ["add", str(folder), "--model", str(model), "--index", str(milvus)]
-    clean, stopped, last = count_rows(engine), True, 0
+    clean = count_rows(engine)
+    stopped = True
+    last = 0
     while stopped:
         left = [last]
 
@@ -615,7 +621,9 @@ def test_packed_vectors_keep_their_direction():
 def test_of_long_films_a_part_is_taken_and_none_is_left_out(tmp_path, monkeypatch):
     """A shelf of real films, thousands of stills each: the thresholds must rest on all of them."""
     monkeypatch.setattr(editing, "FIT_FRAMES", 600)
-    engine, films, rng = store.Folder(tmp_path), {}, np.random.default_rng(9)
+    engine = store.Folder(tmp_path)
+    films = {}
+    rng = np.random.default_rng(9)
     for number, count in enumerate([700, 500, 400, 900, 30, 300]):
         rows = {"embedding": rng.normal(0, 1, (count, 6)).astype(np.float16), "time": 2000 * np.arange(count)}
         rows |= {"worn": rows["embedding"][:3], "of": rows["embedding"][3:6]}

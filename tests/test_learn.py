@@ -37,7 +37,10 @@ class Home:
     """An index of four films, a bot's database, and the Telegram that has the users' pictures."""
 
     def __init__(self, folder: Path, server: TelegramServer):
-        self.folder, self.server, self.model, self.index = folder, server, folder / "export", folder / "index"
+        self.folder = folder
+        self.server = server
+        self.model = folder / "export"
+        self.index = folder / "index"
         self.base = database.open_base(folder / "bot.sqlite")
 
     def run(self, command: str, *arguments: str) -> int:
@@ -69,7 +72,7 @@ class Home:
         return [*engine.read_arrays(film.rows_file, *names), engine.read_vectors(film.vectors_file)]
 
     def theirs(self, title: str = TITLES[0]) -> int:
-        return sum(name.startswith(store.SOURCE) for name in self.names(title))
+        return sum(name.startswith(store.USER_STILL_PREFIX) for name in self.names(title))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def test_the_owner_sees_and_accepts_what_users_confirmed(home, capsys):
     identifier = Identifier(home.model)
     identifier.index = Index(home.index, identifier)
     best = identifier.identify(shot(1)).candidates[0]
-    assert best.title == TITLES[0] and best.evidence.file.startswith(store.SOURCE)
+    assert best.title == TITLES[0] and best.evidence.file.startswith(store.USER_STILL_PREFIX)
     assert best.evidence.time_ms is None and best.evidence.similarity > 0.99
 
 
