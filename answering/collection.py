@@ -160,7 +160,7 @@ def attach_index(identifier: Identifier, place: str | Path | None, open_index: C
     place: as --index names it; None for the index beside the model, if there is one. open_index: Index or a class like
     it. Raises UserError where an embedder is left without an index, since it knows no films itself.
     """
-    place = place or find_index(identifier.path)
+    place = place or find_index(identifier.place)
     if place is None:
         return None
     try:

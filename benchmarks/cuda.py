@@ -152,7 +152,8 @@ def time_filter(it) -> dict:
 
 def check_export(it) -> dict:
     """The ONNX file of the run of check_resuming against the model on the GPU."""
-    from answering.model import Contract, Identifier, relative_error
+    from answering.contract import Contract
+    from answering.model import Identifier, relative_error
     from export import Exported, open_dataset, run_batches, write_onnx
     from training.rule import ORIGINAL_RULE
 

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from answering.console import UserError
-from answering.model import Identifier, choose_file, cpu_flags, self_test
+from answering.model import Identifier, SelfTest, self_test
+from answering.runtimes import choose_file, cpu_flags
 from benchmarks.harness import in_process, sample, show
 
 CPU_KINDS = {  # what oneDNN may use (ONEDNN_MAX_CPU_ISA), and the flags of a CPU that has no more
@@ -68,11 +69,11 @@ def bench_infer(checkpoint: Path, *, frames: Path, model: Path = Path("export"),
     show(f"Inference, {model}, {len(files)} frames", rows, "OpenVINO computes fp32 in bf16 where the CPU has it.")
 
 
-def time_file(model: Path, runtime: str, format: str, threads: int, isa: str | None) -> dict:
+def time_file(model: Path, runtime: str, format: str, threads: int, isa: str | None) -> SelfTest:
     """The best of five self-tests in this process, which plays a CPU that has no more than isa, so no bf16."""
     os.environ |= {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
     identifier = Identifier(model, runtime=runtime, format=format, threads=threads, precision="f32" if isa else None)
-    return min((self_test(identifier) for _ in range(5)), key=lambda row: row["ms"])
+    return min((self_test(identifier) for _ in range(5)), key=lambda result: result.ms)
 
 
 def bench_isa(*, model: Path = Path("export")) -> None:
@@ -87,13 +88,13 @@ def bench_isa(*, model: Path = Path("export")) -> None:
         found, rows[name] = {}, {}
         for way in itertools.product(["openvino"] if isa else ["openvino", "onnxruntime"], ("int8", "fp32")):
             try:
-                row = in_process(time_file, model, *way, threads, isa)
+                result = in_process(time_file, model, *way, threads, isa)
             except UserError:  # some kernels look at the real CPU, and stop where oneDNN plays a lesser one
                 rows[name][" ".join(way)] = "fails"
                 continue
-            rows[name][" ".join(way)] = f"{row['ms']:.1f}, off by {row['relative_error']:.1%}"
-            if row["agrees"]:
-                found[way] = row["ms"]
+            rows[name][" ".join(way)] = f"{result.ms:.1f}, off by {result.relative_error:.1%}"
+            if result.agrees:
+                found[way] = result.ms
         if not found:
             continue
         pick, best = choose_file(model, None, None, flags)[1:3], min(found, key=found.get)

@@ -24,7 +24,8 @@ import index
 from answering import calibration, editing, embedding, projection, store
 from answering.collection import Index
 from answering.console import UserError
-from answering.model import Contract, Identifier
+from answering.contract import Contract
+from answering.model import Identifier
 from answering.pictures import PREPROCESSING
 from answering.state import Film
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from answering.console import UserError
-from answering.model import cpu_flags
+from answering.runtimes import cpu_flags
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86-64 and, the last, of ARM, in /proc/cpuinfo
 
