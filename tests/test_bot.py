@@ -1503,6 +1503,34 @@ def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, c
         worker.SteadyIndex(tmp_path / "nowhere", identifier)
 
 
+def test_without_its_index_a_classifier_answers_on_and_an_embedder_stops(
+    exported, indexed, tmp_path, monkeypatch, caplog
+):
+    """Where the index is damaged, empty, missing, or of another model."""
+    monkeypatch.setattr(worker.log, "disabled", False)
+    damaged = Path(shutil.copytree(indexed / "index", tmp_path / "damaged"))
+    (damaged / "index.json").write_text("{")
+    empty = Path(shutil.copytree(indexed / "index", tmp_path / "empty"))
+    state = json.loads((empty / "index.json").read_text())
+    (empty / "index.json").write_text(json.dumps(state | {"films": {}}))
+    for place in (damaged, empty, tmp_path / "nowhere", indexed / "index"):
+        caplog.clear()
+        monkeypatch.setattr(worker, "model", worker.open_model(str(exported), None, 1, str(place)), raising=False)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(f"--index {place}: ") and line.endswith("; the classifier answers alone")
+        assert len(worker.describe_model().films) == 3
+        answer = worker.name_film([encoded(draw_frame(0, 0, 99))])
+        assert len(answer["candidates"]) == worker.CLASSIFIER_FILMS
+    caplog.clear()
+    for place in (damaged, empty, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"^--index {place}: "):
+            worker.open_model(str(indexed / "export"), None, 1, str(place))
+    alone = shutil.copytree(indexed / "export", tmp_path / "alone")
+    with pytest.raises(UserError, match="an embedder knows no films"):
+        worker.open_model(str(alone), None, 1, None)
+    assert not caplog.records
+
+
 def test_second_looks(indexed, monkeypatch):
     monkeypatch.setattr(worker, "model", Identifier(indexed / "export"), raising=False)
     worker.model.index = collection.Index(indexed / "index", worker.model)
@@ -1613,5 +1641,9 @@ def test_a_check_with_the_token_in_a_file(exported, tmp_path):
     with TelegramServer(TOKEN, {}) as server:
         command = [sys.executable, str(ROOT / "bot.py"), "--check", "--model", str(exported / "model.onnx")]
         how = {"cwd": tmp_path, "env": environment(None), "capture_output": True, "text": True, "timeout": 120}
-        done = subprocess.run([*command, "--api-base", server.base], **how)
+        command += ["--api-base", server.base]
+        done = subprocess.run(command, **how)
+        without = subprocess.run([*command, "--index", "nowhere"], **how)
+    assert without.stdout == done.stdout and without.returncode == 0
+    assert without.stderr.startswith("--index nowhere: no index there") and without.stderr.count("\n") == 1
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("all is well: @film_bot, 3 films")
