@@ -104,8 +104,13 @@ class Recorder(BaseSession):
 
     def __init__(self):
         super().__init__()
-        self.calls, self.wrong, self.files, self.updates = [], [], {}, []
-        self.fail, self.stalled, self.numbers = lambda method: None, (), itertools.count(1000)
+        self.calls = []
+        self.wrong = []
+        self.files = {}
+        self.updates = []
+        self.fail = lambda method: None
+        self.stalled = ()
+        self.numbers = itertools.count(1000)
 
     async def make_request(self, bot, method, timeout=None):
         self.calls.append(method.model_copy())
@@ -157,7 +162,11 @@ class Model:
     """A worker that gives one result, or raises it; with a gate it waits there. asked: names of files."""
 
     def __init__(self, *_, **__):
-        self.seconds, self.asked, self.looks, self.result, self.gate = 0.1, [], [], answer_of("movie"), None
+        self.seconds = 0.1
+        self.asked = []
+        self.looks = []
+        self.result = answer_of("movie")
+        self.gate = None
         self.contract = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
 
     async def start(self):
@@ -186,13 +195,18 @@ class Desk:
     """bot.py at work between a Recorder and a Model. errors: what it logged of errors."""
 
     def __init__(self, path=":memory:", queue: int = 50, owner: int = 0):
-        self.session, self.worker, self.numbers, self.errors = Recorder(), Model(), itertools.count(1), []
-        self.bot, self.tasks = Bot(TOKEN, session=self.session), []
+        self.session = Recorder()
+        self.worker = Model()
+        self.numbers = itertools.count(1)
+        self.errors = []
+        self.bot = Bot(TOKEN, session=self.session)
+        self.tasks = []
         self.texts = {code: words | {"titles": RUSSIAN if code == "ru" else {}} for code, words in TEXTS.items()}
         self.app = app.App(database.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
         self.know(dict.fromkeys(TITLES))
         self.session.middleware(connection.Requests(self.app.base))
-        self.dispatcher, self.runner = handlers.make_dispatcher(self.app), asyncio.Runner()
+        self.dispatcher = handlers.make_dispatcher(self.app)
+        self.runner = asyncio.Runner()
         self.handler = logging.Handler(logging.ERROR)
         self.handler.emit = lambda record: self.errors.append(record.getMessage())
 
@@ -1073,7 +1087,10 @@ def lost(cause: Exception) -> exceptions.TelegramNetworkError:
 
 
 RESET, UNREACHED = lost(ServerDisconnectedError()), lost(ClientConnectorError(None, OSError("no route")))
-SEND, FILE, ME, UPDATES = SendMessage(chat_id=1, text="a"), GetFile(file_id="a"), methods.GetMe(), methods.GetUpdates()
+SEND = SendMessage(chat_id=1, text="a")
+FILE = GetFile(file_id="a")
+ME = methods.GetMe()
+UPDATES = methods.GetUpdates()
 HTML = exceptions.ClientDecodeError("Failed to decode object", ValueError("no JSON"), "<html>502 Bad Gateway</html>")
 ODD = exceptions.ClientDecodeError("Failed to deserialize", ValueError("a new type"), {"ok": True, "result": {}})
 WAIT_3, WAIT_LONG = (exceptions.TelegramRetryAfter(SEND, "Flood control", seconds) for seconds in (3, 100_000))
@@ -1177,7 +1194,9 @@ def test_a_killed_process_loses_nothing(tmp_path):
     updates += [raw(n, photo_update(f"of-an-album-{n}", user=5, album="a")) for n in (5, 6)]
     new = [raw(n, text_update("/start", user=n)) for n in (7, 8)]
     with Desk(tmp_path / "bot.sqlite") as desk:
-        desk.session.updates, desk.session.stalled, desk.worker.gate = updates, (SendMessage,), asyncio.Event()
+        desk.session.updates = updates
+        desk.session.stalled = (SendMessage,)
+        desk.worker.gate = asyncio.Event()
         desk.spawn(bot.serve(desk.bot, desk.app))
         desk.run(lambda: desk.named(SendMessage) and len(desk.worker.asked) == 2)
         kept = [(7, time.time(), json.dumps(new[0])), (3, time.time() - 700, json.dumps(raw(3, text_update("/help"))))]
@@ -1340,9 +1359,15 @@ class Service:
     """
 
     def __init__(self, folder: Path, model: Path, *options: str, local: Path | None = None):
-        self.folder, self.model, self.options, self.log = folder, model, options, folder / "log.txt"
+        self.folder = folder
+        self.model = model
+        self.options = options
+        self.log = folder / "log.txt"
         self.frame = encoded(draw_frame(0, 0, 0, (640, 360)))
-        self.trouble, self.wanted, self.process, self.users = {}, collections.Counter(), None, itertools.count(100)
+        self.trouble = {}
+        self.wanted = collections.Counter()
+        self.process = None
+        self.users = itertools.count(100)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.server = TelegramServer(TOKEN, {}, self._behave, free.getsockname()[1], local)
