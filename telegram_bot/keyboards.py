@@ -27,13 +27,13 @@ class Wrong(CallbackData, prefix="w"):
 
 
 class NoneOfThese(CallbackData, prefix="n"):
-    """None of the other films that we offered then; we ask for its title."""
+    """It is none of the other films that we offered: ask for its title."""
 
     answer: str
 
 
 class Skip(CallbackData, prefix="k"):
-    """The user can't tell the title. Stands below our question, so a reply to it is found by this button."""
+    """The user does not know the title. It stands below our question, so that a reply to that is known by it."""
 
     answer: str
 

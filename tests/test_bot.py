@@ -65,7 +65,8 @@ import index
 from answering import collection
 from answering.console import UserError
 from answering.model import Identifier
-from telegram_bot import app, connection, database, figures, handlers, naming, updates, wording, worker
+from benchmarks.watched_bot import watched
+from telegram_bot import app, connection, database, figures, handlers, keyboards, naming, updates, wording, worker
 from telegram_bot.worker import ModelDescription, Worker
 
 EDITS = (EditMessageText, EditMessageReplyMarkup, EditMessageMedia)
@@ -934,6 +935,26 @@ def test_hostile_buttons(library, data):
     assert library.errors == library.session.wrong == []
 
 
+@pytest.mark.parametrize(
+    ("button", "data"),
+    [
+        (keyboards.Right(answer="ID"), "r:ID"),
+        (keyboards.Wrong(answer="ID"), "w:ID"),
+        (keyboards.NoneOfThese(answer="ID"), "n:ID"),
+        (keyboards.Skip(answer="ID"), "k:ID"),
+        (keyboards.Guess(answer="ID"), "g:ID"),
+        (keyboards.CutStill(answer="ID"), "x:ID"),
+        (keyboards.Mirror(answer="ID"), "m:ID"),
+        (keyboards.Pick(place=0, answer="ID"), "c0:ID"),
+        (keyboards.Step(place=1, answer="ID"), "s1:ID"),
+        (keyboards.Language(code="ru"), "l:ru"),
+        (keyboards.Page(page=2, query="two words: {0}"), "f:2:two words: {0}"),
+    ],
+)
+def test_buttons_in_peoples_chats_keep_their_meaning(button, data):
+    assert button.pack() == data and type(button).unpack(data) == button
+
+
 def walk(desk, query: str, language: str) -> tuple[int, list[str]]:
     """(films as counted, films seen on all pages)."""
     (page,) = desk.feed(text_update(f"/films {query}", language=language))
@@ -1266,6 +1287,19 @@ def test_worker_is_ended_and_started_anew(monkeypatch):
             await worker.stop()
 
     asyncio.run(asyncio.wait_for(talk(), 120))
+
+
+def test_the_bench_hears_of_a_blocked_loop(caplog, monkeypatch):
+    monkeypatch.setattr(updates.log, "disabled", False)
+
+    async def serve(seconds: float) -> None:
+        await asyncio.sleep(0.01)
+        time.sleep(seconds)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(watched(serve)(0.2))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert float(re.fullmatch(r"longest block of the event loop: ([\d.]+) ms", line)[1]) > 150
 
 
 def check(monkeypatch, *arguments: str, token: str = TOKEN) -> int:
