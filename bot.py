@@ -2,13 +2,11 @@
 
 TELEGRAM_BOT_TOKEN=... python bot.py --model export --check     # is everything there? says what is wrong in one line
 python bot.py --model export                                    # the token may stand in .env, too
-python bot.py --feedback labels.csv                             # what users said of the answers, for training
-python bot.py --wishes                                          # films that users named and the collection lacks
+python learn.py --db bot.sqlite --labels labels.csv             # what users said of the answers, for training
 """
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import json
 import logging
@@ -23,38 +21,57 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import PRODUCTION, TelegramAPIServer
 
 from answering.console import UserError, one_line_errors
+from telegram_bot.app import App, watch_films
 from telegram_bot.connection import Requests, read_token
 from telegram_bot.database import open_base, tidy
 from telegram_bot.figures import serve_metrics
-from telegram_bot.handlers import REFRESH_SECONDS, App, load_texts, log, make_dispatcher
-from telegram_bot.updates import MAX_QUESTION_AGE, report
-from telegram_bot.worker import SECONDS, Worker, describe_model
+from telegram_bot.handlers import make_dispatcher
+from telegram_bot.updates import MAX_QUESTION_AGE, log, report
+from telegram_bot.wording import load_texts
+from telegram_bot.worker import SECONDS, Worker
 
 
-async def watch_films(app: App) -> None:
-    """Hear of films that were added or removed; a new index is read between two answers."""
-    while True:
-        await asyncio.sleep(REFRESH_SECONDS)
-        with contextlib.suppress(Exception):  # the model's process ended; the next answer starts it
-            app.set_description(*await app.worker.call(describe_model))
-
-
-async def watch_lag() -> None:
-    """For the bench: at the end it says how long the event loop was ever blocked."""
-    longest = 0.0
+async def run(args: argparse.Namespace, token: str) -> None:
+    """Load the model, ask Telegram who we are, and serve. Raises UserError for what a person can mend."""
+    api = TelegramAPIServer.from_base(args.api_base) if args.api_base else PRODUCTION
+    bot = Bot(token, session=AiohttpSession(api=api))
+    worker = Worker(args.model, runtime=args.runtime, threads=args.threads, index=args.index)
     try:
-        while True:
-            start = time.perf_counter()
-            await asyncio.sleep(0.005)
-            longest = max(longest, time.perf_counter() - start - 0.005)
+        description = await worker.start()
+        known = f"{len(description.films)} films, {description.reason}"
+        if args.check:
+            print(f"all is well: @{(await bot.me()).username}, {known}")
+            return
+        app = App(open_base(args.db), token, worker, load_texts(args.titles), args.queue, args.owner)
+        app.set_description(description)
+        if args.metrics:
+            await serve_metrics(app, args.metrics)
+        bot.session.middleware(Requests(app.base))
+        log.warning("@%s answers, %s", (await bot.me()).username, known)
+        await introduce(bot, app.texts)
+        gc.freeze()  # aiogram's thousands of classes: to look through them again would block the loop
+        await serve(bot, app)
+    except (exceptions.TelegramUnauthorizedError, exceptions.TelegramNotFound):  # 404: it has not a token's shape
+        raise UserError("TELEGRAM_BOT_TOKEN: Telegram refuses it; take a new one from @BotFather") from None
+    except exceptions.AiogramError as error:
+        raise UserError(f"Telegram can't be reached ({type(error).__name__}); check network and --api-base") from None
     finally:
-        log.warning("longest block of the event loop: %.1f ms", 1000 * longest)
+        await worker.stop()
+        await bot.session.close()
+
+
+async def introduce(bot: Bot, texts: dict[str, dict]) -> None:
+    """Tell Telegram that we poll, and the commands in each language; English is for all others."""
+    await bot.delete_webhook()  # with one, Telegram gives no updates
+    for code, words in texts.items():
+        commands = [types.BotCommand(command=name, description=text) for name, text in words["commands"].items()]
+        await bot.set_my_commands(commands, language_code=None if code == "en" else code)
 
 
 async def serve(bot: Bot, app: App) -> None:
     """Answer until a signal; then finish the answers in hand, for at most SECONDS."""
-    dispatcher, tasks = make_dispatcher(app), [asyncio.create_task(work) for work in (tidy(app.base), watch_films(app))]
-    tasks += [asyncio.create_task(watch_lag())] if os.environ.get("MOVIE_BOT_LAG") else []
+    dispatcher = make_dispatcher(app)
+    tasks = [asyncio.create_task(tidy(app.base)), asyncio.create_task(watch_films(app))]
     # nobody waits for the old ones any more, and those whose answer was being sent may have got it
     app.base.execute("UPDATE updates SET body = NULL WHERE sending OR time < ?", (time.time() - MAX_QUESTION_AGE,))
     for (body,) in app.base.execute("SELECT body FROM updates WHERE body IS NOT NULL ORDER BY id").fetchall():
@@ -69,44 +86,11 @@ async def serve(bot: Bot, app: App) -> None:
     await asyncio.gather(*tasks, *app.tasks, return_exceptions=True)
 
 
-async def run(args: argparse.Namespace, token: str) -> None:
-    api = TelegramAPIServer.from_base(args.api_base) if args.api_base else PRODUCTION
-    bot = Bot(token, session=AiohttpSession(api=api))
-    worker = Worker(args.model, runtime=args.runtime, threads=args.threads, index=args.index)
-    try:
-        described = await worker.start()
-        known = f"{len(described[2])} films, {described[1]}"
-        if args.check:
-            print(f"all is well: @{(await bot.me()).username}, {known}")
-            return
-        app = App(open_base(args.db), token, worker, load_texts(args.titles), args.queue, args.owner)
-        app.set_description(*described)
-        if args.metrics:
-            await serve_metrics(app, args.metrics)
-        bot.session.middleware(Requests(app.base))
-        log.warning("@%s answers, %s", (await bot.me()).username, known)
-        await bot.delete_webhook()  # with one, Telegram gives no updates
-        for code, words in app.texts.items():
-            commands = [types.BotCommand(command=name, description=text) for name, text in words["commands"].items()]
-            await bot.set_my_commands(commands, language_code=None if code == "en" else code)
-        gc.freeze()  # aiogram's thousands of classes: to look through them again would block the loop
-        await serve(bot, app)
-    except (exceptions.TelegramUnauthorizedError, exceptions.TelegramNotFound):  # 404: it has not a token's shape
-        raise UserError("TELEGRAM_BOT_TOKEN: Telegram refuses it; take a new one from @BotFather") from None
-    except exceptions.AiogramError as error:
-        raise UserError(f"Telegram can't be reached ({type(error).__name__}); check network and --api-base") from None
-    finally:
-        await worker.stop()
-        await bot.session.close()
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="A Telegram bot that names the film of a frame.")
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--model", default="export", help=f"folder from export.py, .onnx or .xml {default}")
     add("--check", action="store_true", help="load the model, ask Telegram who we are, and exit")
-    add("--feedback", type=Path, metavar="CSV", help="write the users' verdicts there, and exit")
-    add("--wishes", action="store_true", help="print the films that users missed, and exit")
     add("--index", help="from index.py (default: index beside the model, if there is one)")
     add("--owner", type=int, default=0, metavar="ID", help="the Telegram user who may ask for /stats (default: nobody)")
     add("--metrics", type=int, default=0, metavar="PORT", help="figures for Prometheus on 127.0.0.1 (default: none)")
@@ -116,23 +100,30 @@ def get_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=0, help=f"of the model, 0 for all cores {default}")
     add("--runtime", choices=["openvino", "onnxruntime"], help="the second takes less memory (default: the faster)")
     add("--api-base", metavar="URL", help="a Bot API server of your own, --local or not (default: api.telegram.org)")
+    add("--feedback", type=Path, metavar="CSV", help=argparse.SUPPRESS)  # both went to learn.py
+    add("--wishes", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
-@one_line_errors
-def main(argv: list[str] | None = None) -> int:
-    parser = get_parser()
-    args = parser.parse_args(argv)
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a usage error, or raise UserError for what is elsewhere now."""
     if args.queue < 1 or args.threads < 0:
         parser.error("--queue must be 1 or more, --threads 0 or more")
     if not 0 <= args.metrics <= 65535:
         parser.error("--metrics must be a port, up to 65535")
     if args.api_base and not re.match(r"https?://[^/]", args.api_base):
         parser.error(f"--api-base {args.api_base}: expected http://HOST:PORT or https://...")
-    if args.feedback or args.wishes:
-        from telegram_bot.database import print_wishes, write_feedback
+    if args.feedback:
+        raise UserError(f"--feedback is now: python learn.py --db {args.db} --labels {args.feedback}", 2)
+    if args.wishes:
+        raise UserError(f"--wishes is now: python learn.py --db {args.db} --wishes", 2)
 
-        return write_feedback(args.db, args.feedback) if args.feedback else print_wishes(args.db)
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    check_arguments(parser, args)
     token = read_token(dict(os.environ))
     os.environ.pop("TELEGRAM_BOT_TOKEN", None)  # the worker opens strangers' files
     os.umask(0o077)  # the database holds messages while they wait

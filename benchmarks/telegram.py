@@ -1,4 +1,4 @@
-"""telegram"""
+"""The bot's figures: bot.py as a process under load, against a Telegram Bot API on loopback."""
 
 import asyncio
 import base64
@@ -10,29 +10,49 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from answering.collection import Index, fingerprint
 from answering.console import UserError
 from answering.model import Identifier
+from answering.store import open_engine, read_state
+from benchmarks.collection import write_drawn
 from benchmarks.harness import sample, show
+
+PICTURES = 30  # frames that users send, each again and again
+POLL_LIMIT = 20  # updates that one request takes, as bot.py asks for
+DRAWN_STILLS = 100_000  # of a drawn index
+DIMENSIONS = 128  # of its vectors
+MAX_SECONDS = 1200.0  # until we give a run up
+
+
+@dataclass
+class SentReply:
+    time: float  # perf_counter
+    has_buttons: bool
 
 
 class BotApi:
     """A Telegram Bot API for one bot: gives it photos of these pictures, notes when it replies."""
 
     def __init__(self, pictures: list[bytes]):
-        self.pictures, self.updates, self.news, self.polled = pictures, [], asyncio.Event(), False
+        self.pictures = pictures
+        self.updates: list[dict] = []  # that the bot has not fetched
+        self.news = asyncio.Event()  # set when there are updates
+        self.polled = False  # whether the bot has ever asked for updates
         self.sent: dict[int, float] = {}  # message: perf_counter
-        self.replies: dict[int, list] = {}  # message: [(perf_counter, whether it has buttons)]
+        self.replies: dict[int, list[SentReply]] = {}  # by message
 
     def push(self, picture: int, user: int) -> int:
         """A photo from a user -> the number of its message."""
-        number, file = len(self.sent) + 1, {"file_id": str(picture), "file_unique_id": str(picture)}
-        who = {"id": user, "type": "private", "first_name": "Ann", "is_bot": False}
-        message = {"message_id": number, "date": int(time.time()), "chat": who, "from": who}
-        message["photo"] = [file | {"width": 1280, "height": 546}]
+        number = len(self.sent) + 1
+        file = {"file_id": str(picture), "file_unique_id": str(picture), "width": 1280, "height": 546}
+        sender = {"id": user, "type": "private", "first_name": "Ann", "is_bot": False}
+        message = {"message_id": number, "date": int(time.time()), "chat": sender, "from": sender, "photo": [file]}
         self.updates.append({"update_id": number, "message": message})
         self.sent[number] = time.perf_counter()
         self.news.set()
@@ -42,41 +62,116 @@ class BotApi:
         """Any request; methods that change nothing here are answered with true."""
         from aiohttp import web
 
-        place, form, result = request.path.split("/"), await request.post(), True
+        place = request.path.split("/")
+        form = await request.post()
         if place[1] == "file":
             return web.Response(body=self.pictures[int(place[-1])])
         if place[-1] == "getUpdates":
-            self.polled = True
-            if not self.updates:
-                self.news.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.news.wait(), float(form.get("timeout", 0)))
-            result, self.updates = self.updates[:20], self.updates[20:]  # as many as bot.py takes
+            result = await self.get_updates(float(form.get("timeout", 0)))
         elif place[-1] == "getMe":
             result = {"id": 1, "is_bot": True, "first_name": "Bench", "username": "bench_bot"}
         elif place[-1] == "getFile":
             result = dict.fromkeys(("file_id", "file_unique_id", "file_path"), form["file_id"])
         elif place[-1] in ("sendMessage", "sendPhoto"):
-            number = json.loads(form["reply_parameters"])["message_id"]
-            self.replies.setdefault(number, []).append((time.perf_counter(), "reply_markup" in form))
-            chat = {"id": int(form["chat_id"]), "type": "private"}
-            result = {"message_id": 10**6 + number, "date": int(time.time()), "chat": chat}
+            result = self.note_reply(form)
+        else:
+            result = True
         return web.json_response({"ok": True, "result": result})
+
+    async def get_updates(self, timeout: float) -> list[dict]:
+        """Up to POLL_LIMIT; waits so many seconds for the first."""
+        self.polled = True
+        if not self.updates:
+            self.news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.news.wait(), timeout)
+        found, self.updates = self.updates[:POLL_LIMIT], self.updates[POLL_LIMIT:]
+        return found
+
+    def note_reply(self, form) -> dict:
+        """The message that the bot sent."""
+        number = json.loads(form["reply_parameters"])["message_id"]
+        self.replies.setdefault(number, []).append(SentReply(time.perf_counter(), "reply_markup" in form))
+        chat = {"id": int(form["chat_id"]), "type": "private"}
+        return {"message_id": 10**6 + number, "date": int(time.time()), "chat": chat}
+
+    def delay(self, number: int) -> float:
+        """Milliseconds from a photo to its first reply."""
+        return 1000 * (self.replies[number][0].time - self.sent[number])
+
+
+class BotProcess:
+    """bot.py with a watcher on its event loop, in an empty folder. Raises UserError when it ends too early."""
+
+    def __init__(self, folder: Path, options: list[str]):
+        self.folder = folder
+        self.command = [sys.executable, "-P", str(Path(__file__).with_name("watched_bot.py")), *options]
+        self.log = folder / "log"
+        self.deadline = time.monotonic() + MAX_SECONDS
+        self.memory = 0  # bytes at most, of the bot and the process with its model
+        self.exit_code: int | None = None
+
+    async def __aenter__(self) -> "BotProcess":
+        environment = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench"}
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(self.command, cwd=self.folder, env=environment, stderr=log)
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self.process.terminate()
+        self.exit_code = await asyncio.to_thread(self.process.wait, 60)
+
+    async def wait_for(self, done: Callable[[], bool]) -> None:
+        while not done():
+            await asyncio.sleep(0.1)
+            if self.process.poll() is not None or time.monotonic() > self.deadline:
+                raise UserError(f"bot.py ended or lost frames: {self.log.read_text()[-300:]}")
+            self.measure_memory()
+
+    def measure_memory(self) -> None:
+        import psutil
+
+        with contextlib.suppress(psutil.Error):  # a child ended meanwhile
+            bot = psutil.Process(self.process.pid)
+            family = [bot, *bot.children(recursive=True)]
+            self.memory = max(self.memory, sum(process.memory_info().rss for process in family))
+
+    def longest_block(self) -> float:
+        """Milliseconds, once it has ended."""
+        (block,) = re.findall(r"longest block of the event loop: ([\d.]+) ms", self.log.read_text())
+        return float(block)
 
 
 def draw_index(folder: Path, identifier: Identifier) -> None:
-    """An index of 100,000 drawn stills for this model, which names every frame and shows its proof."""
-    from answering.collection import fingerprint
-    from answering.store import open_engine, read_state
-    from benchmarks.collection import write_drawn
-
-    write_drawn(folder, 100_000, 1)
-    engine, seen = open_engine(folder), fingerprint(identifier)
-    state, project = read_state(engine), np.random.default_rng(13).standard_normal((seen.shape[1], 128), np.float32)
+    """An index of drawn stills for this model, which names every frame and shows its proof."""
+    write_drawn(folder, DRAWN_STILLS, 1)
+    engine = open_engine(folder)
+    seen = fingerprint(identifier)
+    state = read_state(engine)
+    project = np.random.default_rng(13).standard_normal((seen.shape[1], DIMENSIONS), np.float32)
     state.model.fingerprint = base64.b64encode(seen).decode()
-    state.basis = engine.write_arrays(None, {"project": project, "offset": np.zeros(128, np.float32)})
-    state.rule.movie = state.rule.shortlist = -1.0
+    state.basis = engine.write_arrays(None, {"project": project, "offset": np.zeros(DIMENSIONS, np.float32)})
+    state.rule.movie = -1.0
+    state.rule.shortlist = -1.0
     engine.commit(state)
+
+
+async def ask_one_by_one(api: BotApi, bot: BotProcess, identifier: Identifier) -> tuple[list[float], list[float]]:
+    """Send each picture when the one before is answered: milliseconds that the bot takes, and the model alone."""
+    times, own = [], []
+    for place, picture in enumerate(api.pictures):
+        number = api.push(place, 1000 + place)
+        await bot.wait_for(lambda number=number: number in api.replies)
+        times.append(api.delay(number))
+        own.append(identifier.identify(picture).ms)
+    return times, own
+
+
+async def ask_at_once(api: BotApi, bot: BotProcess, users: int, each: int) -> list[int]:
+    """All frames of all users together; the numbers of their messages."""
+    asked = [api.push(n % len(api.pictures), n % users + 1) for n in range(users * each)]
+    await bot.wait_for(lambda: len(api.replies) == len(api.sent))
+    return asked
 
 
 async def bench_bot(
@@ -86,51 +181,36 @@ async def bench_bot(
 
     index: a folder; one of 100,000 stills is drawn where there is none.
     """
-    import psutil
     from aiohttp.test_utils import RawTestServer
 
-    pictures = [Path(file).read_bytes() for file in sample(frames, 30)]
-    identifier, api, own, sizes = Identifier(model), BotApi(pictures), [], []
-    command = [sys.executable, Path(__file__).parent.with_name("bot.py"), f"--model={model.resolve()}"]
+    api = BotApi([Path(file).read_bytes() for file in sample(frames, PICTURES)])
+    identifier = Identifier(model)
+    options = [f"--model={model.resolve()}", f"--queue={users * each}"]
     if index:
-        from answering.collection import Index
-
         if not Path(index).exists():
             draw_index(Path(index), identifier)
         identifier.index = Index(index, identifier)
-        command += [f"--index={Path(index).resolve()}"]
-    environment, end = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench", "MOVIE_BOT_LAG": "1"}, time.monotonic() + 1200
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w") as log:
+        options.append(f"--index={Path(index).resolve()}")
+    with tempfile.TemporaryDirectory() as folder:
         async with RawTestServer(api.handle) as server:
-            command += [f"--queue={users * each}", f"--api-base={server.make_url('')}"]
-            bot = subprocess.Popen(command, cwd=folder, env=environment, stderr=log)
-            family = psutil.Process(bot.pid)
-
-            async def wait_for(done) -> None:
-                while not done():
-                    await asyncio.sleep(0.1)
-                    if bot.poll() is not None or time.monotonic() > end:
-                        raise UserError(f"bot.py ended or lost frames: {Path(log.name).read_text()[-300:]}")
-                    with contextlib.suppress(psutil.Error):  # a child ended meanwhile
-                        sizes.append(sum(it.memory_info().rss for it in (family, *family.children(recursive=True))))
-
-            try:
-                await wait_for(lambda: api.polled)
-                for k, picture in enumerate(pictures):
-                    number = api.push(k, 1000 + k)
-                    await wait_for(lambda number=number: number in api.replies)
-                    own.append(identifier.identify(picture).ms)
-                asked = [api.push(n % len(pictures), n % users + 1) for n in range(users * each)]
-                await wait_for(lambda: len(api.replies) == len(api.sent))
-            finally:
-                bot.terminate()
-                code = await asyncio.to_thread(bot.wait, 60)
-        (block,) = re.findall(r"longest block of the event loop: ([\d.]+) ms", Path(log.name).read_text())
-    times = [1000 * (api.replies[number][0][0] - api.sent[number]) for number in range(1, asked[0])]
+            options.append(f"--api-base={server.make_url('')}")
+            async with BotProcess(Path(folder), options) as bot:
+                await bot.wait_for(lambda: api.polled)
+                alone, own = await ask_one_by_one(api, bot, identifier)
+                asked = await ask_at_once(api, bot, users, each)
+        block = bot.longest_block()
     replies = [api.replies[number] for number in asked]
-    speed = len(asked) / (max(reply[0][0] for reply in replies) - api.sent[asked[0]])
-    rows = {"identify.py": {"a frame alone, ms": np.median(own)}, "bot.py": {"a frame alone, ms": np.median(times)}}
-    rows["bot.py"] |= {"frames/s": speed, "memory, MB": max(sizes) / 1e6, "longest block of its loop, ms": float(block)}
-    once, right = sum(len(reply) == 1 for reply in replies), sum(reply[0][1] for reply in replies)
-    note = f"{once} of {len(asked)} frames got one reply, {right} an answer with buttons; exit code {code}."
+    seconds = max(reply[0].time for reply in replies) - api.sent[asked[0]]
+    rows = {
+        "identify.py": {"a frame alone, ms": np.median(own)},
+        "bot.py": {
+            "a frame alone, ms": np.median(alone),
+            "frames/s": len(asked) / seconds,
+            "memory, MB": bot.memory / 1e6,
+            "longest block of its loop, ms": block,
+        },
+    }
+    once = sum(len(reply) == 1 for reply in replies)
+    right = sum(reply[0].has_buttons for reply in replies)
+    note = f"{once} of {len(asked)} frames got one reply, {right} an answer with buttons; exit code {bot.exit_code}."
     show(f"Bot, {model}, {identifier.runtime} {identifier.format}, {users} users x {each} frames at once", rows, note)

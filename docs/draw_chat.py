@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -19,21 +20,43 @@ from aiogram.types import Chat, File, Message, Update, User
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from telegram_bot import handlers
+from telegram_bot.app import App
 from telegram_bot.database import open_base
+from telegram_bot.handlers import make_dispatcher
+from telegram_bot.wording import load_texts
 from telegram_bot.worker import Worker
 
 FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-WIDTH, PICTURE, LINE = 440, 300, 19  # pixels
-BACK, MINE, THEIRS, BUTTON = "#cfdccc", "#e7fbd4", "#ffffff", "#9fb3a0"
+TOKEN = "1:drawn"  # of no bot
+# pixels
+WIDTH = 440  # of a chat
+PICTURE = 300  # the longer side of a picture
+LINE = 19  # height of a line of words
+ROW = 32  # height of a row of buttons
+# colours
+BACKGROUND = "#cfdccc"
+QUESTION = "#e7fbd4"
+ANSWER = "#ffffff"
+BUTTON = "#9fb3a0"
+WORDS = "#202020"
+
+
+@dataclass
+class Bubble:
+    """A message of the chat."""
+
+    words: str
+    picture: bytes | None  # as a file of an image format
+    buttons: list[list[str]]  # the words on them, by rows
 
 
 class Recorder(BaseSession):
-    """Telegram, as far as a chat needs it. said: the bot's messages, as (words, JPEG or None, rows of buttons)."""
+    """Telegram, as far as a chat needs it: gives files by their ids, keeps what the bot says."""
 
     def __init__(self, files: dict[str, bytes]):
         super().__init__()
-        self.files, self.said = files, []
+        self.files = files
+        self.said: list[Bubble] = []
 
     async def make_request(self, bot, method, timeout=None):
         if isinstance(method, methods.GetMe):
@@ -41,10 +64,7 @@ class Recorder(BaseSession):
         if isinstance(method, methods.GetFile):
             return File(file_id=method.file_id, file_unique_id="-", file_path=method.file_id)
         if isinstance(method, (methods.SendMessage, methods.SendPhoto)):
-            photo = method.photo.data if isinstance(method, methods.SendPhoto) else None
-            rows = method.reply_markup.inline_keyboard if method.reply_markup else []
-            words = method.caption if photo else method.text
-            self.said.append((words, photo, [[button.text for button in row] for row in rows]))
+            self.said.append(read_bubble(method))
             return Message(message_id=1, date=0, chat=Chat(id=7, type="private"))
         return True
 
@@ -55,66 +75,107 @@ class Recorder(BaseSession):
         pass
 
 
-async def talk(stills: list[Path], model: str, index: str, language: str) -> list[tuple]:
+def read_bubble(method: methods.SendMessage | methods.SendPhoto) -> Bubble:
+    rows = method.reply_markup.inline_keyboard if method.reply_markup else []
+    buttons = [[button.text for button in row] for row in rows]
+    if isinstance(method, methods.SendPhoto):
+        return Bubble(method.caption, method.photo.data, buttons)
+    return Bubble(method.text, None, buttons)
+
+
+def photo_update(number: int, language: str) -> dict:
+    """A user's photo, whose file has this number."""
+    photo = {"file_id": str(number), "file_unique_id": "-", "width": 1, "height": 1}
+    message = {
+        "message_id": number + 1,
+        "date": int(time.time()),
+        "chat": {"id": 7, "type": "private"},
+        "from": {"id": 7, "is_bot": False, "first_name": "Ann", "language_code": language},
+        "photo": [photo],
+    }
+    return {"update_id": number + 1, "message": message}
+
+
+async def talk(stills: list[Path], model: str, index: str, language: str) -> list[Bubble]:
     """What the bot says to each still."""
-    session, worker = Recorder({str(k): path.read_bytes() for k, path in enumerate(stills)}), Worker(model, index=index)
-    telegram, texts = Bot("1:drawn", session=session), handlers.load_texts(Path("titles.csv"))
+    session = Recorder({str(number): path.read_bytes() for number, path in enumerate(stills)})
+    telegram = Bot(TOKEN, session=session)
+    worker = Worker(model, index=index)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            app = handlers.App(open_base(Path(folder, "bot.sqlite")), "1:drawn", worker, texts, 10)
-            app.set_description(*await worker.start())
-            dispatcher = handlers.make_dispatcher(app)
-            for k in range(len(stills)):
-                user = {"id": 7, "is_bot": False, "first_name": "Ann", "language_code": language}
-                message = {"message_id": k + 1, "date": int(time.time()), "chat": {"id": 7, "type": "private"}}
-                photo = [{"file_id": str(k), "file_unique_id": "-", "width": 1, "height": 1}]
-                update = {"update_id": k + 1, "message": message | {"from": user, "photo": photo}}
-                await dispatcher.feed_update(telegram, Update.model_validate(update, context={"bot": telegram}))
+            texts = load_texts(Path("titles.csv"))
+            app = App(open_base(Path(folder, "bot.sqlite")), TOKEN, worker, texts, queue=10)
+            app.set_description(await worker.start())
+            dispatcher = make_dispatcher(app)
+            for number in range(len(stills)):
+                update = Update.model_validate(photo_update(number, language), context={"bot": telegram})
+                await dispatcher.feed_update(telegram, update)
     finally:
         await worker.stop()
     return session.said
 
 
-def bubble(words: str, picture: bytes | None, rows: list[list[str]], colour: str) -> Image.Image:
+def draw_bubble(bubble: Bubble, colour: str) -> Image.Image:
     """A message as clients show it."""
-    font, lines = ImageFont.truetype(FONT, 13), [line for part in words.split("\n") for line in textwrap.wrap(part, 44)]
-    image = ImageOps.contain(Image.open(io.BytesIO(picture)).convert("RGB"), (PICTURE, PICTURE)) if picture else None
-    top = 8 + (image.height + 6 if image else 0)
+    lines = [line for part in bubble.words.split("\n") for line in textwrap.wrap(part, 44)]
+    image = None
+    top = 8  # of the words
+    if bubble.picture:
+        image = Image.open(io.BytesIO(bubble.picture)).convert("RGB")
+        image = ImageOps.contain(image, (PICTURE, PICTURE))
+        top += image.height + 6
     body = top + LINE * len(lines) + (6 if lines else 2)
-    drawn = Image.new("RGB", (PICTURE + 16, body + 32 * len(rows)), BACK)
+    drawn = Image.new("RGB", (PICTURE + 16, body + ROW * len(bubble.buttons)), BACKGROUND)
     draw = ImageDraw.Draw(drawn)
     draw.rounded_rectangle((0, 0, drawn.width - 1, body - 1), 10, colour)
     if image:
         drawn.paste(image, ((drawn.width - image.width) // 2, 8))
-    draw.multiline_text((10, top), "\n".join(lines), "#202020", font, spacing=LINE - 15)
-    for k, row in enumerate(rows):
-        wide = drawn.width / len(row)
-        for place, text in enumerate(row):
-            box = (place * wide + 1, body + 32 * k + 3, (place + 1) * wide - 2, body + 32 * k + 30)
-            draw.rounded_rectangle(box, 6, BUTTON)
-            draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), text, "white", font, anchor="mm")
+    font = ImageFont.truetype(FONT, 13)
+    draw.multiline_text((10, top), "\n".join(lines), WORDS, font, spacing=LINE - 15)
+    for place, row in enumerate(bubble.buttons):
+        draw_buttons(draw, row, body + ROW * place, drawn.width, font)
     return drawn
 
 
-def main(argv: list[str] | None = None) -> None:
+def draw_buttons(draw: ImageDraw.ImageDraw, row: list[str], top: int, width: int, font) -> None:
+    """A row of buttons, all of one width."""
+    each = width / len(row)
+    for place, text in enumerate(row):
+        left, right = place * each + 1, (place + 1) * each - 2
+        draw.rounded_rectangle((left, top + 3, right, top + 30), 6, BUTTON)
+        draw.text(((left + right) / 2, top + 16.5), text, "white", font, anchor="mm")
+
+
+def draw_chats(stills: list[Path], said: list[Bubble]) -> Image.Image:
+    """A column a chat: a still, and what the bot says to it."""
+    columns = []
+    for still, answer in zip(stills, said, strict=True):
+        question = draw_bubble(Bubble("", still.read_bytes(), []), QUESTION)
+        reply = draw_bubble(answer, ANSWER)
+        column = Image.new("RGB", (WIDTH, question.height + reply.height + 36), BACKGROUND)
+        column.paste(question, (WIDTH - question.width - 12, 12))
+        column.paste(reply, (12, question.height + 24))
+        columns.append(column)
+    sheet = Image.new("RGB", (WIDTH * len(columns), max(column.height for column in columns)), BACKGROUND)
+    for place, column in enumerate(columns):
+        sheet.paste(column, (place * WIDTH, 0))
+    return sheet
+
+
+def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stills", nargs="+", type=Path, metavar="STILL")
     parser.add_argument("--model", default="export")
     parser.add_argument("--index", default="index")
     parser.add_argument("--language", default="en")
     parser.add_argument("--out", type=Path, default=Path("docs/chat.png"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
     said = asyncio.run(talk(args.stills, args.model, args.index, args.language))
-    columns = []
-    for still, answer in zip(args.stills, said, strict=True):
-        mine, theirs = bubble("", still.read_bytes(), [], MINE), bubble(*answer, THEIRS)
-        column = Image.new("RGB", (WIDTH, mine.height + theirs.height + 36), BACK)
-        column.paste(mine, (WIDTH - mine.width - 12, 12))
-        column.paste(theirs, (12, mine.height + 24))
-        columns.append(column)
-    sheet = Image.new("RGB", (WIDTH * len(columns), max(column.height for column in columns)), BACK)
-    for place, column in enumerate(columns):
-        sheet.paste(column, (place * WIDTH, 0))
+    sheet = draw_chats(args.stills, said)
     sheet.quantize(200, dither=Image.Dither.NONE).save(args.out, optimize=True)
 
 

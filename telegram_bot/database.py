@@ -1,14 +1,17 @@
-"""database"""
+"""The bot's SQLite file: answers and what users said of them, updates until they are answered, counts, languages."""
 
 import asyncio
 import csv
+import json
 import sqlite3
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from answering.console import UserError, atomic_write
 
+DAY = 86400  # seconds
 SCHEMA = """
 PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
 CREATE TABLE IF NOT EXISTS answers
@@ -19,53 +22,93 @@ CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
 """
 
 
-def open_existing(base: Path):
-
-    if not base.exists():
-        raise UserError(f"--db {base}: there is no such file; the bot makes it when it runs", 2)
-    return open_base(base)
-
-
-def write_feedback(base: Path, path: Path) -> None:
-    """Verdicts as a CSV of labels for training."""
-    query = (
-        "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', time, 'unixepoch'), file_id, kind,"
-        " json_extract(candidates, '$[0].title'), json_extract(candidates, '$[0].confidence'), verdict, film"
-        " FROM answers WHERE verdict IS NOT NULL ORDER BY time"
-    )
-    rows = open_existing(base).execute(query).fetchall()
-    with atomic_write(path, "w", newline="", encoding="utf-8") as file:
-        head = ["time", "file_id", "kind", "answer", "confidence", "verdict", "film"]
-        csv.writer(file, lineterminator="\n").writerows([head, *rows])
-    print(f"{len(rows)} verdicts in {path}")
-
-
-def print_wishes(base: Path) -> None:
-    """Films that users named and the collection lacked, by how many users wished for them."""
-    wishes, names = defaultdict(set), {}
-    for film, who, answer in open_existing(base).execute("SELECT film, who, id FROM answers WHERE verdict = 'wish'"):
-        wishes[film.casefold()].add(who or answer)
-        names.setdefault(film.casefold(), film)
-    for wish in sorted(wishes, key=lambda wish: (-len(wishes[wish]), wish)):
-        print(f"{len(wishes[wish]):6}  {names[wish]}")
-
-
 def open_base(path: Path | str) -> sqlite3.Connection:
-    """Answers with verdicts, updates until they are answered, languages, counts. Raises UserError."""
+    """The database at this path, made or brought up to date if need be. Raises UserError."""
     try:
         base = sqlite3.connect(path, isolation_level=None)
         base.executescript(SCHEMA)
-        if "who" not in [column[1] for column in base.execute("PRAGMA table_info(answers)")]:  # of an older bot
+        columns = [column[1] for column in base.execute("PRAGMA table_info(answers)")]
+        if "who" not in columns:  # of an older bot
             base.execute("ALTER TABLE answers ADD COLUMN who TEXT")
     except sqlite3.Error as error:
         raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
     return base
 
 
+def open_existing(path: Path) -> sqlite3.Connection:
+    """As open_base, for those who only want to read it. Raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"--db {path}: there is no such file; the bot makes it when it runs", 2)
+    return open_base(path)
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+@dataclass
+class StoredAnswer:
+    """What the bot answered, as its buttons find it again."""
+
+    id: str  # stands in the buttons; nobody can guess another's
+    file_id: str  # Telegram's, of the picture
+    kind: str  # "movie", "shortlist" or "unknown"
+    candidates: list[dict]  # as Answer.as_dict() gives them, without thumbnails
+    asker: str | None  # hash of the user who may judge it; None where nobody knows who asked
+
+
+def save_answer(base: sqlite3.Connection, answer: StoredAnswer) -> None:
+    candidates = json.dumps(answer.candidates)
+    row = (answer.id, time.time(), answer.file_id, answer.kind, candidates, answer.asker)
+    base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, NULL, NULL, ?)", row)
+
+
+def find_answer(base: sqlite3.Connection, number: str) -> StoredAnswer | None:
+    """The answer with this id; None for one that is forgotten or never was."""
+    query = "SELECT id, file_id, kind, candidates, who FROM answers WHERE id = ?"
+    row = base.execute(query, (number,)).fetchone()
+    if row is None:
+        return None
+    number, file_id, kind, candidates, asker = row
+    return StoredAnswer(number, file_id, kind, json.loads(candidates), asker)
+
+
+# ------------------------------------------------------------------------------------ what users said of them
+
+
+def write_feedback(path: Path, labels: Path) -> None:
+    """Write the verdicts in the database at path to a CSV of labels for training. Raises UserError."""
+    query = (
+        "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', time, 'unixepoch'), file_id, kind,"
+        " json_extract(candidates, '$[0].title'), json_extract(candidates, '$[0].confidence'), verdict, film"
+        " FROM answers WHERE verdict IS NOT NULL ORDER BY time"
+    )
+    rows = open_existing(path).execute(query).fetchall()
+    head = ["time", "file_id", "kind", "answer", "confidence", "verdict", "film"]
+    with atomic_write(labels, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    print(f"{len(rows)} verdicts in {labels}")
+
+
+def print_wishes(path: Path) -> None:
+    """Print the films that users named and the collection lacked, by how many users wished for them."""
+    users = defaultdict(set)  # by film, whatever its capitals
+    names = {}  # as the first user wrote it
+    for film, who, answer in open_existing(path).execute("SELECT film, who, id FROM answers WHERE verdict = 'wish'"):
+        key = film.casefold()
+        users[key].add(who or answer)
+        names.setdefault(key, film)
+    for key in sorted(users, key=lambda key: (-len(users[key]), key)):
+        print(f"{len(users[key]):6}  {names[key]}")
+
+
+# ------------------------------------------------------------------------------------------------ keeping
+
+
 async def tidy(base: sqlite3.Connection) -> None:
-    """Hourly: forget updates of two days ago, answers that nobody judged in 90, and what lay where they were."""
+    """Hourly: forget updates of two days ago and answers that nobody judged in 90, and wipe them from the disk."""
     while True:
-        base.execute("DELETE FROM updates WHERE time < ?", (time.time() - 2 * 86400,))
-        base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (time.time() - 90 * 86400,))
+        now = time.time()
+        base.execute("DELETE FROM updates WHERE time < ?", (now - 2 * DAY,))
+        base.execute("DELETE FROM answers WHERE verdict IS NULL AND time < ?", (now - 90 * DAY,))
         base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         await asyncio.sleep(3600)

@@ -1,28 +1,40 @@
-"""figures"""
+"""Counts of what the bot answered and was told, for /stats and for Prometheus."""
 
 import statistics
 
 from answering.console import UserError
+from telegram_bot.app import App
 from telegram_bot.worker import resident
 
-
-def figures(app) -> dict[str, float]:
-    """What the owner wants to know, by day of UTC."""
-    rows = app.base.execute("SELECT what, sum(n), sum(n * (day = date('now'))) FROM counts GROUP BY what").fetchall()
-    found = dict.fromkeys(("frames", "movie", "shortlist", "unknown", "right", "wrong", "wish"), 0)
-    found |= {what: n for what, n, _ in rows}
-    found["today"] = sum(n for what, _, n in rows if what == "frames")
-    found |= {"median_ms": round(statistics.median(app.times)), "queue": len(app.waiting), "films": len(app.films)}
-    return found | {"memory_mb": round((app.memory + resident()) / 1e6)}
+COUNTED = ("frames", "movie", "shortlist", "unknown", "right", "wrong", "wish")
 
 
-async def serve_metrics(app, port: int) -> None:
+def read_figures(app: App) -> dict[str, float]:
+    """What the owner wants to know; "today" by the day of UTC, all others since the database was made."""
+    figures = dict.fromkeys(COUNTED, 0)
+    today = 0
+    query = "SELECT what, sum(n), sum(n * (day = date('now'))) FROM counts GROUP BY what"
+    for what, count, of_today in app.base.execute(query):
+        figures[what] = count
+        if what == "frames":
+            today = of_today
+    figures["today"] = today
+    figures["median_ms"] = round(statistics.median(app.times))
+    figures["queue"] = len(app.waiting)
+    figures["films"] = len(app.films)
+    figures["memory_mb"] = round((app.model.memory + resident()) / 1e6)
+    return figures
+
+
+async def serve_metrics(app: App, port: int) -> None:
     """The same for Prometheus, on loopback. Raises UserError."""
-    from aiohttp import web
+    from aiohttp import web  # here, since few bots need it
 
     async def answer(_) -> web.Response:
-        about = f'movie_bot_info{{architecture="{app.about.architecture}",version="{app.about.commit}"}} 1\n'
-        return web.Response(text=about + "".join(f"movie_bot_{name} {n}\n" for name, n in figures(app).items()))
+        contract = app.model.contract
+        lines = [f'movie_bot_info{{architecture="{contract.architecture}",version="{contract.commit}"}} 1\n']
+        lines += [f"movie_bot_{name} {value}\n" for name, value in read_figures(app).items()]
+        return web.Response(text="".join(lines))
 
     site = web.Application()
     site.router.add_get("/metrics", answer)

@@ -1,27 +1,27 @@
-"""How bot.py's updates come and go: each is kept until it is answered, once; albums as one; requests tried again."""
+"""What Telegram sends: which messages the bot heeds, with which picture; each update is kept until it is answered."""
 
 import asyncio
 import contextlib
 import contextvars
 import logging
 import re
+import sqlite3
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
-from aiogram import BaseMiddleware, exceptions, types
-from aiogram.types import InlineKeyboardMarkup, Message, Update, User
+from aiogram import BaseMiddleware, exceptions
+from aiogram.types import Message, Update, User
 
 from answering.pictures import IMAGE_SUFFIXES
+from telegram_bot.replies import Reply, send_reply
 
 MAX_QUESTION_AGE = 600.0  # seconds; after an outage, older questions are not answered
 ALBUM_WAIT = 1.0  # seconds in which the other pictures of an album arrive
+ALBUM_MEMORY = 60.0  # seconds in which later parts of an album are known for what they are
 COMMANDS = ("start", "help", "about", "lang", "films")
-UNDELIVERABLE = (
-    exceptions.TelegramBadRequest,
-    exceptions.TelegramForbiddenError,
-)  # message gone or unchanged, bot blocked
-answering: contextvars.ContextVar[list[int]] = contextvars.ContextVar("answering")  # ids of a task's updates
+updates_in_hand: contextvars.ContextVar[list[int]] = contextvars.ContextVar("updates_in_hand")  # ids, of this task
 log = logging.getLogger("bot")
 
 
@@ -31,19 +31,35 @@ def report(error: BaseException) -> None:
     log.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
 
 
+# ------------------------------------------------------------------------------ which messages, which picture
+
+
 def is_addressed(message: Message, me: User) -> bool:
     """Whether the bot should speak: always in private, in groups when it is mentioned, replied to or commanded."""
-    asked, text = message.reply_to_message, message.text or message.caption or ""
-    if (
-        message.chat.type == "private"
-        or message.guest_query_id
-        or (asked and asked.from_user and asked.from_user.id == me.id)
-    ):
+    if message.chat.type == "private" or message.guest_query_id:
         return True
+    asked = message.reply_to_message
+    if asked and asked.from_user and asked.from_user.id == me.id:
+        return True
+    text = message.text or message.caption or ""
     if command := re.match(r"/(\w+)(?:@(\w+))?", text):
-        name, at = command.groups()
-        return at.casefold() == me.username.casefold() if at else name in (*COMMANDS, "film")  # not /ban
+        name, bot = command.groups()
+        if bot:
+            return bot.casefold() == me.username.casefold()
+        return name in (*COMMANDS, "film")  # not /ban
     return bool(re.search(rf"(?<![\w/@])@{me.username}\b", text, re.IGNORECASE))
+
+
+async def is_for_us(update: Update) -> bool:
+    """Whether somebody expects a word of ours, and still waits for it."""
+    message = update.message or update.guest_message
+    if not message:
+        return update.callback_query is not None
+    if message.from_user and message.from_user.is_bot and not message.sender_chat:
+        return False  # two bots would talk for ever
+    if time.time() - message.date.timestamp() > MAX_QUESTION_AGE:
+        return False
+    return bool(message.media_group_id or is_addressed(message, await update.bot.me()))
 
 
 def find_picture(message):
@@ -53,112 +69,106 @@ def find_picture(message):
         return getattr(message, name, None)
 
     video = get("video")
-    if sizes := get("photo") or (get("live_photo") and message.live_photo.photo) or (video and video.cover):
+    sizes = get("photo") or (get("live_photo") and message.live_photo.photo) or (video and video.cover)
+    if sizes:
         return max(sizes, key=lambda size: size.width * size.height)
-    sticker, document = get("sticker"), get("document")
+    sticker = get("sticker")
     if sticker and not (sticker.is_animated or sticker.is_video):
         return sticker
-    if document and not get("animation"):
-        suffix = Path((document.file_name or "")[-20:]).suffix.lower()
-        if (document.mime_type or "").startswith("image/") or suffix in IMAGE_SUFFIXES:
-            return document
+    document = get("document")
+    if document and not get("animation") and is_image(document):
+        return document
     if media := get("animation") or video or get("video_note") or sticker or document:
         return media.thumbnail
     inside = [get("external_reply"), get("poll") and message.poll.media]
-    inside += message.rich_message.blocks if get("rich_message") else []
+    if get("rich_message"):
+        inside += message.rich_message.blocks
     return next((picture for part in inside if part and (picture := find_picture(part))), None)
 
 
-def is_spoiler(message: Message) -> bool:
-    """Whether the picture of a message, or of the one that it asks about, lies under a spoiler."""
-    parts = (message, message.reply_to_message, message.external_reply)
-    return any(getattr(part, "has_media_spoiler", None) for part in parts)
+def is_image(document) -> bool:
+    suffix = Path((document.file_name or "")[-20:]).suffix.lower()
+    return (document.mime_type or "").startswith("image/") or suffix in IMAGE_SUFFIXES
 
 
-async def reply(
-    message: Message,
-    text: str,
-    markup: InlineKeyboardMarkup | None = None,
-    still: bytes | None = None,
-    spoiler: bool = False,
-) -> None:
-    """Answer as plain text: nothing of what users write or films are called is ever read as HTML. still: a JPEG."""
-    if message.guest_query_id:  # from a chat that we are no member of: links alone work there
-        links = [[button for button in row if button.url] for row in (markup.inline_keyboard if markup else ())]
-        how = {"reply_markup": InlineKeyboardMarkup(inline_keyboard=links) if any(links) else None}
-        how["input_message_content"] = types.InputTextMessageContent(message_text=text)
-        await message.answer_guest_query(types.InlineQueryResultArticle(id="1", title=text[:60], **how))
-        return
-    how = {"reply_parameters": message.as_reply_parameters(allow_sending_without_reply=True), "reply_markup": markup}
-    if still:
-        with contextlib.suppress(exceptions.TelegramBadRequest):  # no photos in this group, or no picture any more
-            photo = types.BufferedInputFile(still, "still.jpg")
-            await message.answer_photo(photo, caption=text[:1024], has_spoiler=spoiler, **how)
-            return
-    await message.answer(text, **how)
+# ------------------------------------------------------------------------------------- kept until answered
 
 
 class Journal(BaseMiddleware):
     """Every update stands in SQLite until it is answered, once. data["kept"]: it comes from there, after a kill."""
 
     async def __call__(self, handler, update: Update, data: dict):
-        app, task, message = data["app"], asyncio.current_task(), update.message or update.guest_message
-        data["texts"] = texts = app.words(data.get("event_from_user"))
+        app = data["app"]
+        data["texts"] = app.find_texts(data.get("event_from_user"))
         if update.inline_query:  # asked at every key; nobody waits for an old one
             return await handler(update, data)
-        if not data.get("kept"):
-            row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
-            insert = "INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)"
-            if not (await is_for_us(update) and app.base.execute(insert, row).rowcount):
-                return
+        if not data.get("kept") and not (await is_for_us(update) and keep_update(app.base, update)):
+            return
+        numbers = [update.update_id]
+        updates_in_hand.set(numbers)
+        task = asyncio.current_task()
         app.tasks.add(task)
-        answering.set(updates := [update.update_id])
         try:
-            with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
-                await handler(update, data)
-        except Exception as error:
-            report(error)
-            if message and not isinstance(error, exceptions.AiogramError):  # else an answer was on its way
-                with contextlib.suppress(exceptions.AiogramError):
-                    await reply(message, texts["error"])
+            await answer_or_apologize(handler, update, data)
         finally:
             app.tasks.discard(task)
         # the number stays, since the update may come again
-        app.base.executemany("UPDATE updates SET body = NULL WHERE id = ?", [(number,) for number in updates])
+        app.base.executemany("UPDATE updates SET body = NULL WHERE id = ?", [(number,) for number in numbers])
 
 
-async def is_for_us(update: Update) -> bool:
-    """Whether somebody expects a word of ours, and still waits for it."""
-    if not (message := update.message or update.guest_message):
-        return update.callback_query is not None
-    two_bots = message.from_user and message.from_user.is_bot and not message.sender_chat  # they would talk for ever
-    old = time.time() - message.date.timestamp() > MAX_QUESTION_AGE
-    addressed = message.media_group_id or is_addressed(message, await update.bot.me())
-    return bool(addressed and not two_bots and not old)
+def keep_update(base: sqlite3.Connection, update: Update) -> bool:
+    """Write it down; False for one that was there before."""
+    row = (update.update_id, time.time(), update.model_dump_json(by_alias=True, exclude_unset=True))
+    return base.execute("INSERT OR IGNORE INTO updates (id, time, body) VALUES (?, ?, ?)", row).rowcount > 0
+
+
+async def answer_or_apologize(handler, update: Update, data: dict) -> None:
+    """Call the handler; what goes wrong is logged, and told to who sent a message."""
+    try:
+        with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
+            await handler(update, data)
+    except Exception as error:
+        report(error)
+        message = update.message or update.guest_message
+        if message and not isinstance(error, exceptions.AiogramError):  # else an answer was on its way
+            with contextlib.suppress(exceptions.AiogramError):
+                await send_reply(message, Reply(data["texts"]["error"]))
+
+
+@dataclass
+class Album:
+    messages: list[Message]
+    updates: list[int]  # ids; all are answered when the album is
 
 
 class Albums(BaseMiddleware):
     """The first message of an album goes on with all of them, in data["album"], and with their updates."""
 
     def __init__(self):
-        self.albums = {}
+        self.albums: dict[tuple, Album | None] = {}  # by chat and album; None: it went on, and other parts are late
 
     async def __call__(self, handler, message: Message, data: dict):
-        album, updates, key = [message], answering.get(), (message.chat.id, message.media_group_id)
+        messages = [message]
         if message.media_group_id:
-            if key in self.albums:
-                if gathered := self.albums[key]:  # None: this part comes too late
-                    gathered[0].append(message)
-                    gathered[1].extend(updates)
-                    updates.clear()
-                return
-            self.albums[key] = album, updates
-            await asyncio.sleep(ALBUM_WAIT)
-            self.albums[key] = None
-            asyncio.get_running_loop().call_later(60, self.albums.pop, key)
-            album.sort(key=lambda part: part.message_id)
+            messages = await self.gather(message)
             me = await message.bot.me()
-            if not any(is_addressed(part, me) for part in album):
+            if not any(is_addressed(part, me) for part in messages):
                 return
-        data["album"] = album
-        await handler(album[0], data)
+        data["album"] = messages
+        await handler(messages[0], data)
+
+    async def gather(self, message: Message) -> list[Message]:
+        """All messages of an album for the first that comes, in their order; none for the others."""
+        key = (message.chat.id, message.media_group_id)
+        updates = updates_in_hand.get()
+        if key in self.albums:
+            if album := self.albums[key]:
+                album.messages.append(message)
+                album.updates.extend(updates)
+                updates.clear()
+            return []
+        album = self.albums[key] = Album([message], updates)
+        await asyncio.sleep(ALBUM_WAIT)
+        self.albums[key] = None
+        asyncio.get_running_loop().call_later(ALBUM_MEMORY, self.albums.pop, key)
+        return sorted(album.messages, key=lambda part: part.message_id)

@@ -7,42 +7,74 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pebble import ProcessPool
 
 from answering import pictures
-from answering.collection import find_index
+from answering.collection import Index, attach_index
 from answering.console import UserError
-from answering.model import Identifier
+from answering.model import Contract, Evidence, Identifier
 from answering.pictures import cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 PICTURE_MEMORY = 300_000_000  # bytes that pictures may take there beside the model
 LOCAL_BYTES = 100_000_000  # of a picture that a Bot API server of one's own leaves on the disk
-FILMS, AGAIN = 5, 60.0  # films that an index names; seconds until a damaged one is read again
+FILMS = 5  # that an answer lists with an index, for "show another"
+CLASSIFIER_FILMS = 3  # that it lists without one
+RETRY_SECONDS = 60.0  # until a damaged index is read again
 log = logging.getLogger("bot")
-model: Identifier | UserError  # in that process alone
+
+
+@dataclass
+class ModelDescription:
+    """What the bot knows of the model in the other process."""
+
+    contract: Contract
+    reason: str  # why it runs as it does: "openvino int8: the fastest here"
+    films: dict[str, str | None]  # title: IMDb id, where it is known
+    memory: int  # bytes that the process holds
+
+
+# ------------------------------------------------------------------------------ in the process with the model
+
+model: Identifier | Exception  # an error is kept for describe_model to raise, since a pool tells nobody of it
 
 
 def load_model(path: str, runtime: str | None, threads: int, index: str | None) -> None:
-    """Before all else. An error is kept for describe_model to raise, since a pool tells nobody of it."""
+    """Before all else in that process: load the model and its index, then cap the memory that pictures may take."""
     global model
+    pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
     try:
-        pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
-        model = Identifier(path, runtime=runtime, threads=threads)
-        trim_heap()
-        if place := index or find_index(path):
-            model.index = open_index(place, model)
-    except UserError as error:
+        model = open_model(path, runtime, threads, index)
+    except (UserError, OSError) as error:
         model = error
     if sys.platform == "linux":
-        import resource
+        limit_memory()
 
-        trim_heap()
-        data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (data + PICTURE_MEMORY,) * 2)
+
+def open_model(path: str, runtime: str | None, threads: int, index: str | None) -> Identifier:
+    """The model with its index; a line in the log says why a classifier is left without one. Raises UserError."""
+    identifier = Identifier(path, runtime=runtime, threads=threads)
+    trim_heap()
+    if trouble := attach_index(identifier, index, SteadyIndex):
+        log.warning("%s", trouble)
+    if not identifier.classes and not identifier.index:
+        raise UserError(f"--model {path}: an embedder knows no films; name an --index, or export a trained run")
+    return identifier
+
+
+def limit_memory() -> None:
+    """Pictures may take PICTURE_MEMORY beside what the process holds now; Linux."""
+    import resource
+
+    trim_heap()
+    data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    limit = data + PICTURE_MEMORY
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def trim_heap() -> None:
@@ -51,36 +83,40 @@ def trim_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def open_index(place: str | Path, identifier: Identifier):
+class SteadyIndex(Index):
     """An Index that answers on with what it has read when its folder is damaged or gone, and logs that once."""
-    from answering.collection import Index
 
-    class Steady(Index):
-        told, again = set(), 0.0  # what was logged; when a damaged one is read again
+    def __init__(self, place: str | Path, identifier: Identifier):
+        self.logged: set[str] = set()
+        self.retry_at = 0.0  # time.monotonic(), after trouble
+        self.was_read = False
+        super().__init__(place, identifier)
+        self.was_read = True
 
-        def tell(self, error: Exception) -> None:
-            if str(error) not in self.told:
-                log.warning("%s; the index answers on as it was", " ".join(str(error).split()))
-                self.told.add(str(error))
+    def refresh(self) -> None:
+        if time.monotonic() < self.retry_at:
+            return
+        try:
+            super().refresh()
+        except (UserError, OSError, MemoryError) as error:
+            if not self.was_read:  # there is nothing to answer on with
+                raise
+            self.retry_at = time.monotonic() + RETRY_SECONDS
+            self.log_once(error)
 
-        def refresh(self) -> None:
-            if time.monotonic() < self.again:
-                return
-            try:
-                super().refresh()
-            except (UserError, OSError, MemoryError) as error:
-                if self.version is None:  # there is nothing to answer on with
-                    raise
-                self.again = time.monotonic() + AGAIN
-                self.tell(error)
+    def evidence(self, film: int, vector: np.ndarray) -> Evidence | None:
+        """As Index has it; None where its files can't be read."""
+        try:
+            return super().evidence(film, vector)
+        except (UserError, OSError) as error:
+            self.log_once(error)
+            return None
 
-        def evidence(self, film: int, vector: np.ndarray) -> dict | None:
-            try:
-                return super().evidence(film, vector)
-            except (UserError, OSError) as error:
-                self.tell(error)
-
-    return Steady(place, identifier)
+    def log_once(self, error: Exception) -> None:
+        words = " ".join(str(error).split())
+        if words not in self.logged:
+            log.warning("%s; the index answers on as it was", words)
+            self.logged.add(words)
 
 
 def resident() -> int:
@@ -89,15 +125,15 @@ def resident() -> int:
     return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
 
 
-def describe_model() -> tuple:
-    """(the model's contract, why it runs as it does, {title: IMDb id or None}, memory). Raises UserError."""
-    if isinstance(model, UserError):
+def describe_model() -> ModelDescription:
+    """Raises the UserError or OSError that loading the model ended with."""
+    if isinstance(model, Exception):
         raise model
     films = dict.fromkeys(model.classes)
     if model.index:
         model.index.refresh()
         films |= {title: film.imdb for title, film in model.index.films.items()}
-    return model.contract, model.reason, films, resident()
+    return ModelDescription(model.contract, model.reason, films, resident())
 
 
 def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
@@ -106,33 +142,41 @@ def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
     pictures: their bytes or paths. look: None, "still" for the still inside a screenshot, or "mirror".
     """
     frames = [model.read(picture) for picture in pictures]
-    if look == "still":
-        frames = [cut_still(rgb) for rgb in frames]
-    elif look == "mirror":
-        frames = [rgb[:, ::-1] for rgb in frames]
+    count = FILMS if model.index else CLASSIFIER_FILMS
     try:
-        return (model.look if look else model.identify)(frames, FILMS if model.index else 3).as_dict()
+        if look == "still":
+            answer = model.look([cut_still(rgb) for rgb in frames], count)
+        elif look == "mirror":
+            answer = model.look([rgb[:, ::-1] for rgb in frames], count)
+        else:
+            answer = model.identify(frames, count)
     except UserError as error:  # of the index's engine, and none of the picture's
         log.warning("%s", " ".join(str(error).split()))
         raise RuntimeError("index") from None
+    return answer.as_dict()
+
+
+# -------------------------------------------------------------------------------------- in the bot's process
 
 
 class Worker:
-    """Calls functions in the process that has the model, one at a time. seconds: what a call takes of late."""
+    """Calls functions in the process that has the model, one at a time."""
 
     def __init__(self, path: str | Path, *, runtime: str | None = None, threads: int = 0, index: str | None = None):
-        self.arguments, self.pool, self.lock = (str(path), runtime, threads, index), None, asyncio.Lock()
-        self.seconds = 0.1
+        self.arguments = (str(path), runtime, threads, index)  # of load_model
+        self.pool: ProcessPool | None = None
+        self.lock = asyncio.Lock()
+        self.seconds = 0.1  # that a call takes of late
 
-    async def start(self) -> tuple:
-        """As describe_model."""
+    async def start(self) -> ModelDescription:
+        """Load the model. Raises UserError where it can't be loaded."""
         try:
             return await self.call(describe_model)
         except RuntimeError:
             why = "the process that loads it was killed; is there memory enough?"
             raise UserError(f"--model {self.arguments[0]}: {why}") from None
 
-    async def call(self, function, *args):
+    async def call(self, function: Callable, *args):
         """function(*args). Raises what it raises, TimeoutError after SECONDS, and OSError or RuntimeError if killed."""
         async with self.lock:
             if self.pool and not self.pool.active:  # its process was killed between two calls

@@ -58,13 +58,19 @@ class TelegramServer:
     """
 
     def __init__(self, token: str, files: dict[str, bytes], behave=None, port: int = 0, local: Path | None = None):
-        self.token, self.files, self.behave, self.port, self.local = token, files, behave, port, local
+        self.token = token
+        self.files = files
+        self.behave = behave
+        self.port = port
+        self.local = local
         self.bot = BOT | {"id": int(token.split(":")[0])}
         self.calls: list[dict] = []
         self.acknowledged: list[int] = []
         self.messages: dict[tuple, dict] = {}  # (chat, message id) of what the bot sent
         self.updates: list[dict] = []  # not acknowledged yet
-        self._next_update, self._message_ids, self._polls = 1, itertools.count(500_001), 0
+        self._next_update = 1
+        self._message_ids = itertools.count(500_001)
+        self._polls = 0
         self._changed = threading.Condition()
         self._loop = None
 
@@ -150,7 +156,9 @@ class TelegramServer:
         late = method != "getUpdates"  # a poll is in calls when it begins, the others with their result
         if not late:
             self._note(call, new=True)
-        how, headers, delay = self.behave(method, params, self) if self.behave else None, {}, 0.0
+        how = self.behave(method, params, self) if self.behave else None
+        headers = {}
+        delay = 0.0
         if isinstance(how, tuple) and how[0] == "sleep":
             how, delay = None, how[1]
         if match["token"] != self.token:

@@ -65,8 +65,9 @@ import index
 from answering import collection
 from answering.console import UserError
 from answering.model import Identifier
-from telegram_bot import connection, database, handlers, updates, worker
-from telegram_bot.worker import Worker
+from benchmarks.watched_bot import watched
+from telegram_bot import app, connection, database, figures, handlers, keyboards, naming, updates, wording, worker
+from telegram_bot.worker import ModelDescription, Worker
 
 EDITS = (EditMessageText, EditMessageReplyMarkup, EditMessageMedia)
 ROOT = Path(bot.__file__).parent
@@ -74,7 +75,7 @@ SECRET = "AAF-never_to_be-seen"
 TOKEN = f"123456:{SECRET}"
 TITLES = ["Alien (1979)", "Brazil (1985)", "Contact (1997)"]
 RUSSIAN = {"Alien (1979)": "Чужой"}
-TEXTS = handlers.load_texts(Path("no titles"))
+TEXTS = wording.load_texts(Path("no titles"))
 EN, RU = TEXTS["en"], TEXTS["ru"]
 
 
@@ -104,8 +105,13 @@ class Recorder(BaseSession):
 
     def __init__(self):
         super().__init__()
-        self.calls, self.wrong, self.files, self.updates = [], [], {}, []
-        self.fail, self.stalled, self.numbers = lambda method: None, (), itertools.count(1000)
+        self.calls = []
+        self.wrong = []
+        self.files = {}
+        self.updates = []
+        self.fail = lambda method: None
+        self.stalled = ()
+        self.numbers = itertools.count(1000)
 
     async def make_request(self, bot, method, timeout=None):
         self.calls.append(method.model_copy())
@@ -157,11 +163,18 @@ class Model:
     """A worker that gives one result, or raises it; with a gate it waits there. asked: names of files."""
 
     def __init__(self, *_, **__):
-        self.seconds, self.asked, self.looks, self.result, self.gate = 0.1, [], [], answer_of("movie"), None
-        self.about = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
+        self.seconds = 0.1
+        self.asked = []
+        self.looks = []
+        self.result = answer_of("movie")
+        self.gate = None
+        self.contract = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
 
     async def start(self):
-        return self.about, "faked", dict.fromkeys(self.about.classes), 50_000_000
+        return self.describe(dict.fromkeys(self.contract.classes))
+
+    def describe(self, films: dict) -> ModelDescription:
+        return ModelDescription(self.contract, "faked", films, 50_000_000)
 
     async def call(self, function, *args):
         if function is worker.describe_model:
@@ -183,24 +196,33 @@ class Desk:
     """bot.py at work between a Recorder and a Model. errors: what it logged of errors."""
 
     def __init__(self, path=":memory:", queue: int = 50, owner: int = 0):
-        self.session, self.worker, self.numbers, self.errors = Recorder(), Model(), itertools.count(1), []
-        self.bot, self.tasks = Bot(TOKEN, session=self.session), []
+        self.session = Recorder()
+        self.worker = Model()
+        self.numbers = itertools.count(1)
+        self.errors = []
+        self.bot = Bot(TOKEN, session=self.session)
+        self.tasks = []
         self.texts = {code: words | {"titles": RUSSIAN if code == "ru" else {}} for code, words in TEXTS.items()}
-        self.app = handlers.App(database.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
-        self.app.set_description(self.worker.about, "", dict.fromkeys(TITLES), 50_000_000)
+        self.app = app.App(database.open_base(path), TOKEN, self.worker, self.texts, queue, owner)
+        self.know(dict.fromkeys(TITLES))
         self.session.middleware(connection.Requests(self.app.base))
-        self.dispatcher, self.runner = handlers.make_dispatcher(self.app), asyncio.Runner()
+        self.dispatcher = handlers.make_dispatcher(self.app)
+        self.runner = asyncio.Runner()
         self.handler = logging.Handler(logging.ERROR)
         self.handler.emit = lambda record: self.errors.append(record.getMessage())
 
     def __enter__(self):
-        handlers.log.addHandler(self.handler)
+        updates.log.addHandler(self.handler)
         return self
 
     def __exit__(self, *_):
-        handlers.log.removeHandler(self.handler)
+        updates.log.removeHandler(self.handler)
         self.runner.close()  # cancels what still runs
         self.app.base.close()
+
+    def know(self, films: dict) -> None:
+        """Films of the model, with their IMDb ids."""
+        self.app.set_description(self.worker.describe(films))
 
     def spawn(self, coroutine) -> asyncio.Task:
         return self.runner.get_loop().create_task(coroutine)
@@ -447,7 +469,7 @@ def test_every_language_says_the_same():
 
     for words in TEXTS.values():
         assert holes(words) == holes(EN)
-        assert len(words["sure"]) == 3 and len(words["alike"]) == len(handlers.SIMILARITY_STEPS) + 1
+        assert len(words["sure"]) == 3 and len(words["alike"]) == len(wording.SIMILARITY_STEPS) + 1
 
 
 def test_titles_are_never_read_as_anything_else(desk):
@@ -541,7 +563,7 @@ def test_show_another_goes_through_the_next_nearest_films(desk, monkeypatch):
         (_, right), (_, _), (_, data) = buttons(edit)
     assert photo_press(desk, right)[0] == EN["thanks"] and desk.verdicts() == [("wrong", TITLES[2])]
     assert photo_press(desk, data)[1].media.caption.startswith("This looks like Alien (1979).")
-    monkeypatch.setattr(handlers, "STILL_CACHE_SIZE", 1)
+    monkeypatch.setattr(app, "STILL_CACHE_SIZE", 1)
     for name in "bc":
         desk.feed(photo_update(name))
     assert photo_press(desk, data) == (EN["gone"], None)
@@ -588,8 +610,8 @@ def test_a_button_opens_the_page_of_the_film(desk, tmp_path):
     path.write_text(
         "title,tconst,ru\nAlien (1979),tt0078748,Чужой\nBrazil (1985),javascript:alert(1),\n", encoding="utf-8"
     )
-    desk.texts["en"]["imdb"] = handlers.load_texts(path)["en"]["imdb"]
-    desk.app.set_description(desk.app.about, "", dict.fromkeys(TITLES) | {"Contact (1997)": "tt0118884"}, 0)
+    desk.texts["en"]["imdb"] = wording.load_texts(path)["en"]["imdb"]
+    desk.know(dict.fromkeys(TITLES) | {"Contact (1997)": "tt0118884"})
     pages = []
     for title in TITLES:
         desk.worker.result = answer_of("movie")
@@ -629,7 +651,7 @@ def test_buttons_ask_for_a_second_look(desk):
     desk.worker.result = answer_of("movie")
     assert desk.press(mirror)[1].text.startswith("This looks like Alien (1979).")
     assert desk.worker.looks == [None, "still", "mirror"] and desk.worker.asked == [["a"]] * 3
-    for _ in range(handlers.FLOOD - 2):  # three frames were before
+    for _ in range(naming.FLOOD - 2):  # three frames were before
         note, edit = desk.press(mirror)
     assert note == EN["flood"] and edit is None
     assert desk.press(mirror, user=2) == (EN["theirs"], None)
@@ -693,7 +715,7 @@ def test_wishes_are_listed_by_how_many_users_have_them(tmp_path, capsys):
     with Desk(base) as desk:
         for user, wish in ((1, "Stalker"), (1, "stalker"), (1, "Stalker"), (2, "Solaris"), (3, "solaris")):
             desk.feed(text_update(wish, user=user, reply_to=question(desk, user)))
-    assert bot.main(["--wishes", "--db", str(base)]) == 0
+    database.print_wishes(base)
     assert capsys.readouterr().out == "     2  Solaris\n     1  Stalker\n"
 
 
@@ -728,7 +750,7 @@ def guest(**content) -> dict:
 )
 def test_a_guest_answers_once_and_without_buttons(desk, content, text):
     desk.worker.result = proven("movie")
-    desk.app.set_description(desk.app.about, "", {TITLES[0]: "tt0078748"}, 0)
+    desk.know({TITLES[0]: "tt0078748"})
     assert not desk.feed(guest(**content))  # no message of a member
     answers = desk.named(AnswerGuestQuery)
     assert len(answers) == (text is not None)
@@ -775,9 +797,9 @@ def test_figures_for_the_owner_alone():
         for press in (wrong, wrong.replace("w", "c1", 1)):  # then he changes his mind, and picks another
             desk.press(press)
         desk.app.base.execute("INSERT INTO counts VALUES ('2020-01-01', 'frames', 100), ('2020-01-01', 'movie', 100)")
-        (figures,) = desk.feed(text_update("/stats", user=7))
-        assert "4 frames today, 104 in all: 102 named, 1 with a choice of three, 1 unknown" in figures.text
-        assert "Users said 1 times right, 1 times wrong" in figures.text and "Median 5 ms" in figures.text
+        (told,) = desk.feed(text_update("/stats", user=7))
+        assert "4 frames today, 104 in all: 102 named, 1 with a choice of three, 1 unknown" in told.text
+        assert "Users said 1 times right, 1 times wrong" in told.text and "Median 5 ms" in told.text
         assert "Кадров сегодня 4, всего 104" in desk.feed(text_update("/stats", user=7, language="ru"))[0].text
         assert desk.feed(text_update("/stats", user=8))[0].text == EN["hint"]
         assert not desk.feed(text_update("/stats", user=7, chat_type="supergroup"))
@@ -801,8 +823,9 @@ def test_figures_for_the_owner_alone():
 
 def test_feedback_becomes_labels(tmp_path, capsys):
     base, labels = tmp_path / "bot.sqlite", tmp_path / "labels.csv"
-    assert bot.main(["--feedback", str(labels), "--db", str(base)]) == 2
-    assert "--db" in capsys.readouterr().err and not labels.exists()
+    with pytest.raises(UserError, match="--db") as missing:
+        database.write_feedback(base, labels)
+    assert missing.value.code == 2 and not labels.exists()
     for wrong in (base, tmp_path / "nowhere" / "bot.sqlite"):
         with contextlib.suppress(OSError):
             wrong.write_bytes(b"no database at all" * 100)
@@ -813,7 +836,7 @@ def test_feedback_becomes_labels(tmp_path, capsys):
         for verdict in (0, 1):
             desk.press(buttons(desk.feed(photo_update(f"shot{verdict}", user=4242))[0])[verdict][1], user=4242)
         desk.feed(photo_update("no-verdict"))
-    assert bot.main(["--feedback", str(labels), "--db", str(base)]) == 0
+    database.write_feedback(base, labels)
     head, *rows = csv.reader(labels.read_text().splitlines())
     assert head == ["time", "file_id", "kind", "answer", "confidence", "verdict", "film"]
     assert [row[1:] for row in rows] == [
@@ -822,6 +845,16 @@ def test_feedback_becomes_labels(tmp_path, capsys):
     ]
     assert abs(time.mktime(time.strptime(rows[0][0], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone - time.time()) < 3600
     assert "2 verdicts" in capsys.readouterr().out
+
+
+def test_feedback_and_wishes_say_where_they_went(capsys):
+    assert bot.main(["--feedback", "labels.csv"]) == bot.main(["--wishes", "--db", "/data/bot.sqlite"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "bot.py: error: --feedback is now: python learn.py --db bot.sqlite --labels labels.csv",
+        "bot.py: error: --wishes is now: python learn.py --db /data/bot.sqlite --wishes",
+    ]
+    options = bot.get_parser().format_help()
+    assert "--feedback" not in options and "--wishes" not in options
 
 
 def test_of_people_nothing_is_kept(tmp_path):
@@ -859,7 +892,7 @@ MANY_RUSSIAN = {title: f"{LONG if n % 5 else 'Очень длинное назв
 def library():
     with Desk() as desk:
         desk.texts["ru"]["titles"] = MANY_RUSSIAN
-        desk.app.set_description(desk.app.about, "", dict.fromkeys(MANY), 0)
+        desk.know(dict.fromkeys(MANY))
         desk.answer = buttons(desk.feed(photo_update("a"))[0])[0][1][2:]
         yield desk
 
@@ -902,6 +935,26 @@ def test_hostile_buttons(library, data):
     assert library.errors == library.session.wrong == []
 
 
+@pytest.mark.parametrize(
+    ("button", "data"),
+    [
+        (keyboards.Right(answer="ID"), "r:ID"),
+        (keyboards.Wrong(answer="ID"), "w:ID"),
+        (keyboards.NoneOfThese(answer="ID"), "n:ID"),
+        (keyboards.Skip(answer="ID"), "k:ID"),
+        (keyboards.Guess(answer="ID"), "g:ID"),
+        (keyboards.CutStill(answer="ID"), "x:ID"),
+        (keyboards.Mirror(answer="ID"), "m:ID"),
+        (keyboards.Pick(place=0, answer="ID"), "c0:ID"),
+        (keyboards.Step(place=1, answer="ID"), "s1:ID"),
+        (keyboards.Language(code="ru"), "l:ru"),
+        (keyboards.Page(page=2, query="two words: {0}"), "f:2:two words: {0}"),
+    ],
+)
+def test_buttons_in_peoples_chats_keep_their_meaning(button, data):
+    assert button.pack() == data and type(button).unpack(data) == button
+
+
 def walk(desk, query: str, language: str) -> tuple[int, list[str]]:
     """(films as counted, films seen on all pages)."""
     (page,) = desk.feed(text_update(f"/films {query}", language=language))
@@ -933,9 +986,9 @@ def test_commands(desk):
     assert say("/start from-a-link", language="ru").startswith("Привет! Пришли мне кадр из фильма")
     assert say("/help") == EN["help"] and say("/help", language="ru") == RU["help"]
     assert say("/about") == "Model test_resnet, 3 movies. Version abc1234."
-    desk.worker.about.accuracy = {"top1": 0.876, "split": "group"}
+    desk.worker.contract.accuracy = {"top1": 0.876, "split": "group"}
     assert "Right on scenes that it has never seen: 88%." in say("/about")
-    desk.worker.about.accuracy["split"] = "random"
+    desk.worker.contract.accuracy["split"] = "random"
     assert "Right on a random split (which flatters): 88%." in say("/about")
     (choice,) = desk.feed(text_update("/lang"))
     assert sorted(buttons(choice)) == [("English", "l:en"), ("Русский", "l:ru")]
@@ -972,7 +1025,7 @@ def test_a_flood_is_told_once(desk, monkeypatch):
     hellos = [text_update("hello", user=3) for _ in range(25)]
     texts = [call.text for call in desk.feed(*hellos, photo_update("f", user=3))]
     assert texts.count(EN["flood"]) == 1 and texts.count(EN["hint"]) == 20
-    monkeypatch.setattr(handlers, "FLOOD_SECONDS", 0.0)
+    monkeypatch.setattr(naming, "FLOOD_SECONDS", 0.0)
     assert len(desk.feed(*(photo_update("f", user=4) for _ in range(20)))) == 20
     desk.run(lambda: not desk.app.frames[4])
     assert "Alien" in desk.feed(photo_update("f", user=4))[0].text
@@ -981,8 +1034,8 @@ def test_a_flood_is_told_once(desk, monkeypatch):
 def test_a_full_queue_refuses_honestly():
     with Desk(queue=2) as desk:
         desk.worker.gate, desk.worker.seconds = asyncio.Event(), 30.0
-        waiting = [photo_update(f"f{user}", user=user) for user in range(handlers.IN_HAND + 2)]
-        assert not desk.feed(*waiting, until=lambda: len(desk.worker.asked) == handlers.IN_HAND)
+        waiting = [photo_update(f"f{user}", user=user) for user in range(app.IN_HAND + 2)]
+        assert not desk.feed(*waiting, until=lambda: len(desk.worker.asked) == app.IN_HAND)
         late = lambda: desk.named(SendMessage)  # noqa: E731
         (refusal,) = desk.feed(photo_update("late", user=8), until=late)
         assert refusal.text == EN["busy"].format(place=3, seconds=90) and refusal.chat_id == 8
@@ -993,7 +1046,7 @@ def test_a_full_queue_refuses_honestly():
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_users_take_turns(monkeypatch, at_once):
-    monkeypatch.setattr(handlers, "IN_HAND", at_once)
+    monkeypatch.setattr(app, "IN_HAND", at_once)
     with Desk() as desk:
         desk.worker.gate = asyncio.Event()
         frames = [*(photo_update(f"a{n}", user=1) for n in range(5)), photo_update("b", user=2)]
@@ -1021,7 +1074,7 @@ def test_errors_bring_an_apology_and_say_nothing_in_the_log(monkeypatch):
 def test_a_full_disk_is_told(desk):
     desk.app.base.execute(f"PRAGMA max_page_count = {desk.app.base.execute('PRAGMA page_count').fetchone()[0]}")
     desk.feed(*(photo_update("a", user=user) for user in range(50)))
-    assert len(set(desk.errors)) == 1 and "OperationalError at bot_updates.py:" in desk.errors[0]
+    assert len(set(desk.errors)) == 1 and "OperationalError at updates.py:" in desk.errors[0]
     desk.errors.clear()
 
 
@@ -1055,14 +1108,17 @@ def lost(cause: Exception) -> exceptions.TelegramNetworkError:
 
 
 RESET, UNREACHED = lost(ServerDisconnectedError()), lost(ClientConnectorError(None, OSError("no route")))
-SEND, FILE, ME, UPDATES = SendMessage(chat_id=1, text="a"), GetFile(file_id="a"), methods.GetMe(), methods.GetUpdates()
+SEND = SendMessage(chat_id=1, text="a")
+FILE = GetFile(file_id="a")
+ME = methods.GetMe()
+UPDATES = methods.GetUpdates()
 HTML = exceptions.ClientDecodeError("Failed to decode object", ValueError("no JSON"), "<html>502 Bad Gateway</html>")
 ODD = exceptions.ClientDecodeError("Failed to deserialize", ValueError("a new type"), {"ok": True, "result": {}})
 WAIT_3, WAIT_LONG = (exceptions.TelegramRetryAfter(SEND, "Flood control", seconds) for seconds in (3, 100_000))
 BUSY, BLOCKED = exceptions.TelegramServerError(SEND, "Bad Gateway"), exceptions.TelegramForbiddenError(SEND, "blocked")
 
 
-def insist(method, *outcomes, updates=(), base=None):
+def insist(method, *outcomes, answered=(), base=None):
     """What Requests makes of these outcomes of a request that answers these updates."""
     outcomes = list(outcomes)
 
@@ -1073,7 +1129,7 @@ def insist(method, *outcomes, updates=(), base=None):
         return outcome
 
     async def call():
-        updates.answering.set(list(updates))
+        updates.updates_in_hand.set(list(answered))
         return await connection.Requests(base or database.open_base(":memory:"))(make_request, None, method)
 
     return asyncio.run(call())
@@ -1111,7 +1167,7 @@ def test_requests_are_made_again(pauses, monkeypatch, method, error, waited):
         return
     assert insist(method, error, "done") == "done" and pauses == [pytest.approx(waited)]
     if method in (SEND, FILE):
-        monkeypatch.setattr(updates, "MAX_QUESTION_AGE", 0.0)
+        monkeypatch.setattr(connection, "MAX_QUESTION_AGE", 0.0)
         with pytest.raises(type(error)):  # not for ever
             insist(method, error, "done")
 
@@ -1127,12 +1183,12 @@ def test_pauses_grow_and_trouble_is_logged_once(pauses, caplog):
 
 
 def test_an_answer_that_may_have_arrived_is_not_sent_after_a_restart(pauses, monkeypatch):
-    monkeypatch.setattr(updates, "MAX_QUESTION_AGE", 0.0)
+    monkeypatch.setattr(connection, "MAX_QUESTION_AGE", 0.0)
     for error, sent in ((RESET, True), (UNREACHED, False), (HTML, False)):
         base = database.open_base(":memory:")
         base.execute("INSERT INTO updates (id, body) VALUES (5, 'body'), (6, 'of the same album'), (7, 'another')")
         with pytest.raises(type(error)):
-            insist(SEND, error, updates=(5, 6), base=base)
+            insist(SEND, error, answered=(5, 6), base=base)
         assert base.execute("SELECT sending FROM updates ORDER BY id").fetchall() == [(sent,), (sent,), (0,)]
 
 
@@ -1159,7 +1215,9 @@ def test_a_killed_process_loses_nothing(tmp_path):
     updates += [raw(n, photo_update(f"of-an-album-{n}", user=5, album="a")) for n in (5, 6)]
     new = [raw(n, text_update("/start", user=n)) for n in (7, 8)]
     with Desk(tmp_path / "bot.sqlite") as desk:
-        desk.session.updates, desk.session.stalled, desk.worker.gate = updates, (SendMessage,), asyncio.Event()
+        desk.session.updates = updates
+        desk.session.stalled = (SendMessage,)
+        desk.worker.gate = asyncio.Event()
         desk.spawn(bot.serve(desk.bot, desk.app))
         desk.run(lambda: desk.named(SendMessage) and len(desk.worker.asked) == 2)
         kept = [(7, time.time(), json.dumps(new[0])), (3, time.time() - 700, json.dumps(raw(3, text_update("/help"))))]
@@ -1231,6 +1289,19 @@ def test_worker_is_ended_and_started_anew(monkeypatch):
     asyncio.run(asyncio.wait_for(talk(), 120))
 
 
+def test_the_bench_hears_of_a_blocked_loop(caplog, monkeypatch):
+    monkeypatch.setattr(updates.log, "disabled", False)
+
+    async def serve(seconds: float) -> None:
+        await asyncio.sleep(0.01)
+        time.sleep(seconds)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(watched(serve)(0.2))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert float(re.fullmatch(r"longest block of the event loop: ([\d.]+) ms", line)[1]) > 150
+
+
 def check(monkeypatch, *arguments: str, token: str = TOKEN) -> int:
     """main(--check) in this process, with no model."""
     monkeypatch.setattr(bot, "Worker", Model)
@@ -1279,7 +1350,7 @@ def test_token_is_read_from_the_environment_or_a_file(tmp_path):
 def test_titles_are_read_as_scrape_writes_them(tmp_path):
     path = tmp_path / "titles.csv"
     path.write_text("title,ru\nAlien (1979),Чужой\nBrazil (1985),\n", encoding="utf-8")
-    texts = handlers.load_texts(path)
+    texts = wording.load_texts(path)
     assert texts["ru"]["titles"] == RUSSIAN and texts["en"]["titles"] == EN["titles"] == {}
 
 
@@ -1322,9 +1393,15 @@ class Service:
     """
 
     def __init__(self, folder: Path, model: Path, *options: str, local: Path | None = None):
-        self.folder, self.model, self.options, self.log = folder, model, options, folder / "log.txt"
+        self.folder = folder
+        self.model = model
+        self.options = options
+        self.log = folder / "log.txt"
         self.frame = encoded(draw_frame(0, 0, 0, (640, 360)))
-        self.trouble, self.wanted, self.process, self.users = {}, collections.Counter(), None, itertools.count(100)
+        self.trouble = {}
+        self.wanted = collections.Counter()
+        self.process = None
+        self.users = itertools.count(100)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.server = TelegramServer(TOKEN, {}, self._behave, free.getsockname()[1], local)
@@ -1460,9 +1537,9 @@ def test_proof_comes_from_an_index_that_changes_and_breaks(indexed, tmp_path):
 def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, caplog):
     place = Path(shutil.copytree(indexed / "index", tmp_path / "index"))
     identifier = Identifier(indexed / "export")
-    identifier.index = worker.open_index(place, identifier)
+    identifier.index = worker.SteadyIndex(place, identifier)
     monkeypatch.setattr(worker, "model", identifier, raising=False)
-    monkeypatch.setattr(worker, "AGAIN", 0.0)
+    monkeypatch.setattr(worker, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(worker.log, "disabled", False)  # the configuration of another package may have done it
 
     def ask() -> list[dict]:
@@ -1482,7 +1559,35 @@ def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, c
     shutil.copytree(indexed / "index", place)
     assert ask() == before
     with pytest.raises(UserError, match="--index"):
-        worker.open_index(tmp_path / "nowhere", identifier)
+        worker.SteadyIndex(tmp_path / "nowhere", identifier)
+
+
+def test_without_its_index_a_classifier_answers_on_and_an_embedder_stops(
+    exported, indexed, tmp_path, monkeypatch, caplog
+):
+    """Where the index is damaged, empty, missing, or of another model."""
+    monkeypatch.setattr(worker.log, "disabled", False)
+    damaged = Path(shutil.copytree(indexed / "index", tmp_path / "damaged"))
+    (damaged / "index.json").write_text("{")
+    empty = Path(shutil.copytree(indexed / "index", tmp_path / "empty"))
+    state = json.loads((empty / "index.json").read_text())
+    (empty / "index.json").write_text(json.dumps(state | {"films": {}}))
+    for place in (damaged, empty, tmp_path / "nowhere", indexed / "index"):
+        caplog.clear()
+        monkeypatch.setattr(worker, "model", worker.open_model(str(exported), None, 1, str(place)), raising=False)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(f"--index {place}: ") and line.endswith("; the classifier answers alone")
+        assert len(worker.describe_model().films) == 3
+        answer = worker.name_film([encoded(draw_frame(0, 0, 99))])
+        assert len(answer["candidates"]) == worker.CLASSIFIER_FILMS
+    caplog.clear()
+    for place in (damaged, empty, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"^--index {place}: "):
+            worker.open_model(str(indexed / "export"), None, 1, str(place))
+    alone = shutil.copytree(indexed / "export", tmp_path / "alone")
+    with pytest.raises(UserError, match="an embedder knows no films"):
+        worker.open_model(str(alone), None, 1, None)
+    assert not caplog.records
 
 
 def test_second_looks(indexed, monkeypatch):
@@ -1580,7 +1685,7 @@ def test_a_killed_worker_is_replaced(service):
 def test_killed_and_started_again_it_answers_everything_once(service):
     service.wait(service.ask())
     worker, users = service.worker(), [service.ask(trouble={"file": [("sleep", 60)]}) for _ in range(6)]
-    assert service.until(lambda: len(service.asked("file", *users)) == handlers.IN_HAND)
+    assert service.until(lambda: len(service.asked("file", *users)) == app.IN_HAND)
     assert service.until(lambda: not service.server.updates)  # all are acknowledged
     service.exit(signal.SIGKILL)
     service.trouble.clear()
@@ -1595,5 +1700,9 @@ def test_a_check_with_the_token_in_a_file(exported, tmp_path):
     with TelegramServer(TOKEN, {}) as server:
         command = [sys.executable, str(ROOT / "bot.py"), "--check", "--model", str(exported / "model.onnx")]
         how = {"cwd": tmp_path, "env": environment(None), "capture_output": True, "text": True, "timeout": 120}
-        done = subprocess.run([*command, "--api-base", server.base], **how)
+        command += ["--api-base", server.base]
+        done = subprocess.run(command, **how)
+        without = subprocess.run([*command, "--index", "nowhere"], **how)
+    assert without.stdout == done.stdout and without.returncode == 0
+    assert without.stderr.startswith("--index nowhere: no index there") and without.stderr.count("\n") == 1
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("all is well: @film_bot, 3 films")
