@@ -89,7 +89,7 @@ def npm(tmp_path_factory):
 
 
 def test_bare_python(wanted):
-    after = "\nimport sys\nassert not {'identify', 'image', 'models', 'torch'} & set(sys.modules)"
+    after = "\nimport sys\nassert not {'identify', 'answering', 'models', 'torch'} & set(sys.modules)"
     for folder, answer in wanted.items():
         command = [sys.executable, "-I", "-c", block("python") + after]
         assert subprocess.check_output(command, cwd=folder, text=True).strip() == answer
