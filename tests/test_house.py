@@ -320,6 +320,13 @@ def test_the_container_gets_what_its_scripts_import():
     assert listed >= BOT_HOST and {line.split("/")[0] for line in listed} >= {"answering", "telegram_bot"}
 
 
+def test_contributing_names_every_file():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = [path for path in read_house() if kind_of(path) not in ("demo", "docs", "tests")]
+    missing = [path for path in listed if f"`{path.split('/')[-1]}`" not in text]
+    assert not missing, f"say in CONTRIBUTING.md, What is where, what these are for: {missing}"
+
+
 # ------------------------------------------------------------------------- the rules can fail, each in its ways
 
 
