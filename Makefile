@@ -22,7 +22,7 @@ web: web/vendor
 	@echo "http://127.0.0.1:8000/web/?model=/export/ (Ctrl-C stops it)"
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1
 
-# of ONNX Runtime's 148 MB the three files that one thread of WebAssembly needs
+# ONNX Runtime takes 148 MB; these three files are what one thread of WebAssembly needs
 web/vendor: web/package-lock.json
 	cd web && npm ci --ignore-scripts --no-audit --no-fund --silent
 	mkdir -p $@
