@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts of the top level
 
-from image import one_line_errors
+from answering.console import one_line_errors
 
 # worlds: nouns | far ridges | things that stand about | floors | weather | bodies | hats
 WORLDS = """
