@@ -75,8 +75,8 @@ def test_scripts_run_from_anywhere(script, tmp_path):
 
 def test_answers_are_counted_and_drawn(exported, dataset, tmp_path, capsys):
     figures = demo.answer_all(Identifier(exported), dataset, tmp_path / "answers.png")
-    assert figures["known_frames"] > 0 and figures["unknown_frames"] > 0
-    assert all(0 <= figures[key] <= 1 for key in ("top1", "known_named", "unknown_refused"))
+    assert figures.known_frames > 0 and figures.unknown_frames > 0
+    assert all(0 <= share <= 1 for share in (figures.top1, figures.known_named, figures.unknown_refused))
     with Image.open(tmp_path / "answers.png") as image:
         assert image.width > 1000
     assert "Film 0 (1990)" in capsys.readouterr().out
