@@ -20,7 +20,8 @@ def bench_render(*, frames: int = 240) -> None:
     """Frames a second of the renderer on one core, JPEG included."""
     import cv2
 
-    from demo.films import film_design, render_film
+    from demo.design import film_design
+    from demo.films import render_film
 
     cv2.setNumThreads(1)
     film = film_design(2)  # a wide one
