@@ -152,7 +152,8 @@ class Shot:
 
     def draw_sky(self) -> None:
         """From zenith to horizon, with stars or a sun, and clouds."""
-        width, height, rng = self.width, self.height, self.rng
+        width, height = self.width, self.height
+        rng = self.rng
         film = self.film
         t = np.clip(np.arange(height) / max(self.horizon_row, 1), 0, 1)[:, None, None] ** film.look.gradient
         self.image[:] = self.zenith * (1 - t) + self.horizon * t
@@ -192,7 +193,8 @@ class Shot:
 
     def draw_house(self, x: float, y: float, size: float, depth: float) -> None:
         """A wall with a side in the shade, a roof, and windows: more of them are lit at night."""
-        sets, albedo = self.film.sets, self.film.look.albedo
+        sets = self.film.sets
+        albedo = self.film.look.albedo
         light = self.rng.uniform(0.5, 0.9)
         wide, tall = size * sets.house * (1, self.rng.uniform(0.6, 1.1))
         shade_x = x - self.light_side * wide * 0.34
@@ -230,7 +232,8 @@ class Shot:
 
     def draw_outdoors(self) -> None:
         """Sky, two far ridges, things in three depths on the ground, and the film's emblem."""
-        width, height, rng = self.width, self.height, self.rng
+        width, height = self.width, self.height
+        rng = self.rng
         sets = self.film.sets
         self.draw_sky()
         self.draw_ridges()
@@ -276,7 +279,8 @@ class Shot:
 
     def draw_windows(self, foot: float) -> None:
         """One to three windows with a view, their feet at this row."""
-        window, rng = self.film.sets.window, self.rng
+        window = self.film.sets.window
+        rng = self.rng
         count = int(rng.integers(1, 4))
         size = self.height * rng.uniform(0.38, 0.6) * self.zoom**0.6
         view = self.horizon * 0.75 + self.lamp * 0.2
@@ -286,7 +290,9 @@ class Shot:
 
     def draw_signs(self, foot: float) -> None:
         """The emblem, three times hanging and lit, once on the wall, whose foot is at this row."""
-        sets, height, rng = self.film.sets, self.height, self.rng
+        sets = self.film.sets
+        height = self.height
+        rng = self.rng
         for x in rng.random(3) * self.width:
             drop = height * rng.uniform(0.12, 0.3)
             size = height * sets.emblem_size * 0.6
@@ -298,7 +304,8 @@ class Shot:
 
     def develop(self, fog: bool, blur: float) -> np.ndarray:
         """Fog, light from one side and depth of field over the whole set; the glow that bleeds: RGB uint8 to add."""
-        width, height, look = self.width, self.height, self.film.look
+        width, height = self.width, self.height
+        look = self.film.look
         if fog:
             thickness = np.clip((np.arange(height)[:, None] - self.horizon_row * 0.5) / height, 0, 0.5)
             veil = cv2.resize(noise_tile(), (width, height)) * thickness * 1.5
@@ -406,8 +413,10 @@ class Figure:
 
     def draw_body(self, face: int) -> None:
         """Legs, body, arms, the pattern of the cloth, and a badge."""
-        film, rng = self.shot.film, self.shot.rng
-        albedo, cast = film.look.albedo, film.cast
+        film = self.shot.film
+        rng = self.shot.rng
+        albedo = film.look.albedo
+        cast = film.cast
         wide = cast.build[self.who]
         coat = self.tint(albedo[cast.coats[self.who]], 0.8)
         body, *legs = shapes()[cast.bodies[self.who % 2]]
@@ -421,7 +430,8 @@ class Figure:
 
     def draw_head(self, face: int) -> None:
         """Neck, hair behind, face with a side in shade, hair in front, features, hat."""
-        albedo, cast = self.shot.film.look.albedo, self.shot.film.cast
+        albedo = self.shot.film.look.albedo
+        cast = self.shot.film.cast
         wide, tall = cast.head  # half the head
         skin = np.float32([0.95, 0.72, 0.58]) * cast.skin[self.who]
         y = 0.845 + tall  # the head's middle
@@ -446,7 +456,8 @@ class Figure:
 
     def draw_light(self) -> None:
         """Shade across the body, and a rim on the side of the light."""
-        image, shot = self.image, self.shot
+        image = self.image
+        shot = self.shot
         alpha = image[..., 3:]
         shade = np.linspace(0.62, 1.12, image.shape[1], dtype=np.float32)[:: shot.light_side, None]
         moved = np.roll(image[..., 3], -shot.light_side * max(1, round(self.size * 0.012)), 1)
