@@ -8,20 +8,21 @@ torchrun --nproc-per-node 4 filter.py data/raw                       # films sha
 
 import argparse
 import contextlib
+import functools
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
 import sys
-import tempfile
 import time
-import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import imagehash
 import numpy as np
@@ -31,50 +32,77 @@ from tqdm import tqdm
 from answering.console import UserError, atomic_write, one_line_errors
 from answering.pictures import find_bars, is_flat, read_image
 from answering.stills import Still, find_films, list_stills, natural_key
-from training.dataset import Lookup, draw_subset, film_offset, group_frames, split_groups, write_csv, write_manifest
+from training.dataset import (
+    Lookup,
+    ManifestRow,
+    draw_subset,
+    film_offset,
+    group_frames,
+    split_groups,
+    write_csv,
+    write_manifest,
+)
+from training.detector import fit_size, person_detector
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
 CROPS = (0.92, 0.85)  # sides of the central pieces that are hashed too, so that cropped copies find their originals
-DOUBT = 0.05  # about --conf, where a detector in bf16 is asked again in float32
 FORMAT = 4  # of the states in .filter; raised when the rules for keeping a frame change
 CHUNK = 32  # frames that are decoded while the detector looks at as many
 
 
-def fit_size(width: int, height: int, size: str) -> tuple[int, int]:
-    """(width, height) in pixels of the processed frame: "WxH", or "keep-aspect" for a shorter side of 256."""
-    if size == "keep-aspect":
-        scale = min(1.0, 256 / min(width, height))
-        return max(1, round(width * scale)), max(1, round(height * scale))
-    return tuple(int(side) for side in size.split("x"))
+@dataclass
+class Frame:
+    """A raw frame and what was found out about it; a row of a film's state in .filter/*.json, in this order."""
+
+    file: str  # relative to the film's folder
+    shot: int | str | None
+    time: float | None  # milliseconds into the film
+    source: str
+    imdb: object
+    verdict: str = "kept"  # one of VERDICTS
+    reason: str = ""  # of any verdict but kept
+    phash: str = ""  # 64 bits, hexadecimal; empty where the verdict came before it
+    width: int | str = ""  # pixels of the raw frame, upright; empty where it is unreadable
+    height: int | str = ""
+    bars: str = ""  # shares of the sides: left, top, right, bottom; empty where there are none
+    crops: list[str] = field(default_factory=list)  # phash of the central pieces, of a frame that was kept
+    persons: int | str = ""  # empty where no detector looked
+    name: str = ""  # of the processed file, where there is one
+
+    def drop(self, verdict: str, reason: str) -> None:
+        """Keep the frame out of the dataset."""
+        self.verdict = verdict
+        self.reason = reason
 
 
-def examine(path: Path) -> tuple[dict, tuple | None]:
-    """One raw frame -> its row and, if it is good, its pixels (uint8 [H, W, 3]) and a small grey PIL image to hash."""
-    row = {"verdict": "kept", "reason": "", "phash": "", "width": "", "height": "", "bars": "", "crops": []}
-    try:
-        rgb = read_image(path, draft=512)
-        with Image.open(path) as image:  # the size before a reduced decode, upright as rgb is
-            sides = sorted(image.size)
-    except (UserError, OSError) as error:
-        return row | {"verdict": "unreadable", "reason": str(error).rsplit(": ", 1)[-1]}, None
-    height, width = rgb.shape[:2]
-    row["width"], row["height"] = sides if width < height else sides[::-1]
-    if sides[0] < MIN_SIDE:
-        return row | {"verdict": "too_small", "reason": f"{row['width']}x{row['height']}"}, None
-    left, top, right, bottom = box = find_bars(rgb)
-    if box != (0, 0, width, height):  # as fractions: left, top, right, bottom
-        row["bars"] = f"{left / width:.3f} {top / height:.3f} {1 - right / width:.3f} {1 - bottom / height:.3f}"
-    picture = rgb[top:bottom, left:right]
-    if is_flat(picture):
-        return row | {"verdict": "dark", "reason": "dark, flat or a title card"}, None
-    grey = Image.fromarray(rgb).reduce(max(1, min(picture.shape[:2]) // 128), box=box).convert("L")
-    row["phash"] = str(imagehash.phash(grey))
-    return row, (rgb, grey)
+@dataclass
+class FilmReport:
+    """How many frames of a film have which verdict; a row of report.csv, in this order."""
+
+    total: int
+    unreadable: int
+    too_small: int
+    dark: int
+    duplicate: int
+    conflict: int
+    no_person: int
+    kept: int
+    decision: str  # ADD: the film is to be known; DELETE: it has too few good frames and serves as an unknown one
 
 
-def as_row(still: Still) -> dict:
-    """What the row of a frame holds of its still."""
+class Picture(NamedTuple):
+    """The pixels of a good frame."""
+
+    rgb: np.ndarray  # uint8 [H, W, 3], with bars
+    grey: Image.Image  # small and without bars, to hash
+
+
+# ----------------------------------------------------------------------------------------------- one film
+
+
+def still_facts(still: Still) -> dict:
+    """What a Frame takes over from its still."""
     return {
         "file": still.file,
         "shot": still.shot,
@@ -84,47 +112,129 @@ def as_row(still: Still) -> dict:
     }
 
 
-def filter_film(folder: Path, target: Path, *, size: str, detect, threads: int) -> list[dict]:
-    """Examine one film and write its kept frames to target, a new folder; returns a row a frame.
+def examine(still: Still) -> tuple[Frame, Picture | None]:
+    """Look at one raw frame; its pixels are None where it is not good."""
+    frame = Frame(**still_facts(still))
+    try:
+        rgb = read_image(still.path, draft=512)
+        frame.width, frame.height = full_size(still.path, rgb)
+    except (UserError, OSError) as error:
+        frame.drop("unreadable", str(error).rsplit(": ", 1)[-1])
+        return frame, None
+    if min(frame.width, frame.height) < MIN_SIDE:
+        frame.drop("too_small", f"{frame.width}x{frame.height}")
+        return frame, None
+    height, width = rgb.shape[:2]
+    box = find_bars(rgb)
+    left, top, right, bottom = box
+    if box != (0, 0, width, height):
+        frame.bars = f"{left / width:.3f} {top / height:.3f} {1 - right / width:.3f} {1 - bottom / height:.3f}"
+    picture = rgb[top:bottom, left:right]
+    if is_flat(picture):
+        frame.drop("dark", "dark, flat or a title card")
+        return frame, None
+    grey = Image.fromarray(rgb).reduce(max(1, min(picture.shape[:2]) // 128), box=box).convert("L")
+    frame.phash = str(imagehash.phash(grey))
+    return frame, Picture(rgb, grey)
+
+
+def full_size(path: Path, rgb: np.ndarray) -> tuple[int, int]:
+    """(width, height) in pixels of an image file that rgb was read from, perhaps smaller; upright, as rgb is."""
+    with Image.open(path) as image:
+        shorter, longer = sorted(image.size)
+    height, width = rgb.shape[:2]
+    return (shorter, longer) if width < height else (longer, shorter)
+
+
+def examine_ahead(stills: list[Still], pool: ThreadPoolExecutor) -> Iterator[list[tuple[Frame, Picture | None]]]:
+    """Yield CHUNK examined frames at a time; the pool decodes the next ones while the caller works on these."""
+    ahead = pool.map(examine, stills[:CHUNK])
+    for start in range(0, len(stills), CHUNK):
+        examined = list(ahead)
+        ahead = pool.map(examine, stills[start + CHUNK : start + 2 * CHUNK])
+        yield examined
+
+
+def filter_film(folder: Path, target: Path, *, size: str, detect: Callable | None, threads: int) -> list[Frame]:
+    """Examine one film and write its kept frames to target, a new folder; returns all its frames in film order.
 
     detect: function from a list of RGB uint8 arrays [H, W, 3] to persons a frame, or None.
     """
     target.mkdir()
-
-    def save(row: dict, rgb: np.ndarray, grey: Image.Image) -> None:
-        margins = [(grey.width * (1 - share) / 2, grey.height * (1 - share) / 2) for share in CROPS]
-        boxes = [(round(x), round(y), round(grey.width - x), round(grey.height - y)) for x, y in margins]
-        row["crops"] = [str(imagehash.phash(grey.crop(box))) for box in boxes]
-        fitted = fit_size(rgb.shape[1], rgb.shape[0], size)
-        Image.fromarray(rgb).resize(fitted, Image.Resampling.BILINEAR).save(target / row["name"], quality=95)
-
-    frames, rows, saved, taken, originals = list_stills(folder), [], [], set(), Lookup(list)
+    frames: list[Frame] = []
+    originals = Lookup(list)
+    taken: set[str] = set()
+    saved = []
     with ThreadPoolExecutor(threads) as pool:
-        ahead = pool.map(examine, [still.path for still in frames[:CHUNK]])
-        for start in range(0, len(frames), CHUNK):
-            examined, good, upcoming = list(ahead), [], frames[start + CHUNK : start + 2 * CHUNK]
-            ahead = pool.map(examine, [still.path for still in upcoming])  # while the detector looks
-            for still, (found, pictures) in zip(frames[start : start + CHUNK], examined, strict=True):
-                row = as_row(still) | found | {"persons": "", "name": ""}
-                rows.append(row)
-                if pictures and (twins := originals.near(row["phash"])):
-                    row |= {"verdict": "duplicate", "reason": f"the same picture as {min(twins)[1]}"}
-                elif pictures:
-                    originals.add(row["phash"], (len(rows), row["file"]))
-                    good.append((row, *pictures))
-            persons = detect([rgb for _, rgb, _ in good]) if detect and good else [""] * len(good)
-            for (row, rgb, grey), row["persons"] in zip(good, persons, strict=True):
-                if row["persons"] == 0:
-                    row |= {"verdict": "no_person", "reason": "no person seen"}
-                else:
-                    flat = re.sub(r"[/\\\r\n]", "_", row["file"]).encode(errors="replace").decode()
-                    names = itertools.chain([f"{Path(flat).stem}.jpg"], (f"{flat}-{n}.jpg" for n in itertools.count(1)))
-                    row["name"] = next(name for name in names if name.casefold() not in taken)
-                    taken.add(row["name"].casefold())  # one name on any file system
-                    saved.append(pool.submit(save, row, rgb, grey))
+        for examined in examine_ahead(list_stills(folder), pool):
+            good = drop_duplicates(examined, originals, len(frames))
+            frames += [frame for frame, _ in examined]
+            if detect and good:
+                good = drop_without_persons(good, detect)
+            for frame, picture in good:
+                frame.name = choose_name(frame.file, taken)
+                saved.append(pool.submit(save_frame, frame, picture, target / frame.name, size))
         for future in saved:
             future.result()  # raises what went wrong there
-    return rows
+    return frames
+
+
+def drop_duplicates(
+    examined: list[tuple[Frame, Picture | None]], originals: Lookup, start: int
+) -> list[tuple[Frame, Picture]]:
+    """The good frames that are no copy of an earlier one. They are added to originals, and copies dropped.
+
+    originals: of (place in the film, file); start: place of the first of these frames.
+    """
+    good = []
+    for place, (frame, picture) in enumerate(examined, start):
+        if picture is None:
+            continue
+        if copies := originals.near(frame.phash):
+            _, first = min(copies)
+            frame.drop("duplicate", f"the same picture as {first}")
+        else:
+            originals.add(frame.phash, (place, frame.file))
+            good.append((frame, picture))
+    return good
+
+
+def drop_without_persons(good: list[tuple[Frame, Picture]], detect: Callable) -> list[tuple[Frame, Picture]]:
+    """The frames in which detect sees somebody."""
+    persons = detect([picture.rgb for _, picture in good])
+    for (frame, _), count in zip(good, persons, strict=True):
+        frame.persons = count
+        if count == 0:
+            frame.drop("no_person", "no person seen")
+    return [(frame, picture) for frame, picture in good if frame.persons != 0]
+
+
+def choose_name(file: str, taken: set[str]) -> str:
+    """A file name for a processed frame that is not in taken, whatever the case; it is added to them."""
+    flat = re.sub(r"[/\\\r\n]", "_", file).encode(errors="replace").decode()
+    name = f"{Path(flat).stem}.jpg"
+    number = 0
+    while name.casefold() in taken:
+        number += 1
+        name = f"{flat}-{number}.jpg"
+    taken.add(name.casefold())
+    return name
+
+
+def save_frame(frame: Frame, picture: Picture, path: Path, size: str) -> None:
+    """Write the processed frame and hash its central pieces."""
+    grey = picture.grey
+    for share in CROPS:
+        x = grey.width * (1 - share) / 2
+        y = grey.height * (1 - share) / 2
+        piece = grey.crop((round(x), round(y), round(grey.width - x), round(grey.height - y)))
+        frame.crops.append(str(imagehash.phash(piece)))
+    height, width = picture.rgb.shape[:2]
+    fitted = Image.fromarray(picture.rgb).resize(fit_size(width, height, size), Image.Resampling.BILINEAR)
+    fitted.save(path, quality=95)
+
+
+# ----------------------------------------------------------------------------------- the state of a film
 
 
 def film_key(title: str, folder: Path, options: dict) -> str:
@@ -132,134 +242,55 @@ def film_key(title: str, folder: Path, options: dict) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, title, options], sort_keys=True).encode())
     for still in list_stills(folder):
         stat = os.lstat(still.path)
-        digest.update(json.dumps([as_row(still), stat.st_size, stat.st_mtime_ns]).encode())
+        digest.update(json.dumps([still_facts(still), stat.st_size, stat.st_mtime_ns]).encode())
     return digest.hexdigest()
 
 
-def import_yolo():
-    """ultralytics.YOLO, which must not unpickle freely, nor install packages by itself."""
-    for name, value in (("ULTRALYTICS_SAFE_LOAD", "true"), ("YOLO_AUTOINSTALL", "false"), ("YOLO_VERBOSE", "false")):
-        os.environ.setdefault(name, value)  # read when ultralytics is imported
-    try:
-        from ultralytics import YOLO
-    except ImportError:
-        raise UserError("--detector needs ultralytics: pip install ultralytics (or --detector none)", 2) from None
-    return YOLO
+def film_places(out: Path, title: str) -> list[Path]:
+    """Folders where a film's frames may lie: where it is made and pictures in conflict stay, and the two for use."""
+    made = hashlib.sha256(title.encode(errors="surrogateescape")).hexdigest()[:16]  # safe for any title
+    return [out / ".filter" / made, out / "movies" / title, out / "unknown" / title]
 
 
-def person_detector(weights: str, *, confidence: float, device: str | None, batch: int, size: str):
-    """Function from a list of RGB uint8 arrays [H, W, 3] to the number of persons (COCO class 0) in each.
-
-    Frames are resized as the original did it, by OpenCV: an antialiased picture changes the verdict on 4% of them. On a
-    CPU the model runs in OpenVINO, exported once by ultralytics and cached; on a GPU in ultralytics itself.
-    """
-    YOLO = import_yolo()
-    import cv2
-    import torch
-
-    def fit(image: np.ndarray) -> np.ndarray:
-        return cv2.resize(image, fit_size(image.shape[1], image.shape[0], size))
-
-    def detect(images: list[np.ndarray]) -> list[int]:
-        results = []
-        for start in range(0, len(images), batch):
-            pictures = [fit(image)[..., ::-1] for image in images[start : start + batch]]
-            results += model.predict(pictures, conf=confidence, classes=[0], device=device, verbose=False)
-        return [len(result.boxes) for result in results]
-
-    mend = "name a local file with --detector PATH, or keep every good frame with --detector none"
-    if not Path(weights).exists() and os.sep in weights:
-        raise UserError(f"--detector {weights}: no such file; {mend}", 2)
-    try:
-        if device == "cpu" or not (device or torch.cuda.is_available()):
-            sides = (16, 9) if size == "keep-aspect" else fit_size(0, 0, size)
-            width, height = (-(-round(640 * side / max(sides)) // 32) * 32 for side in sides)  # as YOLO pads
-            path = Path(weights) if weights.endswith(".onnx") else openvino_export(weights, height, width)
-            count, threads = openvino_detector(path, height, width, confidence=confidence)
-            pool = ThreadPoolExecutor(threads)
-            return lambda images: list(pool.map(lambda image: count(fit(image)), images))
-        process = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-        device = device or str(process % torch.cuda.device_count())
-        model = YOLO(weights, task="detect")
-        model.predict(Image.new("RGB", (64, 64)), device=device, verbose=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1][:160] if str(error).strip() else type(error).__name__
-        raise UserError(f"--detector {weights}: it can't be had or read ({reason}); {mend}") from None
-    return detect
+def state_path(out: Path, title: str) -> Path:
+    """The file that says that a film is finished, and what became of its frames."""
+    return film_places(out, title)[0].with_suffix(".json")
 
 
-def openvino_export(weights: str, height: int, width: int) -> Path:
-    """The .xml of a YOLO checkpoint for inputs of this size in pixels, made by ultralytics and kept in the cache."""
-    YOLO = import_yolo()
-    if not Path(weights).exists():
-        YOLO(weights, task="detect")  # downloads it from its official place
-    source = Path(weights)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "movie-by-frame"
-    name = f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}-{width}x{height}"
-    if not (cache / name / "model.xml").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            shutil.copy(source, Path(folder, "model.pt"))
-            with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(sys.stderr):
-                net = YOLO(Path(folder, "model.pt"), task="detect")
-                made = net.export(format="openvino", imgsz=(height, width), device="cpu")
-            with contextlib.suppress(OSError):  # another process was faster
-                os.replace(made, cache / name)
-    return cache / name / "model.xml"
-
-
-def openvino_detector(path: Path, height: int, width: int, *, confidence: float):
-    """(Function from an RGB uint8 array [H, W, 3] to the number of persons, threads that may call it at a time).
-
-    path: an OpenVINO .xml or an .onnx of a YOLO model; height and width in pixels are for one that takes any.
-    Ultralytics' own OpenVINO predictor sees the same persons in 1.4 times the time: one image after the other.
-    """
-    import cv2
-    import openvino
-    from openvino.preprocess import PrePostProcessor
-    from ultralytics.data.augment import LetterBox
-
-    core = openvino.Core()
-    model = core.read_model(str(path))
-    if model.is_dynamic():
-        model.reshape([1, 3, height, width])
-    height, width = list(model.input().shape)[2:]
-    steps = PrePostProcessor(model)
-    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
-    steps.input().model().set_layout(openvino.Layout("NCHW"))
-    steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
-    model, options = steps.build(), {"PERFORMANCE_HINT": "THROUGHPUT"}
-    nets = [core.compile_model(model, "CPU", options)]
-    if nets[0].get_property("INFERENCE_PRECISION_HINT") != openvino.Type.f32:
-        nets.append(core.compile_model(model, "CPU", options | {"INFERENCE_PRECISION_HINT": "f32"}))
-    letterbox = LetterBox((height, width), auto=False)
-
-    def count(image: np.ndarray) -> int:
-        picture = letterbox(image=image)[None]
-        for net in nets:
-            output = net.infer_new_request([picture])[0][0]  # float32 [4 + classes, boxes]: centre, size, scores
-            output = output[:, output[4] > confidence - DOUBT]
-            output = output[:, output[4:].argmax(axis=0) == 0]
-            if not confidence - DOUBT < output[4].max(initial=0) < confidence + DOUBT:
-                break
-        corners = np.vstack([output[:2] - output[2:4] / 2, output[2:4]])
-        return len(cv2.dnn.NMSBoxes(corners.T, output[4], confidence, 0.7))
-
-    for net in nets:  # the first call of all must be one thread's: two wait for each other inside OpenVINO, for ever
-        net.infer_new_request([np.zeros((1, height, width, 3), np.uint8)])
-    return count, nets[0].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-
-
-def find_conflicts(films: dict[str, list[dict]]) -> dict[tuple[str, str], str]:
-    """{(title, file): other title} for pictures that stand under two titles (logos, mislabelled stills)."""
-    kept = [(title, row) for title, rows in films.items() for row in rows if row["verdict"] == "kept"]
-    pictures, found = Lookup(list), {}
-    for title, row in kept:
-        pictures.add(row["phash"], title)
-    for title, row in kept:
-        if others := pictures.near(row["phash"]) - {title}:
-            found[title, row["file"]] = min(others)
+def frames_on_disk(out: Path, title: str) -> dict[str, Path]:
+    """{name: folder} of a film's processed frames."""
+    found = {}
+    for place in film_places(out, title):
+        if place.is_dir():
+            found.update(dict.fromkeys(os.listdir(place), place))
     return found
+
+
+def finished_film(out: Path, title: str, key: str) -> list[Frame] | None:
+    """Frames of a film that was filtered, from these files with these options (film_key), and is whole; else None."""
+    with contextlib.suppress(FileNotFoundError):  # not begun, or another process is at it
+        state = json.loads(state_path(out, title).read_text())
+        names = {row["name"] for row in state["rows"] if row["name"]}
+        if state["key"] == key and names <= frames_on_disk(out, title).keys():
+            return [Frame(**row) for row in state["rows"]]
+    return None
+
+
+def write_state(out: Path, title: str, key: str, frames: list[Frame]) -> None:
+    """Note that a film is finished."""
+    with atomic_write(state_path(out, title), "w") as file:
+        json.dump({"title": title, "key": key, "rows": [asdict(frame) for frame in frames]}, file)
+
+
+def forget_film(out: Path, title: str) -> None:
+    """Remove what an earlier run left of a film, the manifest first: it would name files that are gone."""
+    (out / "manifest.csv").unlink(missing_ok=True)
+    state_path(out, title).unlink(missing_ok=True)
+    for place in film_places(out, title):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------- all films
 
 
 def filter_films(
@@ -274,141 +305,222 @@ def filter_films(
     batch: int = 32,
     threads: int = 0,
     subsets: list[int] | None = None,
-) -> dict:
-    """Raw folders -> out/movies, out/unknown, out/manifest.csv, report.csv, report.png. Returns {title: counts}.
+) -> dict[str, FilmReport]:
+    """Raw folders -> out/movies, out/unknown, out/manifest.csv, report.csv, report.png. Returns {title: its report}.
 
-    Films that out/.filter calls finished are not done again, so a killed run continues. Under torchrun or srun the
-    processes share the films; the first writes the manifest and returns the counts, the others return {}.
+    Films that are finished by out/.filter are not done again, so a killed run continues. Under torchrun or srun the
+    processes share the films; the first writes the manifest and returns the reports, the others return {}.
     """
-    films, own = find_films(raw), out.resolve()
+    films = find_films(raw)
+    check_titles(films)
+    check_out(out, films)
+    (out / ".filter").mkdir(parents=True, exist_ok=True)
+
+    @functools.cache  # it takes seconds to load, so only when there is something to detect
+    def load_detector() -> Callable | None:
+        if detector == "none":
+            return None
+        return person_detector(detector, confidence=confidence, device=device, batch=batch, size=size)
+
+    options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
+    threads = threads or min(8, os.cpu_count() or 1)
+    rank, processes = own_share()
+    finished = finish_films(films, out, options, load_detector, threads=threads, rank=rank, processes=processes)
+    if rank:
+        return {}
+    tidy(out, films)
+    reports = assemble({title: finished[title] for title in films}, out, min_frames=min_frames)
+    if subsets is not None:
+        titles = [title for title, report in reports.items() if report.decision == "ADD"]
+        for count in [*subsets, None]:
+            write_archive(out, titles, count)
+    return reports
+
+
+def finish_films(
+    films: dict[str, Path],
+    out: Path,
+    options: dict,
+    load_detector: Callable,
+    *,
+    threads: int,
+    rank: int,
+    processes: int,
+) -> dict[str, list[Frame]]:
+    """Filter this process's share of the films; the first process waits for the others'. Returns {title: frames}.
+
+    options: what the frames depend on: detector, size, confidence. load_detector: returns what filter_film wants.
+    """
+    own = list(films)[rank::processes]
+    others = [title for title in films if title not in own] if rank == 0 else []
+    finished: dict[str, list[Frame]] = {}
+    for title in tqdm([*own, *others], unit="film", disable=True if rank else None):
+        key = film_key(title, films[title], options)
+        frames = finished_film(out, title, key)
+        if frames is None and title in own:
+            detect = load_detector()
+            forget_film(out, title)
+            target = film_places(out, title)[0]
+            frames = filter_film(films[title], target, size=options["size"], detect=detect, threads=threads)
+            write_state(out, title, key, frames)
+        finished[title] = wait_for_film(out, title, key) if frames is None else frames
+    return finished
+
+
+def check_titles(films: dict[str, Path]) -> None:
+    """Raises UserError for titles that can't name a folder or stand in a manifest."""
     for title, folder in films.items():
         if not title.isprintable() or len(title.encode(errors="surrogateescape")) > 200:
             raise UserError(f"{folder!r}: a title must be printable and at most 200 bytes; rename the folder", 2)
-    if any(own.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(own) for folder in films.values()):
-        raise UserError(f"--out {out}: it and the raw frames lie in each other; name another folder", 2)
-    work = out / ".filter"
-    if not work.is_dir() and any((out / place).exists() for place in ("movies", "unknown")):
+
+
+def check_out(out: Path, films: dict[str, Path]) -> None:
+    """Raises UserError where out is or holds what is not the filter's own."""
+    target = out.resolve()
+    for folder in films.values():
+        folder = folder.resolve()
+        if target.is_relative_to(folder) or folder.is_relative_to(target):
+            raise UserError(f"--out {out}: it and the raw frames lie in each other; name another folder", 2)
+    if not (out / ".filter").is_dir() and any((out / place).exists() for place in ("movies", "unknown")):
         raise UserError(f"--out {out}: filter.py did not make the movies/ or unknown/ in it; name another folder", 2)
-    work.mkdir(parents=True, exist_ok=True)
-    options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
-    threads = threads or min(8, os.cpu_count() or 1)
-    world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)  # torchrun's name, and srun's
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) % world
-    detect, states, mine = None, {}, list(films)[rank::world]
-    others = [] if rank else [title for title in films if title not in mine]  # the first process waits for the others
-    for title in tqdm([*mine, *others], unit="film", disable=True if rank else None):
-        key, target = film_key(title, films[title], options), film_places(out, title)[0]
-        states[title] = finished_film(out, title, key)
-        if states[title] is None and title in mine:
-            if detector != "none" and detect is None:  # only when there is something to detect
-                detect = person_detector(detector, confidence=confidence, device=device, batch=batch, size=size)
-            forget_film(out, title)
-            states[title] = filter_film(films[title], target, size=size, detect=detect, threads=threads)
-            with atomic_write(target.with_suffix(".json"), "w") as file:
-                json.dump({"title": title, "key": key, "rows": states[title]}, file)
-        while states[title] is None:  # torchrun and srun end this process too, should another one fail
-            time.sleep(0.2)
-            states[title] = finished_film(out, title, key)
-    if rank:
-        return {}
-    for part in (*out.glob(".*.part"), *work.glob(".*.part")):  # of a run that was killed
+
+
+def own_share() -> tuple[int, int]:
+    """(Number of this process, how many there are) under torchrun or srun; (0, 1) else."""
+    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    number = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return number % processes, processes
+
+
+def wait_for_film(out: Path, title: str, key: str) -> list[Frame]:
+    """Frames of a film that another process is at; torchrun and srun end this one too, should that one fail."""
+    while (frames := finished_film(out, title, key)) is None:
+        time.sleep(0.2)
+    return frames
+
+
+def tidy(out: Path, films: dict[str, Path]) -> None:
+    """Remove half-written files of a run that was killed, and films that are no longer among the raw ones."""
+    work = out / ".filter"
+    for part in (*out.glob(".*.part"), *work.glob(".*.part")):
         part.unlink()
     for path in work.glob("*.json"):
         title = json.loads(path.read_text())["title"]
-        if title not in states:
+        if title not in films:
             print(f"filter.py: {title} is no longer among the raw films and leaves {out}", file=sys.stderr)
             forget_film(out, title)
-    counts = assemble({title: states[title] for title in films}, out, min_frames=min_frames)
-    if subsets is not None:
-        titles = [title for title, row in counts.items() if row["decision"] == "ADD"]
-        for draw in [*subsets, None]:
-            write_archive(out, titles, draw)
-    return counts
 
 
-def film_places(out: Path, title: str) -> list[Path]:
-    """Folders where a film's frames may lie: where it is made and pictures in conflict stay, and the two for use."""
-    made = hashlib.sha256(title.encode(errors="surrogateescape")).hexdigest()[:16]  # whatever the title is made of
-    return [out / ".filter" / made, out / "movies" / title, out / "unknown" / title]
+def find_conflicts(films: dict[str, list[Frame]]) -> dict[tuple[str, str], str]:
+    """{(title, file): other title} for pictures that stand under two titles (logos, mislabelled stills)."""
+    kept = [(title, frame) for title, frames in films.items() for frame in frames if frame.verdict == "kept"]
+    pictures = Lookup(list)
+    for title, frame in kept:
+        pictures.add(frame.phash, title)
+    found = {}
+    for title, frame in kept:
+        if others := pictures.near(frame.phash) - {title}:
+            found[title, frame.file] = min(others)
+    return found
 
 
-def frames_on_disk(out: Path, title: str) -> dict[str, Path]:
-    """{name: folder} of a film's frames."""
-    return {name: place for place in film_places(out, title) if place.is_dir() for name in os.listdir(place)}
-
-
-def finished_film(out: Path, title: str, key: str) -> list[dict] | None:
-    """Rows of a film that was filtered, from these frames with these options (film_key), and is whole; else None."""
-    with contextlib.suppress(FileNotFoundError):
-        state = json.loads(film_places(out, title)[0].with_suffix(".json").read_text())
-        names = {row["name"] for row in state["rows"] if row["name"]}
-        if state["key"] == key and names <= frames_on_disk(out, title).keys():
-            return state["rows"]
-    return None
-
-
-def forget_film(out: Path, title: str) -> None:
-    """Remove what an earlier run left of a film, the manifest first: it would name files that are gone."""
-    places = film_places(out, title)
-    for file in (out / "manifest.csv", places[0].with_suffix(".json")):
-        file.unlink(missing_ok=True)
-    for place in places:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def assemble(films: dict[str, list[dict]], out: Path, *, min_frames: int) -> dict[str, dict]:
+def assemble(films: dict[str, list[Frame]], out: Path, *, min_frames: int) -> dict[str, FilmReport]:
     """Move finished films to movies/ or unknown/ and write the manifest and the reports."""
-    manifest, report, conflicts = [], {}, find_conflicts(films)
-    for title, rows in films.items():
-        for row in rows:
-            if other := conflicts.get((title, row["file"])):
-                row |= {"verdict": "conflict", "reason": f"the same picture under {other}"}
-        kept = [row for row in rows if row["verdict"] == "kept"]
-        place = "movies" if len(kept) >= min_frames else "unknown"
-        move_frames(title, rows, out, out / place / title)
-        groups, offset = group_frames(kept), film_offset(title)
-        unknown = ["unknown_val" if offset < 0.5 else "unknown_test"] * len(kept)
-        splits = split_groups(groups, offset) if place == "movies" else unknown
-        for row, group, split in zip(kept, groups, splits, strict=True):
-            path = f"{place}/{title}/{row['name']}"
-            manifest.append(row | {"path": path, "movie": title, "split": split, "group": f"{title}#{group}"})
-        counts, decision = Counter(row["verdict"] for row in rows), "ADD" if place == "movies" else "DELETE"
-        report[title] = {"total": len(rows)} | {verdict: counts[verdict] for verdict in VERDICTS[1:]}
-        report[title] |= {"kept": len(kept), "decision": decision}
-    verdicts = [row | {"movie": title} for title, rows in films.items() for row in rows]
-    write_csv(out / "verdicts.csv", ["movie", "file", "verdict", "reason"], verdicts)
-    columns = ["movie", "total", *VERDICTS[1:], "kept", "decision"]
-    write_csv(out / "report.csv", columns, [{"movie": title} | row for title, row in report.items()])
-    draw_report(report, out / "report.png")
+    drop_conflicts(films)
+    reports: dict[str, FilmReport] = {}
+    manifest: list[ManifestRow] = []
+    for title, frames in films.items():
+        kept = [frame for frame in frames if frame.verdict == "kept"]
+        folder = "movies" if len(kept) >= min_frames else "unknown"
+        move_frames(title, frames, out, out / folder / title)
+        reports[title] = report_film(frames, "ADD" if folder == "movies" else "DELETE")
+        manifest += manifest_rows(title, kept, out, folder, len(manifest))
+    write_reports(films, reports, out)
     write_manifest(out / "manifest.csv", manifest)  # last: with it the dataset is whole
-    return report
+    return reports
 
 
-def move_frames(title: str, rows: list[dict], out: Path, target: Path) -> None:
+def drop_conflicts(films: dict[str, list[Frame]]) -> None:
+    """Drop pictures that stand under two titles from both films."""
+    conflicts = find_conflicts(films)
+    for title, frames in films.items():
+        for frame in frames:
+            if other := conflicts.get((title, frame.file)):
+                frame.drop("conflict", f"the same picture under {other}")
+
+
+def manifest_rows(title: str, kept: list[Frame], out: Path, folder: str, start: int) -> list[ManifestRow]:
+    """A film's rows of the manifest. folder: movies or unknown, with its frames; start: number of the first row."""
+    offset = film_offset(title)
+    groups = group_frames(kept)
+    if folder == "movies":
+        splits = split_groups(groups, offset)
+    else:
+        splits = ["unknown_val" if offset < 0.5 else "unknown_test"] * len(kept)
+    rows = []
+    for frame, group, split in zip(kept, groups, splits, strict=True):
+        path = f"{folder}/{title}/{frame.name}"
+        row = ManifestRow(
+            path=path,
+            movie=title,
+            split=split,
+            group=f"{title}#{group}",
+            persons=str(frame.persons),
+            width=str(frame.width),
+            height=str(frame.height),
+            phash=frame.phash,
+            source=frame.source,
+            bars=frame.bars,
+            file=out / path,
+            place=start + len(rows),
+        )
+        rows.append(row)
+    return rows
+
+
+def report_film(frames: list[Frame], decision: str) -> FilmReport:
+    """Count a film's verdicts."""
+    counts = Counter(frame.verdict for frame in frames)
+    return FilmReport(total=len(frames), **{verdict: counts[verdict] for verdict in VERDICTS}, decision=decision)
+
+
+def write_reports(films: dict[str, list[Frame]], reports: dict[str, FilmReport], out: Path) -> None:
+    """verdicts.csv, a row a raw frame; report.csv, a row a film; and report.png."""
+    verdicts = [{"movie": title, **vars(frame)} for title, frames in films.items() for frame in frames]
+    write_csv(out / "verdicts.csv", ["movie", "file", "verdict", "reason"], verdicts)
+    rows = [{"movie": title, **asdict(report)} for title, report in reports.items()]
+    write_csv(out / "report.csv", ["movie", *FilmReport.__dataclass_fields__], rows)
+    draw_report(reports, out / "report.png")
+
+
+def move_frames(title: str, frames: list[Frame], out: Path, target: Path) -> None:
     """A film's frames to target; those in conflict stay in .filter, for the other film may go away again."""
-    where, places = frames_on_disk(out, title), film_places(out, title)
-    for row in rows:
-        if name := row["name"]:
-            place = places[0] if row["verdict"] == "conflict" else target
-            if where[name] != place:
-                place.mkdir(parents=True, exist_ok=True)
-                os.replace(where[name] / name, place / name)
+    where = frames_on_disk(out, title)
+    places = film_places(out, title)
+    for frame in frames:
+        if not frame.name:
+            continue
+        place = places[0] if frame.verdict == "conflict" else target
+        if where[frame.name] != place:
+            place.mkdir(parents=True, exist_ok=True)
+            os.replace(where[frame.name] / frame.name, place / frame.name)
     for place in places:
         with contextlib.suppress(OSError):  # not empty, or not there
             place.rmdir()
 
 
-def draw_report(report: dict[str, dict], path: Path) -> None:
+def draw_report(reports: dict[str, FilmReport], path: Path) -> None:
     """Bars of verdicts a film, most kept frames first."""
     from matplotlib.figure import Figure
 
-    rows = sorted(report.items(), key=lambda item: item[1]["kept"])
-    names = [title if row["decision"] == "ADD" else f"{title} (unknown)" for title, row in rows]
+    rows = sorted(reports.items(), key=lambda item: item[1].kept)
+    names = [title if report.decision == "ADD" else f"{title} (unknown)" for title, report in rows]
     figure = Figure(figsize=(10, max(2.5, 0.22 * len(rows) + 1.2)), layout="constrained")
-    axes, left = figure.subplots(), np.zeros(len(rows))
+    axes = figure.subplots()
+    left = np.zeros(len(rows))
     colours = ["#2a9d8f", "#8d99ae", "#adb5bd", "#343a40", "#e9c46a", "#9b5de5", "#e76f51"]
     for verdict, colour in zip(VERDICTS, colours, strict=True):
-        width = np.array([row[verdict] for _, row in rows])
+        width = np.array([getattr(report, verdict) for _, report in rows])
         if width.sum():
             axes.barh(range(len(rows)), width, left=left, color=colour, label=f"{verdict} ({width.sum():,})")
         left += width
@@ -420,11 +532,13 @@ def draw_report(report: dict[str, dict], path: Path) -> None:
 
 
 def write_archive(out: Path, titles: list[str], count: int | None) -> None:
-    """movies_{5,50,all}_processed.zip, the original's archives: a folder a film."""
-    if count is not None and len(titles) < count:
-        raise UserError(f"--subsets {count}: only {len(titles)} films passed the filter")
+    """movies_{5,50,all}_processed.zip, the original's archives: a folder a film. count: of films, None for all."""
+    if count is not None:
+        if len(titles) < count:
+            raise UserError(f"--subsets {count}: only {len(titles)} films passed the filter")
+        titles = draw_subset(titles, count)
     with atomic_write(out / f"movies_{count or 'all'}_processed.zip") as file, zipfile.ZipFile(file, "w") as archive:
-        for title in titles if count is None else draw_subset(titles, count):
+        for title in titles:
             for path in sorted((out / "movies" / title).iterdir(), key=natural_key):
                 # a fixed date, so that the same frames make the same bytes
                 archive.writestr(zipfile.ZipInfo(f"{title}/{path.name}", (2025, 1, 1, 0, 0, 0)), path.read_bytes())
@@ -451,6 +565,12 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def print_report(title: str, report: FilmReport) -> None:
+    counts = {verdict: getattr(report, verdict) for verdict in VERDICTS[1:]}
+    dropped = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    print(f"{title[:44]:44} good {report.kept:5} total {report.total:5} {report.decision:6}  {dropped}")
+
+
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
@@ -462,16 +582,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--min-frames, --batch, --subsets take 1 or more, --threads 0 or more, --conf between 0 and 1")
     if args.batch > CHUNK:
         parser.error(f"--batch must be {CHUNK} or less")
-    report = filter_films(**vars(args))
-    if not report:  # another process of the same run writes the manifest
+    reports = filter_films(**vars(args))
+    if not reports:  # another process of the same run writes the manifest
         return 0
-    for title, row in report.items():
-        dropped = ", ".join(f"{row[v]} {v}" for v in VERDICTS[1:] if row[v])
-        print(f"{title[:44]:44} good {row['kept']:5} total {row['total']:5} {row['decision']:6}  {dropped}")
-    added = [row["kept"] for row in report.values() if row["decision"] == "ADD"]
+    for title, report in reports.items():
+        print_report(title, report)
+    added = [report.kept for report in reports.values() if report.decision == "ADD"]
     if not added:
         raise UserError(f"no film has {args.min_frames} good frames; lower --min-frames")
-    print(f"films left {len(added)} of {len(report)}, frames {sum(added)}; the other films serve as unknown ones")
+    print(f"films left {len(added)} of {len(reports)}, frames {sum(added)}; the other films serve as unknown ones")
     print(f"next: python train.py {args.out}")
     return 0
 

@@ -169,8 +169,8 @@ def run_search(args: argparse.Namespace) -> int:
     (answer,) = index.answers(identifier.run(identifier.load(args.frame)[None])["embedding"], args.top)
     for candidate in answer.candidates:
         proof = candidate.evidence
-        at = "" if proof["time_ms"] is None else f" at {proof['time_ms'] / 1000:.1f} s"
-        print(f"{proof['similarity']:.3f}  {candidate.title}  {proof['file']}{at}")
+        at = "" if proof.time_ms is None else f" at {proof.time_ms / 1000:.1f} s"
+        print(f"{proof.similarity:.3f}  {candidate.title}  {proof.file}{at}")
     if args.sheet:
         draw_evidence(args.frame, answer, args.sheet)
         print(f"wrote {args.sheet}")

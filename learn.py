@@ -131,8 +131,8 @@ def show_pending(path: Path, home: Path, index, identifier: Identifier) -> None:
         thumbs = np.split(rows["thumbs"], rows["ends"][:-1])
         for name, thumb, vector in zip(rows["name"], thumbs, project_all(rows["embedding"], *index.basis), strict=True):
             proof = index.evidence(index.titles.index(title), vector)
-            cells.append((thumb.tobytes(), proof["thumbnail"]))
-            lines.append(f"{len(cells)}\t{folder.name}/{name}\t{proof['similarity']:.2f}\t{title}")
+            cells.append((thumb.tobytes(), proof.thumbnail))
+            lines.append(f"{len(cells)}\t{folder.name}/{name}\t{proof.similarity:.2f}\t{title}")
     if not cells:
         return print("nothing new that users confirmed")
     wide, high = 2 * THUMB + 12, THUMB + 20

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from answering.calibration import fit_rule, leave_one_out_scores
 from answering.console import UserError, atomic_write
 from answering.embedding import DUPLICATE_COSINE, embed_film
-from answering.model import Answer, Candidate, Identifier, format_answer, reference_frames, relative_error
+from answering.model import Answer, Candidate, Evidence, Identifier, format_answer, reference_frames, relative_error
 from answering.pictures import read_image
 from answering.projection import (
     blend_similarity,
@@ -199,8 +199,8 @@ class Index:
             found.append(Answer(kind, listed, 0.0))
         return found
 
-    def evidence(self, film: int, vector: np.ndarray) -> dict:
-        """The still of a film that is nearest to vector [d], and the stretch of film around it; thumbnail: a JPEG."""
+    def evidence(self, film: int, vector: np.ndarray) -> Evidence:
+        """The still of a film that is nearest to vector [d], and the stretch of film around it."""
         about = self.films[self.titles[film]]
         files, when, until, ends = self.engine.get(about["frames"], "name", "time", "until", "ends")
         alike = self.engine.get_vectors(about["vectors"]) @ vector
@@ -211,11 +211,17 @@ class Index:
         for a, b in [*spans, *spans[::-1]]:
             if a - end < STRETCH_MS and start - b < STRETCH_MS:
                 start, end = min(start, a), max(end, b)
-        times = [int(t) if t >= 0 else None for t in (when[best], start, end)]
-        found = {"title": self.titles[film], "file": str(files[best]), "similarity": round(float(alike[best]), 4)}
-        found |= dict(zip(("time_ms", "from_ms", "to_ms"), times, strict=True))
+        time_ms, from_ms, to_ms = (int(t) if t >= 0 else None for t in (when[best], start, end))
         cut = [0, *ends.tolist()][best : best + 2]
-        return found | {"thumbnail": self.engine.get_part(about["frames"], "thumbs", *cut)}
+        return Evidence(
+            title=self.titles[film],
+            file=str(files[best]),
+            similarity=round(float(alike[best]), 4),
+            time_ms=time_ms,
+            from_ms=from_ms,
+            to_ms=to_ms,
+            thumbnail=self.engine.get_part(about["frames"], "thumbs", *cut),
+        )
 
 
 def attach_index(identifier: Identifier, place: str | Path | None, open_index: Callable = Index) -> str | None:
@@ -241,8 +247,8 @@ def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
     cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
     for candidate in answer.candidates:
         if proof := candidate.evidence:
-            at = "" if proof["time_ms"] is None else f", {proof['time_ms'] // 60000}:{proof['time_ms'] // 1000 % 60:02}"
-            cells.append((read_image(proof["thumbnail"]), f"{candidate.title}{at} ({proof['similarity']:.2f})"))
+            at = "" if proof.time_ms is None else f", {proof.time_ms // 60000}:{proof.time_ms // 1000 % 60:02}"
+            cells.append((read_image(proof.thumbnail), f"{candidate.title}{at} ({proof.similarity:.2f})"))
     sheet = Image.new("RGB", (len(cells) * side, side), "white")
     for place, (picture, text) in enumerate(cells):
         picture = ImageOps.contain(picture if place == 0 else Image.fromarray(picture), (side - 8, side - 40))

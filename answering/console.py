@@ -1,4 +1,4 @@
-"""console"""
+"""What all scripts do alike on the console and on disk: fail in one line, and write files whole or not at all."""
 
 import contextlib
 import functools
@@ -16,14 +16,12 @@ class UserError(Exception):
 
 
 def one_line_errors(main):
-    """Make main(argv) report UserError, OSError and Ctrl-C on one line and return an exit code."""
+    """Make main(argv) report UserError, OSError and Ctrl-C on one line of stderr and return an exit code."""
     script = Path(main.__globals__["__file__"]).name
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
-        for stream in (sys.stdout, sys.stderr):  # names and titles of any alphabet, whatever the terminal's
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        _print_utf_8()
         try:
             code = main(argv) or 0
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not after our last word
@@ -32,15 +30,26 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except UserError as error:
-            text, code = f"error: {' '.join(str(error).split())}", error.code
+            text = f"error: {' '.join(str(error).split())}"
+            code = error.code
         except OSError as error:
-            text, code = f"error: {error.filename or ''}: {error.strerror or error}".replace(": : ", ": "), 1
+            place = f"{error.filename}: " if error.filename else ""
+            text = f"error: {place}{error.strerror or error}"
+            code = 1
         except KeyboardInterrupt:
-            text, code = "stopped", 130
+            text = "stopped"
+            code = 130
         print(f"{script}: {text}", file=sys.stderr)
         return code
 
     return wrapper
+
+
+def _print_utf_8() -> None:
+    """Names and titles of any alphabet can be printed, whatever the terminal's encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

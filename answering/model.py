@@ -198,10 +198,27 @@ def release_weights(path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """The still of an index that is nearest to the frame, and the stretch of its film that looks alike."""
+
+    title: str
+    file: str  # the still's file name
+    similarity: float  # cosine, -1..1
+    time_ms: int | None  # milliseconds into the film; None where the still has no time
+    from_ms: int | None
+    to_ms: int | None
+    thumbnail: bytes  # a JPEG
+
+    def as_dict(self) -> dict:
+        """For JSON: the thumbnail in base64."""
+        return asdict(self) | {"thumbnail": base64.b64encode(self.thumbnail).decode()}
+
+
+@dataclass(frozen=True)
 class Candidate:
     title: str
     confidence: float  # 0..1
-    evidence: dict | None = None  # with an index: the nearest still, see Index.evidence in index.py
+    evidence: Evidence | None = None  # with an index
 
 
 @dataclass(frozen=True)
@@ -214,8 +231,8 @@ class Answer:
     def as_dict(self) -> dict:
         candidates = [{"title": c.title, "confidence": round(c.confidence, 4)} for c in self.candidates]
         for item, candidate in zip(candidates, self.candidates, strict=True):
-            if proof := candidate.evidence:
-                item["evidence"] = proof | {"thumbnail": base64.b64encode(proof["thumbnail"]).decode()}
+            if candidate.evidence:
+                item["evidence"] = candidate.evidence.as_dict()
         found = {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
         return found | ({"look": self.look} if self.look else {})
 

@@ -1,4 +1,4 @@
-"""Pictures and files, for all scripts: read what people send, cut black bars, write whole files, fail in one line."""
+"""Pictures: read what people send, find the film's picture in it, and make it what a model takes."""
 
 import contextlib
 import io
@@ -15,7 +15,6 @@ from answering.console import UserError
 
 MAX_BYTES = 20_000_000  # of one image file
 MAX_PIXELS = 50_000_000  # of one decoded image
-MAX_SECONDS = 10.0  # for one image, where the system can interrupt us
 MIN_SIDE = 16  # pixels; less than this is an icon, not a frame
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "MPO", "TIFF", "AVIF")  # by content; the name is not believed
@@ -29,9 +28,12 @@ PREPROCESSING = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
+DARK = 24  # of 255; a pixel of a bar has no channel above
+BAR_ROW = 0.985  # share of dark pixels in a row of a bar
+CELL_SIDE = 8  # pixels of the reduced screenshot; find_still works on cells of this size
+MIN_CELLS = 8  # a side of fewer cells is too small for a screenshot
 
-
-# ---------------------------------------------------------------------------------------------- the image
+# ---------------------------------------------------------------------------------------------- reading
 
 
 def read_image(source, draft: int | None = None) -> np.ndarray:
@@ -40,58 +42,99 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
     source: path, bytes, PIL image or RGB uint8 array [H, W, 3]. draft: a large picture may be read at a fraction of its
     size as long as its shorter side keeps this many pixels. Raises UserError for what is no image, too large, cut off.
     """
-    name = str(source) if isinstance(source, (str, Path)) else "image"
+    name = "image"
+    if isinstance(source, (str, Path)):
+        name = str(source)
     try:
         if isinstance(source, (str, Path)):
-            if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would let us wait for ever
-                raise UserError(f"{name}: not a file")
-            with open(source, "rb") as file:
-                source = file.read(MAX_BYTES + 1)
-        if isinstance(source, np.ndarray):
-            image = Image.fromarray(source)
-        elif isinstance(source, Image.Image):
-            image = source
-        elif not source or len(source) > MAX_BYTES:
-            raise UserError(f"{name}: {f'larger than {MAX_BYTES // 1_000_000} MB' if source else 'the file is empty'}")
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's own bomb warning comes before our cap
-                image = open_image(io.BytesIO(source), formats=IMAGE_FORMATS)
-    except UserError:
-        raise
+            source = _read_file(source)
+        image = _open(source)
+        _check_size(image)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more than {MAX_PIXELS // 1_000_000} megapixels") from None
     except Exception as error:  # Pillow's plugins raise anything on hostile bytes
-        what = getattr(error, "strerror", None) or f"not an image that can be read ({', '.join(IMAGE_FORMATS)})"
-        raise UserError(f"{name}: {what}") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{name}: {image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
-    if min(image.size) < MIN_SIDE:
-        raise UserError(f"{name}: {image.width}x{image.height} is too small to be a frame")
+        reason = getattr(error, "strerror", None) or f"not an image that can be read ({', '.join(IMAGE_FORMATS)})"
+        raise UserError(f"{name}: {reason}") from None
     try:
-        if draft and image.format in ("JPEG", "MPO") and isinstance(source, bytes):  # never a caller's own image
-            scale = draft / min(image.size)
-            image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
-        rgb = _to_rgb(image)
-        if draft and min(rgb.size) >= 2 * draft:
-            rgb = rgb.reduce(min(rgb.size) // draft)
-        return np.asarray(rgb)
+        if draft and isinstance(source, bytes):  # never a caller's own image
+            _draft(image, draft)
+        return _decode(image, draft)
     except Exception as error:
         raise UserError(f"{name}: damaged or cut off ({str(error) or type(error).__name__})") from None
 
 
+def _read_file(path: str | Path) -> bytes:
+    """The file, one byte more than MAX_BYTES at most."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe could wait forever
+        raise UserError("not a file")
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _open(source) -> Image.Image:
+    """bytes, PIL image or array as a PIL image, which need not be decoded yet."""
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        return source
+    if not source:
+        raise UserError("the file is empty")
+    if len(source) > MAX_BYTES:
+        raise UserError(f"larger than {MAX_BYTES // 1_000_000} MB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own bomb warning comes before our cap
+        return open_image(io.BytesIO(source), formats=IMAGE_FORMATS)
+
+
+def _check_size(image: Image.Image) -> None:
+    """Raises UserError for a picture that is too large or too small."""
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+    if min(image.size) < MIN_SIDE:
+        raise UserError(f"{image.width}x{image.height} is too small to be a frame")
+
+
+def _draft(image: Image.Image, shorter_side: int) -> None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its size, no smaller than shorter_side asks."""
+    if image.format in ("JPEG", "MPO"):
+        scale = shorter_side / min(image.size)
+        image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+
+
+def _decode(image: Image.Image, draft: int | None) -> np.ndarray:
+    """The pixels, RGB uint8 [H, W, 3]; reduced by a whole number where draft allows it."""
+    rgb = _to_rgb(image)
+    if draft and min(rgb.size) >= 2 * draft:
+        rgb = rgb.reduce(min(rgb.size) // draft)
+    return np.asarray(rgb)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any image as RGB, upright, on black where it is transparent."""
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF alone is no reason to refuse
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow would clip instead of scale
-        values = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        full = 65535.0 if image.mode.startswith("I") and values.max() <= 65535 else max(float(values.max()), 1.0)
-        image = Image.fromarray((values.clip(0, full) * (255.0 / full)).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        image = _scale_to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits and more as a grey one of 8; Pillow would clip instead of scale."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    white = max(float(values.max()), 1.0)
+    if image.mode.startswith("I") and values.max() <= 65535:
+        white = 65535.0
+    return Image.fromarray((values.clip(0, white) * (255.0 / white)).astype(np.uint8))
+
+
+# ----------------------------------------------------------------------------------------------- black bars
 
 
 def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
@@ -101,16 +144,22 @@ def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
     to a fifth of a bar may be lit, as subtitles do. A frame that would lose more than 60% of a side is left as it is.
     """
     height, width = rgb.shape[:2]
-    if not rgb.size:
-        return 0, 0, width, height
-    ends, sides = (rgb[[0, -1]] <= 24).all(axis=2).mean(axis=1), (rgb[:, [0, -1]] <= 24).all(axis=2).mean(axis=0)
-    if max(*ends, *sides) < 0.985:  # most frames: no edge is black, so there are no bars
+    if not rgb.size or not _has_black_edge(rgb):
         return 0, 0, width, height
     red, green, blue = Image.fromarray(rgb).split()  # Pillow and bits: ten times as fast as rgb.max(axis=2) and means
-    dark = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)) <= 24
+    brightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    dark = np.asarray(brightest) <= DARK
     top, bottom = _bar_pair(_row_shares(dark))
-    left, right = _bar_pair(_row_shares(np.ascontiguousarray(dark[top : height - bottom].T)))
+    between = dark[top : height - bottom]
+    left, right = _bar_pair(_row_shares(np.ascontiguousarray(between.T)))
     return left, top, width - right, height - bottom
+
+
+def _has_black_edge(rgb: np.ndarray) -> bool:
+    """Whether one of the four outermost rows and columns is black; most frames have none, which is quickly seen."""
+    rows = (rgb[[0, -1]] <= DARK).all(axis=2).mean(axis=1)
+    columns = (rgb[:, [0, -1]] <= DARK).all(axis=2).mean(axis=0)
+    return max(*rows, *columns) >= BAR_ROW
 
 
 def _row_shares(dark: np.ndarray) -> np.ndarray:
@@ -118,73 +167,135 @@ def _row_shares(dark: np.ndarray) -> np.ndarray:
     return np.bitwise_count(np.packbits(dark, axis=1)).sum(axis=1, dtype=np.int64) / dark.shape[1]
 
 
-def _bar_pair(rows: np.ndarray) -> tuple[int, int]:
-    """Heights in rows of the upper and lower bar. rows: share of dark pixels a row."""
-    total, limit = len(rows), int(len(rows) * 0.3)
-    solid = rows >= 0.985
-    first = int(np.argmin(solid)) if not solid.all() else total
-    last = int(np.argmin(solid[::-1])) if not solid.all() else total
-    if first >= total:  # a black frame has no bars
+def _bar_pair(shares: np.ndarray) -> tuple[int, int]:
+    """Heights in rows of the upper and the lower bar, (0, 0) where there is no pair. shares: of dark pixels a row."""
+    total = len(shares)
+    highest = int(total * 0.3)
+    solid = shares >= BAR_ROW
+    if solid.all():  # a black frame has no bars
         return 0, 0
-    # a bar with text in it ends early or is not seen at all: take the other one's height if the strip is mostly dark
-    for a, b, strip in ((first, last, rows[::-1]), (last, first, rows)):
-        if a > b and a <= limit and strip[:a].mean() >= 0.8 and (strip[:a] >= 0.985).mean() >= 0.4:
-            first = last = a
-            break
-    pair = min(first, last)
-    if pair < max(2, total * 0.015) or max(first, last) > limit or abs(first - last) > max(3, 0.35 * max(first, last)):
+    upper = int(np.argmin(solid))
+    lower = int(np.argmin(solid[::-1]))
+    longer = max(upper, lower)
+    # a bar with text in it ends early or is not seen at all: it gets the other one's height if it is mostly dark there
+    if upper != lower and longer <= highest:
+        strip = shares[::-1][:longer] if upper > lower else shares[:longer]
+        if _is_lit_bar(strip):
+            upper = lower = longer
+    if min(upper, lower) < max(2, total * 0.015) or longer > highest:
+        return 0, 0
+    if abs(upper - lower) > max(3, 0.35 * longer):
         return 0, 0
     edge = -(-total // 250)  # the blurred rows between bar and picture
-    return first + edge, last + edge
+    return upper + edge, lower + edge
+
+
+def _is_lit_bar(strip: np.ndarray) -> bool:
+    """Whether rows with these shares of dark pixels can be a bar with text in it."""
+    return strip.mean() >= 0.8 and (strip >= BAR_ROW).mean() >= 0.4
+
+
+# -------------------------------------------------------------------------------- the still in a screenshot
 
 
 def find_still(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
     """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; None where it is no screenshot.
 
-    rgb: uint8 [H, W, 3]. Interfaces are flat: cells of one colour that a corner of the screenshot has, too, count -2,
-    all others 1, and the rectangle of the largest sum is the still, to a cell. It must not be taller than wide, and at
-    least half of what lies around it flat.
+    rgb: uint8 [H, W, 3]. Black bars are cut off first, and the rest is divided into square cells. Interfaces are flat:
+    a cell is plain if it has one colour, and a corner of the screenshot has it too (_plain_cells). The still is the
+    rectangle with the largest sum where a plain cell counts -2 and any other 1 (_largest_rectangle), if it looks
+    like a still in an interface (_is_still).
     """
     x, y, x2, y2 = find_bars(rgb)
-    rgb, (width, height) = rgb[y:y2, x:x2], (x2 - x, y2 - y)
-    scale, side = max(1, round(max(height, width) / 640)), 8
-    rows, columns = height // scale // side, width // scale // side
-    if min(rows, columns) < 8:
+    divided = _divide(rgb[y:y2, x:x2])
+    if divided is None:
         return None
-    small = np.asarray(Image.fromarray(rgb).reduce(scale))[: rows * side, : columns * side].astype(np.int16)
-    cells = small.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows, columns, -1, 3)
-    flat, mean = np.ptp(cells, axis=2).max(-1) <= 12, cells.mean(2)
-    plain = np.zeros_like(flat)
-    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        alike = flat & (np.abs(mean - mean[row, column]).max(-1) <= 5)
-        plain |= alike & flat[row, column] & (alike.mean() >= 0.03)
-    sums = np.pad(np.where(plain, -2, 1).cumsum(1), ((0, 0), (1, 0)))
-    run, start = np.zeros((columns, columns), int), np.zeros((columns, columns), int)  # by first and last column
-    largest, left, top, right, bottom = 0, 0, 0, columns, rows
-    for row in range(rows):  # Kadane's best run of rows, for all pairs of columns at once
-        start[run <= 0] = row
-        run = np.maximum(run, 0) + np.triu(sums[row, 1:] - sums[row, :-1, None])
-        first, last = divmod(int(run.argmax()), columns)
-        if run[first, last] > largest:
-            largest, left, top = run[first, last], first, int(start[first, last])
-            right, bottom = last + 1, row + 1
-    inside, around = (bottom - top) * (right - left), plain.sum() - plain[top:bottom, left:right].sum()
-    share = inside / (rows * columns)
-    if not 0.06 <= share <= 0.8 or around < 0.5 * (rows * columns - inside) or right - left < bottom - top:
+    cells, pixels = divided
+    plain = _plain_cells(cells)
+    left, top, right, bottom = _largest_rectangle(np.where(plain, -2, 1))
+    if not _is_still(plain, left, top, right, bottom):
         return None
-    pixels = side * scale
+    rows, columns = plain.shape
     return (
         x + left * pixels,
         y + top * pixels,
-        x2 if right == columns else x + right * pixels,
+        x2 if right == columns else x + right * pixels,  # what is left over beside the last cells belongs to them
         y2 if bottom == rows else y + bottom * pixels,
     )
+
+
+def _divide(rgb: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """(Cells int16 [rows, columns, pixels, 3], side of a cell in pixels of rgb); None if there are too few cells.
+
+    The picture is reduced to about 640 pixels for its longer side first.
+    """
+    height, width = rgb.shape[:2]
+    scale = max(1, round(max(height, width) / 640))
+    rows = height // scale // CELL_SIDE
+    columns = width // scale // CELL_SIDE
+    if min(rows, columns) < MIN_CELLS:
+        return None
+    small = np.asarray(Image.fromarray(rgb).reduce(scale))[: rows * CELL_SIDE, : columns * CELL_SIDE].astype(np.int16)
+    cells = small.reshape(rows, CELL_SIDE, columns, CELL_SIDE, 3).swapaxes(1, 2)
+    return cells.reshape(rows, columns, -1, 3), CELL_SIDE * scale
+
+
+def _plain_cells(cells: np.ndarray) -> np.ndarray:
+    """Cells of one colour that a corner cell of one colour has too, and at least 3% of all cells; bool [rows, columns].
+
+    cells: int16 [rows, columns, pixels, 3].
+    """
+    flat = np.ptp(cells, axis=2).max(-1) <= 12
+    colour = cells.mean(2)
+    plain = np.zeros_like(flat)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        alike = flat & (np.abs(colour - colour[row, column]).max(-1) <= 5)
+        if flat[row, column] and alike.mean() >= 0.03:
+            plain |= alike
+    return plain
+
+
+def _largest_rectangle(values: np.ndarray) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the rectangle with the largest sum in int [rows, columns], right, bottom excluded.
+
+    Kadane's maximum subarray (Bentley, Programming Pearls, 1984) over the rows, for all pairs of columns at once. For a
+    pair of columns, a row is one number: the sum between them. The best run of rows that ends in a row is this row
+    alone, or joined to the best run that ends in the row above, if that one's sum is positive. Where no rectangle has
+    a positive sum, it is the whole.
+    """
+    rows, columns = values.shape
+    sums = np.pad(values.cumsum(1), ((0, 0), (1, 0)))  # up to each column; differences are sums between two
+    run = np.zeros((columns, columns), int)  # sum of the best run that ends in this row, by first and last column
+    start = np.zeros((columns, columns), int)  # the row where that run begins
+    largest = 0
+    box = 0, 0, columns, rows
+    for row in range(rows):
+        start[run <= 0] = row
+        between = np.triu(sums[row, 1:] - sums[row, :-1, None])  # no pair has its last column before its first
+        run = np.maximum(run, 0) + between
+        first, last = divmod(int(run.argmax()), columns)
+        if run[first, last] > largest:
+            largest = run[first, last]
+            box = first, int(start[first, last]), last + 1, row + 1
+    return box
+
+
+def _is_still(plain: np.ndarray, left: int, top: int, right: int, bottom: int) -> bool:
+    """Whether a box of cells can be a still: 6 to 80% of all, not taller than wide, and half of the others plain."""
+    inside = (bottom - top) * (right - left)
+    around = plain.size - inside
+    plain_around = plain.sum() - plain[top:bottom, left:right].sum()
+    share = inside / plain.size
+    return bool(0.06 <= share <= 0.8 and plain_around >= 0.5 * around and right - left >= bottom - top)
 
 
 def cut_still(rgb: np.ndarray) -> np.ndarray:
     """The picture inside a screenshot, or rgb as it is."""
     left, top, right, bottom = find_still(rgb) or (0, 0, rgb.shape[1], rgb.shape[0])
     return rgb[top:bottom, left:right]
+
+
+# --------------------------------------------------------------------------------------- for the model
 
 
 def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -199,7 +310,11 @@ def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: tuple[int, int
 def is_flat(rgb: np.ndarray) -> bool:
     """Fades, black frames and title cards: almost nothing lit, or almost no contrast. rgb: uint8 [H, W, 3], no bars."""
     counts = np.array(Image.fromarray(rgb[::4, ::4]).convert("L").histogram())
-    shares, levels = counts / counts.sum(), np.arange(256)
-    median, mean = int(np.searchsorted(shares.cumsum(), 0.5)), shares @ levels
-    contrast, background = shares @ (levels - mean) ** 2, shares[max(0, median - 5) : median + 6].sum()
-    return bool(shares[29:].sum() < 0.05 or contrast < 5**2 or background > 0.93)
+    shares = counts / counts.sum()  # of pixels, by grey level
+    levels = np.arange(256)
+    mean = shares @ levels
+    median = int(np.searchsorted(shares.cumsum(), 0.5))
+    lit = shares[29:].sum()
+    variance = shares @ (levels - mean) ** 2
+    background = shares[max(0, median - 5) : median + 6].sum()
+    return bool(lit < 0.05 or variance < 5**2 or background > 0.93)

@@ -1,4 +1,4 @@
-"""Folders of stills: which film each is, which images it holds, and when in the film they come."""
+"""Folders of stills: which film a folder is, which images it holds, and when in the film they come."""
 
 import contextlib
 import json
@@ -14,17 +14,26 @@ from answering.pictures import IMAGE_SUFFIXES
 
 def natural_key(path: str | Path) -> list:
     """Sort key that puts 2.jpg before 10.jpg, the order in which stills are numbered."""
-    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", str(path))] + [str(path)]
+    parts = re.split(r"(\d+)", str(path))
+    key = [int(part) if part.isdecimal() else part.casefold() for part in parts]
+    return [*key, str(path)]
+
+
+def is_image(name: str | Path) -> bool:
+    """Whether a file's name ends as that of an image."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def walk_images(folder: str | Path) -> list[str]:
+    """Paths of the images in a folder and its folders, in no order; links to folders are not followed."""
+    return [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if is_image(name)]
 
 
 def expand(paths: list[str]) -> list[str]:
     """Files as they are, folders as the images in them (natural order, links to folders not followed), "-" as stdin."""
     files = []
     for path in paths:
-        inside = [path]
-        if os.path.isdir(path):
-            inside = [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
-            inside = sorted((f for f in inside if Path(f).suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+        inside = sorted(walk_images(path), key=natural_key) if os.path.isdir(path) else [path]
         if not inside:
             raise UserError(f"{path}: no images in this folder", 2)
         files += inside
@@ -37,20 +46,12 @@ def expand(paths: list[str]) -> list[str]:
 def find_films(raw: list[Path], title: str | None = None) -> dict[str, Path]:
     """{title: folder} for folders of folders of images; a folder that holds images itself is one film.
 
-    title: of the one folder, where its name is none.
+    title: used in place of the folder's name.
     Raises UserError where nothing is found or two folders claim one title.
     """
     films: dict[str, Path] = {}
     for root in raw:
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder", 2)
-        entries = sorted(os.scandir(root), key=lambda e: e.name)
-        stills = [e.name for e in entries if e.is_file() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
-        # hidden folders are skipped, "...And Justice for All (1979)" is not; links to folders are not followed
-        found = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and not re.match(r"\.(?!\.)", e.name)]
-        if stills and found:
-            raise UserError(f"{root}: holds {stills[0]} beside folders; move it away, or name the film folders", 2)
-        for folder in [root] if stills else found:
+        for folder in film_folders(root):
             name = title or folder.resolve().name
             if name in films:
                 raise UserError(f"{folder}: the title {name!r} is also in {films[name]}; rename one of them", 2)
@@ -58,6 +59,22 @@ def find_films(raw: list[Path], title: str | None = None) -> dict[str, Path]:
     if not films:
         raise UserError(f"{raw[0]}: no folders of images in it", 2)
     return dict(sorted(films.items()))
+
+
+def film_folders(root: Path) -> list[Path]:
+    """The folders in root, or root alone where it holds images itself. Raises UserError where it holds both."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder", 2)
+    entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    stills = [entry.name for entry in entries if entry.is_file() and is_image(entry.name)]
+    folders = []
+    for entry in entries:
+        hidden = re.match(r"\.(?!\.)", entry.name)  # "...And Justice for All (1979)" is not
+        if entry.is_dir(follow_symlinks=False) and not hidden:
+            folders.append(Path(entry.path))
+    if stills and folders:
+        raise UserError(f"{root}: holds {stills[0]} beside folders; move it away, or name the film folders", 2)
+    return [root] if stills else folders
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,7 @@ class Still:
 def list_stills(folder: Path) -> list[Still]:
     """A film's stills in film order: by time where all have one, else by natural order of the file names."""
     sidecar = read_sidecar(folder / "frames.jsonl")
-    files = [os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names]
-    files = [file.replace(os.sep, "/") for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+    files = [os.path.relpath(path, folder).replace(os.sep, "/") for path in walk_images(folder)]
     stills = [describe_still(folder, file, sidecar.get(file, {})) for file in sorted(files, key=natural_key)]
     if all(still.time_ms is not None for still in stills):
         stills.sort(key=lambda still: still.time_ms)
@@ -96,9 +112,9 @@ def list_stills(folder: Path) -> list[Still]:
 
 def read_sidecar(path: Path) -> dict[str, dict]:
     """{file: its object} of a frames.jsonl; empty where there is none."""
-    found = {}
     if not path.exists():
-        return found
+        return {}
+    found = {}
     for line in path.read_text("utf-8", errors="replace").split("\n"):
         # a line may be cut off by a kill; the image itself still counts
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):

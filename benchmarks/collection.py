@@ -212,7 +212,7 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
                 near = [sum(np.sqrt(part.sum(1)) for part in parts).argmin(), (hashes ^ bits).sum(1).argmin()]
                 frame = identifier.run(identifier.load(np.asarray(picture))[None])["embedding"]
                 best = ours.answers(frame, top=1)[0].candidates[0]
-                answers = [(kept[k][0], clock[k]) for k in near] + [(best.title, best.evidence["time_ms"])]
+                answers = [(kept[k][0], clock[k]) for k in near] + [(best.title, best.evidence.time_ms)]
                 found.append([(name == title, abs(when - still.milliseconds) <= 5000) for name, when in answers])
             for name, right in zip(names, np.array(found).transpose(1, 0, 2), strict=True):
                 rows[name][way] = f"{right[:, 0].mean():.3f} / {right.all(1).mean():.3f}"

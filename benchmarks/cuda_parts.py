@@ -204,7 +204,7 @@ def train_row(settings: Settings, name: str, arch: str, recipe: dict, **options)
 def time_filter(settings: Settings) -> dict:
     """Frames/s of filter.py's detector alone, and of several filter.py on one GPU once they run."""
     os.environ["YOLO_OFFLINE"] = "true"  # else ultralytics waits for an answer from the network
-    from filter import person_detector
+    from training.detector import person_detector
 
     if not Path(settings.detector).exists():
         return {"skipped": f"no weights {settings.detector}; name them with --detector"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from PIL import Image
 import filter as frames_filter
 from answering.console import UserError
 from answering.stills import list_stills
-from filter import filter_films, find_conflicts
+from filter import Frame, filter_films, find_conflicts
 from training.dataset import MANIFEST, NEAR_BITS, Lookup, film_offset, group_frames, split_groups
+from training.detector import import_yolo
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,16 +86,18 @@ def test_folds_cover_every_group_once():
     assert sorted(g for test in tests for g in test) == groups
 
 
-def row(phash: int, shot=None, time=None) -> dict:
-    return {"phash": f"{phash:016x}", "crops": [], "shot": shot, "time": time, "verdict": "kept", "file": f"{phash}"}
+def hashed(phash: int, shot=None, time=None) -> Frame:
+    """A frame that was kept, of a picture with this hash."""
+    return Frame(file=f"{phash}", shot=shot, time=time, source="folder", imdb=None, phash=f"{phash:016x}")
 
 
 def test_groups_join_near_duplicates_and_shots():
     far = [int(v) for v in np.random.default_rng(0).integers(0, 2**63, 6)]
-    assert group_frames([row(far[0], 1), row(far[1], 1), row(far[2], 2)]) == [0, 0, 1]
-    assert group_frames([row(far[0], 1), row(far[1], 2), row(far[0] ^ 7, 3)]) == [0, 1, 0]
-    assert group_frames([row(far[0], None, 0), row(far[1], None, 59_000), row(far[2], None, 61_000)]) == [0, 0, 1]
-    assert group_frames([row(far[0]), row(far[0] ^ 0xFFFF), row(far[2])]) == [0, 0, 1]
+    assert group_frames([hashed(far[0], 1), hashed(far[1], 1), hashed(far[2], 2)]) == [0, 0, 1]
+    assert group_frames([hashed(far[0], 1), hashed(far[1], 2), hashed(far[0] ^ 7, 3)]) == [0, 1, 0]
+    timed = [hashed(far[0], None, 0), hashed(far[1], None, 59_000), hashed(far[2], None, 61_000)]
+    assert group_frames(timed) == [0, 0, 1]
+    assert group_frames([hashed(far[0]), hashed(far[0] ^ 0xFFFF), hashed(far[2])]) == [0, 0, 1]
 
 
 @st.composite
@@ -114,17 +118,18 @@ def test_groups_are_what_every_pair_says(hashes, data):
     """Frames are in one group if a chain of shots and near-duplicates leads from one to the other."""
     shots = data.draw(st.lists(st.integers(0, 40), min_size=len(hashes), max_size=len(hashes)))
     crops = [data.draw(st.sampled_from(hashes)) for _ in hashes]
-    rows = [
-        row(value, shot) | {"crops": [f"{crop:016x}"]} for value, shot, crop in zip(hashes, shots, crops, strict=True)
+    frames = [
+        replace(hashed(value, shot), crops=[f"{crop:016x}"])
+        for value, shot, crop in zip(hashes, shots, crops, strict=True)
     ]
-    group = list(range(len(rows)))
-    for i in range(len(rows)):
-        for j in range(len(rows)):
+    group = list(range(len(frames)))
+    for i in range(len(frames)):
+        for j in range(len(frames)):
             near = min((hashes[j] ^ probe).bit_count() for probe in (hashes[i], crops[i])) <= NEAR_BITS
             if near or shots[i] == shots[j]:
                 group = [group[i] if g == group[j] else g for g in group]
     number: dict = {}
-    assert group_frames(rows) == [number.setdefault(g, len(number)) for g in group]
+    assert group_frames(frames) == [number.setdefault(g, len(number)) for g in group]
 
 
 @settings(max_examples=100, deadline=None)
@@ -172,7 +177,7 @@ def test_near_duplicates_land_in_one_group_by_picture(tmp_path):
 
 def test_same_picture_under_two_titles_is_dropped_from_both():
     value = 0x123456789ABCDEF0
-    found = find_conflicts({"A": [row(value), row(5)], "B": [row(value ^ 3), row(2**40 + 99)]})
+    found = find_conflicts({"A": [hashed(value), hashed(5)], "B": [hashed(value ^ 3), hashed(2**40 + 99)]})
     assert found == {("A", str(value)): "B", ("B", str(value ^ 3)): "A"}
 
 
@@ -253,8 +258,8 @@ def test_hostile_folder(tmp_path):
     report = filter_films([tmp_path / "raw"], tmp_path / "out", detector="none", min_frames=1)
     assert before == {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.is_file()}
     counts = report["Фильм №1 (2001)"]
-    assert counts["unreadable"] == 7 + locked and counts["too_small"] == 1 and counts["dark"] == 1
-    assert counts["duplicate"] == 2 - locked and counts["kept"] == 8 and counts["total"] == 19
+    assert counts.unreadable == 7 + locked and counts.too_small == 1 and counts.dark == 1
+    assert counts.duplicate == 2 - locked and counts.kept == 8 and counts.total == 19
     (row,) = (r for r in manifest(tmp_path / "out") if r["path"].endswith("turned.jpg"))
     assert int(row["width"]) > int(row["height"])
     with open(tmp_path / "out" / "verdicts.csv", newline="") as file:
@@ -320,7 +325,7 @@ def test_detector_sees_what_ultralytics_sees(weights, tmp_path, monkeypatch):
     people = [np.asarray(Image.open(file).resize((600, 256))) for file in files]
     found = np.array(detect([*people, np.full((256, 600, 3), 128, np.uint8)]))
     assert found[-1] == 0 and 4 <= (found > 0).sum() <= len(files) - 4
-    net = frames_filter.import_yolo()(path, task="detect")
+    net = import_yolo()(path, task="detect")
     theirs = [len(net.predict(p[..., ::-1], classes=[0], device="cpu", verbose=False)[0].boxes) for p in people]
     assert ((found[:-1] > 0) == (np.array(theirs) > 0)).mean() >= 0.9
     made = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.xml")}
@@ -369,14 +374,14 @@ def test_changed_options_and_files_are_done_again(raw, tmp_path):
     changed = sorted((more / "Film 1 (1991)").glob("*.jpg"))[0]
     Image.new("RGB", (240, 136)).save(changed)
     report = filter_films([more], out, detector="none", min_frames=12, size="320x180")
-    assert report["Film 1 (1991)"]["dark"] == 1 and report["Film 0 (1990)"]["dark"] == 0
+    assert report["Film 1 (1991)"].dark == 1 and report["Film 0 (1990)"].dark == 0
 
 
 def test_frames_without_people_are_dropped(raw, tmp_path, monkeypatch):
     every_other = lambda images: [n % 2 for n in range(len(images))]  # noqa: E731
     monkeypatch.setattr(frames_filter, "person_detector", lambda *a, **k: every_other)
     report = filter_films([raw], tmp_path, detector="fake.pt", min_frames=2)
-    assert all(row["no_person"] > 0 for row in report.values() if row["total"] > 4)
+    assert all(film.no_person > 0 for film in report.values() if film.total > 4)
     assert {r["persons"] for r in manifest(tmp_path)} == {"1"}
 
 

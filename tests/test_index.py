@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +107,9 @@ def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
         best = answer.candidates[0]
         assert (answer.kind, best.title) == ("movie", f"Film {film} ({1990 + film})")
         proof = best.evidence
-        assert proof["file"].startswith(f"{shot:02}_") and proof["similarity"] > 0.9
-        assert shot * 6000 <= proof["from_ms"] <= proof["time_ms"] <= proof["to_ms"] < (shot + 1) * 6000
-        assert max(Image.open(io.BytesIO(proof["thumbnail"])).size) == embedding.THUMB
+        assert proof.file.startswith(f"{shot:02}_") and proof.similarity > 0.9
+        assert shot * 6000 <= proof.from_ms <= proof.time_ms <= proof.to_ms < (shot + 1) * 6000
+        assert max(Image.open(io.BytesIO(proof.thumbnail)).size) == embedding.THUMB
 
 
 def test_frames_of_other_films_are_refused(made, model):
@@ -397,7 +398,7 @@ def test_faiss_answers_as_plain_numpy_does(copied, model, tmp_path, memory, monk
     assert "faiss" in capsys.readouterr().out
     found = ask(model, copied, *frames)
     assert [a.candidates[0].title for a in found] == [a.candidates[0].title for a in plain]
-    assert [a.candidates[0].evidence["file"] for a in found] == [a.candidates[0].evidence["file"] for a in plain]
+    assert [a.candidates[0].evidence.file for a in found] == [a.candidates[0].evidence.file for a in plain]
     folder = write_film(tmp_path / "Behind (2004)", 6, range(80, 82))  # is searched beside what faiss holds
     assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
     assert ask(model, copied, draw_frame(6, 81, 5))[0].candidates[0].title == "Behind (2004)"
@@ -434,7 +435,7 @@ def test_milvus_answers_as_a_folder_does(milvus, made, model, tmp_path, capsys):
     frames = [draw_frame(film, shot, 99) for film in (0, 2, 4, 20) for shot in (0, 3)]
     for own, other in zip(ask(model, milvus, *frames), ask(model, made, *frames), strict=True):
         assert own.kind == other.kind and own.candidates[0].title == other.candidates[0].title
-        mine, theirs = own.candidates[0].evidence, other.candidates[0].evidence
+        mine, theirs = asdict(own.candidates[0].evidence), asdict(other.candidates[0].evidence)
         assert mine.pop("similarity") == pytest.approx(theirs.pop("similarity"), abs=1e-3) and mine == theirs
     capsys.readouterr()
     for command in (["check"], ["list"]):

@@ -114,8 +114,8 @@ def test_the_owner_sees_and_accepts_what_users_confirmed(home, capsys):
     identifier = Identifier(home.model)
     identifier.index = collection.Index(home.index, identifier)
     best = identifier.identify(shot(1)).candidates[0]
-    assert best.title == TITLES[0] and best.evidence["file"].startswith(store.SOURCE)
-    assert best.evidence["time_ms"] is None and best.evidence["similarity"] > 0.99
+    assert best.title == TITLES[0] and best.evidence.file.startswith(store.SOURCE)
+    assert best.evidence.time_ms is None and best.evidence.similarity > 0.99
 
 
 def test_only_what_was_shown_is_added(home):

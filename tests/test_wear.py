@@ -18,10 +18,10 @@ CHANGES += [change for name, change in WAYS.items() if name != "as it is"]
 def test_a_changed_frame_is_another_picture_and_the_same_each_time(change, size):
     image = draw_frame(1, 2, 3, size)
     before = np.asarray(image).copy()
-    worn, again = (change(image, np.random.default_rng(5)) for _ in range(2))
-    assert worn.mode == "RGB" and min(worn.size) >= 16
-    assert worn.size == again.size and np.array_equal(worn, again)
-    assert worn.size != image.size or not np.array_equal(worn, image)
+    changed, again = (change(image, np.random.default_rng(5)) for _ in range(2))
+    assert changed.mode == "RGB" and min(changed.size) >= 16
+    assert changed.size == again.size and np.array_equal(changed, again)
+    assert changed.size != image.size or not np.array_equal(changed, image)
     assert np.array_equal(image, before)  # what was given stays as it is
 
 

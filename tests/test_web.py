@@ -203,9 +203,10 @@ def compare(page, model: Path, files: list[Path], points: float) -> set[str]:
     for file, row, listed in zip(files, found, shown, strict=True):
         wanted = identifier.identify(file)
         assert (row["file"], row["kind"], row["title"]) == (file.name, wanted.kind, wanted.candidates[0].title)
-        proof = wanted.candidates[0].evidence or {"file": "", "time_ms": ""}
-        time = -1 if proof["time_ms"] is None else proof["time_ms"]
-        assert (row["look"], row["still"], row["at"]) == (wanted.look or "", proof["file"], str(time)), file
+        still, at = "", ""
+        if proof := wanted.candidates[0].evidence:
+            still, at = proof.file, str(-1 if proof.time_ms is None else proof.time_ms)
+        assert (row["look"], row["still"], row["at"]) == (wanted.look or "", still, at), file
         assert abs(float(row["confidence"]) - listed[0][1]) < 1e-4
         for (title, confidence), candidate in zip(listed, wanted.candidates, strict=True):
             assert title == candidate.title and abs(confidence - candidate.confidence) < points / 100, file

@@ -58,7 +58,7 @@ def draw_risk(axes: Axes, known: np.ndarray, unknown: np.ndarray, right: np.ndar
 
 
 def draw_known(axes: Axes, rule: Rule, known: np.ndarray, unknown: np.ndarray) -> None:
-    """Histograms of known of known and unknown films, with the thresholds."""
+    """How known is spread over frames of known and of unknown films, float [N] and [M], with the thresholds."""
     bins = np.linspace(0, 1, 31)
     axes.hist(known, bins, alpha=0.6, label="known films")
     axes.hist(unknown, bins, alpha=0.6, label="unknown films")
@@ -70,7 +70,7 @@ def draw_known(axes: Axes, rule: Rule, known: np.ndarray, unknown: np.ndarray) -
 
 
 def draw_calibration(rule: Rule, logits: dict[str, np.ndarray], labels: np.ndarray, path: Path) -> None:
-    """Reliability, risk-coverage and known of known and unknown films, on test and unknown_test.
+    """Reliability, risk and coverage, and how known is spread over films, on test and unknown_test.
 
     logits: [N, C] by split; labels: [N], of test.
     """
