@@ -26,7 +26,8 @@ from torch.utils.data import Subset
 
 from answering.calibration import TARGETS, UNKNOWN_SHARE
 from answering.console import UserError, one_line_errors
-from answering.model import Contract, Identifier, reference_frames, relative_error
+from answering.contract import Contract
+from answering.model import Identifier, reference_frames, relative_error
 from answering.stills import expand
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
 from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint

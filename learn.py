@@ -1,8 +1,9 @@
-"""What users of bot.py taught it: labels for training, films that they missed, and pictures for the index.
+"""What users of the bot taught: pictures for the index, labels for training, and films that they missed.
 
-python index.py learn --db bot.sqlite                       # fetch what they confirmed: look at learn.png and learn.txt
-python index.py learn --db bot.sqlite --accept learn.txt    # add those whose lines you left in the file, or: all
-python index.py remove --source telegram                    # take them all out again
+python learn.py --db bot.sqlite                       # fetch what they confirmed: look at learn.png and learn.txt
+python learn.py --db bot.sqlite --accept learn.txt    # add those whose lines you left in the file, or: --accept all
+python learn.py --db bot.sqlite --wishes              # films that they missed, by how many users wished for each
+python learn.py --db bot.sqlite --labels labels.csv   # their verdicts, to train on
 """
 
 import argparse
@@ -11,82 +12,53 @@ import io
 import os
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from answering.collection import read_rows, replace_film, with_learned
-from answering.console import UserError, atomic_write
-from answering.embedding import THUMB, embed_film
+from answering.collection import Index, check_model, fingerprint
+from answering.console import UserError, atomic_write, one_line_errors
+from answering.editing import add_user_stills
+from answering.embedding import THUMBNAIL, embed_film
 from answering.model import Identifier
 from answering.projection import project_all
+from answering.state import short_hash
 from answering.stills import list_stills
-from answering.store import folder_of, open_engine, put_away, short
-from telegram_bot.database import open_existing
+from answering.store import UserStills, open_engine, read_state, require_user_stills
+from telegram_bot.database import open_existing, print_wishes, write_feedback
 
-SHEET = 200  # arrays of a row a still; pictures at a time
-
-
-# ------------------------------------------------------------------------------------------- the command
+SHEET = 200  # pictures at a time
+COLUMNS = 4  # of the sheet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--db", type=Path, default=Path("bot.sqlite"), help="database of bot.py (default: %(default)s)")
-    add("--accept", metavar="all|FILE", help="add what was shown: all of it, or the lines left in learn.txt")
-    add("--per-user", type=int, default=5, help="pictures of a film that one user may give (default: %(default)s)")
-    add("--sheet", type=Path, default=Path("learn.png"), help="picture for you, its list beside (default: %(default)s)")
-    add("--api-base", metavar="URL", help="a Bot API server of your own (default: api.telegram.org)")
+# ---------------------------------------------------------------------------------------- what they confirmed
 
 
-def run_learn(args: argparse.Namespace) -> int:
-    """Show what users confirmed of films of the index, or add it. Only what was shown is ever added."""
-    from answering.collection import Index, check_model, fingerprint, read_state
+def choose_pictures(
+    base: Path, films: dict, user_stills: UserStills, *, per_user: int, place: str
+) -> list[tuple[Path, str]]:
+    """(where to put it, file id) of each confirmed picture that is new; says which films the index lacks.
 
-    engine, identifier = open_engine(args.index), Identifier(args.model)
-    home = folder_of(engine)
-    with engine.writing():
-        state = read_state(engine)
-        check_model(engine, state, fingerprint(identifier))
-        if not args.accept:
-            failed = asyncio.run(fetch_pictures(choose(args, state, home), args.api_base))
-            show_pending(args.sheet, home, Index(args.index, identifier), identifier)
-            return 1 if failed else 0
-        text = "" if args.accept == "all" else Path(args.accept).read_text("utf-8")
-        wanted = {line.split("\t")[1] for line in text.splitlines() if line.count("\t") == 3}
-        for file in sorted(home.glob("pending/*/*.jpg")):
-            if args.accept == "all" or f"{file.parent.name}/{file.name}" in wanted:
-                (home / file.parent.name).mkdir(exist_ok=True)
-                os.replace(file, home / file.parent.name / file.name)
-            else:
-                put_away(file, home)
-        for title, film in state["films"].items():
-            if (home / short(title)).exists():
-                rows, before = with_learned(engine, title, read_rows(engine, film), identifier), film["stored"]
-                if len(rows["name"]) > before:
-                    replace_film(engine, state, title, rows)
-                    print(f"{title}: {film['stored'] - before} stills added")
-        engine.pack(state)
-        engine.commit(state)
-    return 0
-
-
-def choose(args: argparse.Namespace, state: dict, home: Path) -> list[tuple[Path, str]]:
-    """(where to put it, file id) of each confirmed picture that is new, at most so many a user and film."""
-    files = list(home.rglob("*.jpg"))  # a folder a film: accepted, pending, or all that were refused
-    done, had = {file.name for file in files}, Counter((file.parent.name, file.name[:12]) for file in files)
-    wanted, strange = [], Counter()
+    base: the bot's database; films: of the index; per_user: pictures of a film that one user may give, at most; place:
+    of the index.
+    """
+    files = user_stills.all_files()
+    done = {file.name for file in files}
+    given = Counter((file.parent.name, file.name[:12]) for file in files)  # by film and user
+    wanted, not_in_index = [], Counter()
     query = "SELECT id, film, who, file_id FROM answers WHERE verdict IN ('right', 'wrong') AND film IS NOT NULL"
-    for answer, film, who, file_id in open_existing(args.db).execute(f"{query} ORDER BY time"):
-        key, name = short(film), f"{short(who)}-{short(answer)}.jpg"
-        if film not in state["films"]:
-            strange[film] += 1
-        elif name not in done and had[key, short(who)] < args.per_user and len(wanted) < SHEET:
-            had[key, short(who)] += 1
-            wanted.append((home / "pending" / key / name, file_id))
-    for film, count in strange.most_common():
-        print(f"{film}: {count} pictures, but it is not in {args.index}", file=sys.stderr)
+    for answer, film, user, file_id in open_existing(base).execute(f"{query} ORDER BY time"):
+        if film not in films:
+            not_in_index[film] += 1
+            continue
+        name = f"{short_hash(user)}-{short_hash(answer)}.jpg"
+        giver = (short_hash(film), short_hash(user))
+        if name not in done and given[giver] < per_user and len(wanted) < SHEET:
+            given[giver] += 1
+            wanted.append((user_stills.pending_file(film, name), file_id))
+    for film, count in not_in_index.most_common():
+        print(f"{film}: {count} pictures, but it is not in {place}", file=sys.stderr)
     return wanted
 
 
@@ -100,7 +72,8 @@ async def fetch_pictures(wanted: list[tuple[Path, str]], api_base: str | None) -
 
     from telegram_bot.connection import download, read_token
 
-    failed, api = 0, TelegramAPIServer.from_base(api_base) if api_base else PRODUCTION
+    failed = 0
+    api = TelegramAPIServer.from_base(api_base) if api_base else PRODUCTION
     async with Bot(read_token(dict(os.environ)), session=AiohttpSession(api=api)) as bot:
         for path, file_id in wanted:
             try:
@@ -113,41 +86,150 @@ async def fetch_pictures(wanted: list[tuple[Path, str]], api_base: str | None) -
     return failed
 
 
-def show_pending(path: Path, home: Path, index, identifier: Identifier) -> None:
+# --------------------------------------------------------------------------------------- what the owner sees
+
+
+@dataclass
+class PendingPicture:
+    """A user's picture beside the nearest still of its film."""
+
+    file: str  # FOLDER/NAME under pending/
+    title: str
+    similarity: float
+    thumbnail: bytes  # theirs, a JPEG
+    still: bytes  # ours
+
+    def line(self, number: int) -> str:
+        """Its line of learn.txt."""
+        return f"{number}\t{self.file}\t{self.similarity:.2f}\t{self.title}"
+
+
+def find_pending(user_stills: UserStills, index: Index, identifier: Identifier) -> list[PendingPicture]:
+    """What may be accepted; near-duplicates and what can't be read are refused."""
+    titles = {short_hash(title): title for title in index.titles}
+    pending = []
+    for folder in user_stills.pending_folders():
+        title = titles.get(folder.name)
+        if title is not None:  # else removed meanwhile
+            pending += compare_pending(user_stills, folder, title, index, identifier)
+    return pending
+
+
+def compare_pending(
+    user_stills: UserStills, folder: Path, title: str, index: Index, identifier: Identifier
+) -> list[PendingPicture]:
+    """The pending pictures of one film."""
+    files = {file.name for file in folder.glob("*.jpg")}
+    try:
+        rows = embed_film(list_stills(folder), identifier)
+    except UserError:  # none of them can be read
+        rows = None
+    for name in files - set(rows.name.tolist() if rows else []):
+        user_stills.refuse(folder / name)
+    if rows is None:
+        return []
+    found = []
+    vectors = project_all(rows.embedding, *index.basis)
+    for name, thumbnail, vector in zip(rows.name, rows.list_thumbnails(), vectors, strict=True):
+        proof = index.evidence(index.titles.index(title), vector)
+        file = f"{folder.name}/{name}"
+        found.append(PendingPicture(file, title, proof.similarity, thumbnail.tobytes(), proof.thumbnail))
+    return found
+
+
+def show_pending(path: Path, pending: list[PendingPicture]) -> None:
     """Draw each picture beside the nearest still of its film, and write the list to choose from."""
-    cells, lines, titles = [], [], {short(title): title for title in index.titles}
-    for folder in sorted(home.glob("pending/*")):
-        files, title = {file.name for file in folder.glob("*.jpg")}, titles.get(folder.name)
-        if title is None:  # removed meanwhile
-            continue
-        try:
-            rows = embed_film(list_stills(folder), identifier)
-        except UserError:  # none of them can be read
-            rows = {"name": np.array([], str), "embedding": []}
-        for name in files - set(rows["name"].tolist()):  # near-duplicates, and what can't be read
-            put_away(folder / name, home)
-        if not len(rows["name"]):
-            continue
-        thumbs = np.split(rows["thumbs"], rows["ends"][:-1])
-        for name, thumb, vector in zip(rows["name"], thumbs, project_all(rows["embedding"], *index.basis), strict=True):
-            proof = index.evidence(index.titles.index(title), vector)
-            cells.append((thumb.tobytes(), proof.thumbnail))
-            lines.append(f"{len(cells)}\t{folder.name}/{name}\t{proof.similarity:.2f}\t{title}")
-    if not cells:
-        return print("nothing new that users confirmed")
-    wide, high = 2 * THUMB + 12, THUMB + 20
-    sheet = Image.new("RGB", (4 * wide, -(-len(cells) // 4) * high), "white")
-    for place, (pair, line) in enumerate(zip(cells, lines, strict=True)):
-        x, y = place % 4 * wide, place // 4 * high
-        for k, picture in enumerate(pair):
-            sheet.paste(Image.open(io.BytesIO(picture)), (x + k * (THUMB + 4), y))
-        number, _, alike, title = line.split("\t")
-        words = f"{number}: {title[:38]}, {alike}"
-        ImageDraw.Draw(sheet).text((x, y + THUMB), words, fill="black", font=ImageFont.load_default(12))
+    if not pending:
+        print("nothing new that users confirmed")
+        return
+    lines = [picture.line(number) for number, picture in enumerate(pending, 1)]
     listed = path.with_suffix(".txt")
     with atomic_write(path) as file:
-        sheet.save(file, "PNG")
+        draw_pending(pending).save(file, "PNG")
     with atomic_write(listed, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"look at {path} (theirs, then ours), delete lines from {listed}, then: --accept {listed}")
+
+
+def draw_pending(pending: list[PendingPicture]) -> Image.Image:
+    """A sheet of pairs, theirs and ours, numbered as in the list."""
+    width, height = 2 * THUMBNAIL + 12, THUMBNAIL + 20
+    sheet = Image.new("RGB", (COLUMNS * width, -(-len(pending) // COLUMNS) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for place, picture in enumerate(pending):
+        x, y = place % COLUMNS * width, place // COLUMNS * height
+        sheet.paste(Image.open(io.BytesIO(picture.thumbnail)), (x, y))
+        sheet.paste(Image.open(io.BytesIO(picture.still)), (x + THUMBNAIL + 4, y))
+        words = f"{place + 1}: {picture.title[:38]}, {picture.similarity:.2f}"
+        draw.text((x, y + THUMBNAIL), words, fill="black", font=font)
+    return sheet
+
+
+def sort_pending(user_stills: UserStills, accept: str) -> None:
+    """Accept pending pictures, and refuse the others; accept: "all", or a list as show_pending writes it."""
+    text = "" if accept == "all" else Path(accept).read_text("utf-8")
+    wanted = {line.split("\t")[1] for line in text.splitlines() if line.count("\t") == 3}
+    for file in user_stills.pending_files():
+        if accept == "all" or f"{file.parent.name}/{file.name}" in wanted:
+            user_stills.accept(file)
+        else:
+            user_stills.refuse(file)
+
+
+# --------------------------------------------------------------------------------------- the command line
+
+
+def run_pictures(args: argparse.Namespace) -> int:
+    """Show what users confirmed of films of the index, or add it. Only what was shown is ever added."""
+    engine = open_engine(args.index)
+    identifier = Identifier(args.model)
+    user_stills = require_user_stills(engine)
+    with engine.writing():
+        state = read_state(engine)
+        check_model(engine, state, fingerprint(identifier))
+        if not args.accept:
+            wanted = choose_pictures(args.db, state.films, user_stills, per_user=args.per_user, place=args.index)
+            failed = asyncio.run(fetch_pictures(wanted, args.api_base))
+            show_pending(args.sheet, find_pending(user_stills, Index(args.index, identifier), identifier))
+            return 1 if failed else 0
+        sort_pending(user_stills, args.accept)
+        for title, count in add_user_stills(engine, state, identifier).items():
+            print(f"{title}: {count} stills added")
+        engine.pack(state)
+        engine.commit(state)
+    return 0
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Use what users of the bot confirmed, wished for and judged.")
+    add = parser.add_argument
+    add("--db", type=Path, default=Path("bot.sqlite"), help="database of bot.py (default: %(default)s)")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--accept", metavar="all|FILE", help="add what was shown: all, or the lines left in learn.txt")
+    group.add_argument("--wishes", action="store_true", help="print the films that users missed, and exit")
+    group.add_argument("--labels", type=Path, metavar="CSV", help="write the users' verdicts there, and exit")
+    add = parser.add_argument_group("pictures for the index").add_argument
+    add("--index", default="index", help="a folder from index.py (default: %(default)s)")
+    add("--model", default="export", help="folder from export.py (default: %(default)s)")
+    add("--per-user", type=int, default=5, help="pictures of a film that one user may give (default: %(default)s)")
+    add("--sheet", type=Path, default=Path("learn.png"), help="picture for you, its list beside (default: %(default)s)")
+    add("--api-base", metavar="URL", help="a Bot API server of your own (default: api.telegram.org)")
+    return parser
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    if args.wishes:
+        print_wishes(args.db)
+        return 0
+    if args.labels:
+        write_feedback(args.db, args.labels)
+        return 0
+    return run_pictures(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,14 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from answering.console import UserError, atomic_write
 from answering.pictures import PREPROCESSING
 
-TORCHVISION = {  # names of the model and of its last layer there
+# our name: torchvision's name of the model, and of its last layer
+TORCHVISION = {
     "resnet50": ("resnet50", "fc"),
     "mobilenetv2": ("mobilenet_v2", "classifier.1"),
     "densenet121": ("densenet121", "classifier"),
 }
 CLIP = "clip_vit_base_patch32"
+CLIP_NAME = "openai/clip-vit-base-patch32"  # on the Hugging Face Hub
+CLIP_IN_TIMM = "vit_base_patch32_clip_224.openai"
 ARCHITECTURES = (*TORCHVISION, "vit_base_patch16_224", "deit_base_patch16_224", CLIP)
-CLIP_NAME, CLIP_IN_TIMM = "openai/clip-vit-base-patch32", "vit_base_patch32_clip_224.openai"
 PROMPTS = ("a frame from the movie {}", "a still of the film {}", "a scene of the movie {}", "{}")
 CHECKPOINT_FORMAT = "movie-by-frame checkpoint 2"
 
@@ -41,33 +43,49 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: nn.Module, classes: int, intermediate: list[str] = ()):
         super().__init__()
-        self.backbone, self.intermediate, self.seen = backbone, list(intermediate), []
-        hooks = [backbone.get_submodule(name).register_forward_hook(self._see) for name in self.intermediate]
-        with torch.no_grad():
-            last = backbone.eval()(torch.zeros(1, 3, PREPROCESSING["size"], PREPROCESSING["size"]))
-        backbone.train()
-        dims, self.seen = [part.shape[1] for part in (last, *self.seen)], []
-        if len(dims) != 1 + len(hooks):
-            dims, self.intermediate = dims[:1], []
-            for hook in hooks:
-                hook.remove()
+        self.backbone = backbone
+        self.intermediate = list(intermediate)
+        self.seen: list[torch.Tensor] = []  # what the blocks gave in the pass that runs, in their order
+        dims = self._read_blocks()
         if self.intermediate:
             self.norm = nn.BatchNorm1d(sum(dims), affine=False)
-            self.register_buffer("scale", torch.cat([torch.full((d,), d**-0.5) for d in dims]), persistent=False)
+            scale = torch.cat([torch.full((dim,), dim**-0.5) for dim in dims])
+            self.register_buffer("scale", scale, persistent=False)
         self.head = nn.Linear(sum(dims), classes) if classes else None
         if classes:
             nn.init.trunc_normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
 
-    def _see(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        """Keep what a block says of the picture: [N, C, H, W], [N, H, W, C] or tokens [N, L, C] -> [N, C or 2C]."""
+    def _read_blocks(self) -> list[int]:
+        """Hook the intermediate blocks, or none where one can't be read; returns the dimensions of each part."""
+        blocks = [self.backbone.get_submodule(name) for name in self.intermediate]
+        hooks = [block.register_forward_hook(self._keep_mean) for block in blocks]
+        with torch.no_grad():
+            last = self.backbone.eval()(torch.zeros(1, 3, PREPROCESSING["size"], PREPROCESSING["size"]))
+        self.backbone.train()
+        dims = [part.shape[1] for part in (last, *self.seen)]
+        self.seen = []
+        if len(dims) == 1 + len(hooks):
+            return dims
+        for hook in hooks:
+            hook.remove()
+        self.intermediate = []
+        return dims[:1]
+
+    def _keep_mean(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        """Keep a block's output, as its mean over the picture: [N, C].
+
+        output: maps [N, C, H, W] or [N, H, W, C], or tokens [N, L, C]; a class token is put before their mean: [N, 2C].
+        """
         if not isinstance(output, torch.Tensor) or output.ndim not in (3, 4):
             return
         if output.ndim == 4:
-            self.seen.append(output.mean((1, 2) if getattr(self.backbone, "output_fmt", "") == "NHWC" else (2, 3)))
+            channels_last = getattr(self.backbone, "output_fmt", "") == "NHWC"
+            self.seen.append(output.mean((1, 2) if channels_last else (2, 3)))
             return
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
-        self.seen.append(torch.cat([output[:, : min(prefix, 1)].flatten(1), output[:, prefix:].mean(1)], 1))
+        class_token = output[:, : min(prefix, 1)].flatten(1)
+        self.seen.append(torch.cat([class_token, output[:, prefix:].mean(1)], 1))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         embedding = self.backbone(images)
@@ -78,7 +96,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def set_norm(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Take the statistics of embeddings [N, D], made before the norm had any, as its own; returns them normed."""
+        """Give the norm the statistics of embeddings [N, D], made before it had any; returns them normalised."""
         raw = (embedding.to(self.scale) / self.scale).float()
         self.norm.running_mean.copy_(raw.mean(0))
         self.norm.running_var.copy_(raw.var(0))
@@ -87,13 +105,26 @@ class Classifier(nn.Module):
 
 def find_intermediate(backbone: nn.Module) -> list[str]:
     """Names of the blocks at a sixth, a third and two thirds of the depth; empty where the model has no such list."""
+    blocks = _list_blocks(backbone)
+    if len(blocks) <= 3:
+        return []
+    return [blocks[math.ceil(share * len(blocks)) - 1] for share in (1 / 6, 1 / 3, 2 / 3)]
+
+
+def _list_blocks(backbone: nn.Module) -> list[str]:
+    """Names of the blocks that follow one another, as torchvision and timm name them."""
     names = [name for name, _ in backbone.named_children()]
-    blocks = [name for name in names if re.fullmatch(r"layer\d", name)]
+    layers = [name for name in names if re.fullmatch(r"layer\d", name)]
+    if layers:
+        return layers
     for container in ("blocks", "stages", "features", "layers"):
-        if not blocks and container in names:
-            blocks = [f"{container}.{name}" for name, _ in backbone.get_submodule(container).named_children()]
-            blocks = [name for name in blocks if "denseblock" in name] or blocks
-    return [blocks[math.ceil(share * len(blocks)) - 1] for share in (1 / 6, 1 / 3, 2 / 3)] if len(blocks) > 3 else []
+        if container not in names:
+            continue
+        blocks = [f"{container}.{name}" for name, _ in backbone.get_submodule(container).named_children()]
+        dense = [name for name in blocks if "denseblock" in name]  # of DenseNet, whose features hold other things too
+        if blocks:
+            return dense or blocks
+    return []
 
 
 class ClipClassifier(nn.Module):
@@ -117,32 +148,38 @@ class ClipClassifier(nn.Module):
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Whether it normalises layers as transformers do: then it is fine-tuned gently, and int8 takes another way."""
+    """Whether it has layer norms, as transformers do: then it is fine-tuned gently and quantised in another way."""
     return any(isinstance(module, nn.LayerNorm) for module in model.modules())
 
 
 def preprocessing_for(arch: str) -> dict:
     """The preprocessing that this architecture's pretrained weights expect."""
-    config = None if arch in TORCHVISION else timm.get_pretrained_cfg(CLIP_IN_TIMM if arch == CLIP else arch)
-    return PREPROCESSING | ({"mean": list(config.mean), "std": list(config.std)} if config else {})
+    if arch in TORCHVISION:
+        return dict(PREPROCESSING)
+    config = timm.get_pretrained_cfg(CLIP_IN_TIMM if arch == CLIP else arch)
+    if not config:
+        return dict(PREPROCESSING)
+    return PREPROCESSING | {"mean": list(config.mean), "std": list(config.std)}
 
 
 def build_model(
-    arch: str, classes: list[str], *, pretrained: bool = True, init: str | Path | None = None, intermediate=False
+    arch: str,
+    classes: list[str],
+    *,
+    pretrained: bool = True,
+    init: str | Path | None = None,
+    intermediate: bool = False,
 ) -> nn.Module:
     """Module for one of ARCHITECTURES or a timm name, with a new head for these classes; an embedder without any.
 
-    intermediate: let early blocks speak too (see Classifier); not for CLIP, whose head starts from texts. pretrained:
+    intermediate: read early blocks too (see Classifier); not for CLIP, whose head starts from texts. pretrained:
     weights from the official hub, unless init names a local file (torchvision, timm or our checkpoint; for CLIP a
     folder in the layout of save_pretrained). Raises UserError for an unknown name, weights that do not fit, or a hub
     that can't be reached.
     """
     if init is not None and not Path(init).exists():
         raise UserError(f"--init {init}: no such file or folder", 2)
-    if arch not in ARCHITECTURES and not timm.is_model(arch):
-        near = timm.list_models(f"*{arch.split('_')[0]}*")[:3]
-        hint = f"; timm has for example {', '.join(near)}" if near else ""
-        raise UserError(f"--arch {arch}: neither one of {', '.join(ARCHITECTURES)} nor a timm name{hint}", 2)
+    _check_name(arch)
     hub = pretrained and init is None
     try:
         if arch == CLIP:
@@ -164,6 +201,15 @@ def build_model(
     return model
 
 
+def _check_name(arch: str) -> None:
+    """Raise UserError for an architecture that nobody knows."""
+    if arch in ARCHITECTURES or timm.is_model(arch):
+        return
+    near = timm.list_models(f"*{arch.split('_')[0]}*")[:3]
+    hint = f"; timm has for example {', '.join(near)}" if near else ""
+    raise UserError(f"--arch {arch}: neither one of {', '.join(ARCHITECTURES)} nor a timm name{hint}", 2)
+
+
 def _build_backbone(arch: str, hub: bool) -> nn.Module:
     """The network without its last layer, with weights from the hub if it has any."""
     if arch in TORCHVISION:
@@ -173,8 +219,8 @@ def _build_backbone(arch: str, hub: bool) -> nn.Module:
         return backbone
     config = timm.get_pretrained_cfg(arch)
     options = {"pretrained": hub and bool(config and config.has_weights), "num_classes": 0}
-    # models tied to one input size (most ViTs) are told ours; the others take any
-    options |= {"img_size": PREPROCESSING["size"]} if config and config.fixed_input_size else {}
+    if config and config.fixed_input_size:  # as most ViTs; the others take any size
+        options["img_size"] = PREPROCESSING["size"]
     try:  # transformers that can take smaller training crops too
         return timm.create_model(arch, **options, dynamic_img_size=True)
     except TypeError:
@@ -190,12 +236,12 @@ class Checkpoint:
 
     arch: str
     classes: list[str]
-    preprocessing: dict  # the keys of image.PREPROCESSING
-    args: dict  # of train.py
+    preprocessing: dict  # the keys of answering.pictures.PREPROCESSING
+    args: dict  # of the run, as args.json has them
     model: dict  # state dict of build_model(arch, classes, intermediate=args["intermediate"])
-    figures: dict  # on val
+    figures: dict  # of the best epoch, a row of metrics.csv
     commit: str = "unknown"
-    held_out: dict | None = None  # of a head that was fitted on val too, see probe.refit_probe
+    held_out: dict | None = None  # of a head that was fitted on val too, see training.probe.refit_probe
     training: dict | None = None  # last.pt alone: what train.py resumes from
     format: str = CHECKPOINT_FORMAT
 
@@ -238,11 +284,15 @@ def read_state(path: str | Path) -> dict:
 
 def plain_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint of ours, torchvision, timm or Lightning, without the wrappers' prefixes."""
-    state = next((checkpoint[k] for k in ("model", "state_dict") if isinstance(checkpoint.get(k), dict)), checkpoint)
-    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    state = checkpoint
+    for key in ("model", "state_dict"):
+        if isinstance(checkpoint.get(key), dict):
+            state = checkpoint[key]
+            break
+    state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     for prefix in ("module.", "model."):
-        if state and all(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
@@ -252,26 +302,40 @@ def load_weights(model: nn.Module, path: str | Path, classes: list[str]) -> None
     The head is taken over only from our own checkpoint with the same classes, if val was kept from it. Raises UserError
     when under half of the backbone matches.
     """
-    checkpoint, target = read_state(path), model.state_dict()
+    checkpoint = read_state(path)
+    target = model.state_dict()
     state = plain_weights(checkpoint)
-    own = any(k.startswith("backbone.") for k in state)
-    state = state if own else {f"backbone.{k}": v for k, v in state.items()}
-    key = "backbone.pos_embed"
-    if key in state and key in target and state[key].shape != target[key].shape:  # other input size
-        side = int(target[key].shape[1] ** 0.5)
-        state[key] = resample_abs_pos_embed(state[key], [side] * 2, num_prefix_tokens=target[key].shape[1] - side**2)
-    # a head that has seen val must not be examined on it
-    same_films = own and checkpoint.get("classes") == classes and checkpoint.get("held_out") is None
-    matched = {k: v for k, v in state.items() if k in target and target[k].shape == v.shape}
-    matched = {k: v for k, v in matched.items() if same_films or k.startswith("backbone.")}
-    wanted = [k for k in target if k.startswith("backbone.")]
-    missing = [k.removeprefix("backbone.") for k in wanted if k not in matched]
-    got = f"{len(wanted) - len(missing)} of {len(wanted)} backbone tensors"
+    is_ours = any(key.startswith("backbone.") for key in state)
+    if not is_ours:
+        state = {f"backbone.{key}": value for key, value in state.items()}
+    _resample_positions(state, target)
+    # a head that has seen val must not be measured on it
+    take_head = is_ours and checkpoint.get("classes") == classes and checkpoint.get("held_out") is None
+    matched = {}
+    for key, value in state.items():
+        fits = key in target and target[key].shape == value.shape
+        if fits and (take_head or key.startswith("backbone.")):
+            matched[key] = value
+    wanted = [key for key in target if key.startswith("backbone.")]
+    missing = [key.removeprefix("backbone.") for key in wanted if key not in matched]
+    share = f"{len(wanted) - len(missing)} of {len(wanted)} backbone tensors"
     if len(missing) > len(wanted) / 2:
-        raise UserError(f"--init {path}: only {got} fit; name the --arch it was made for")
+        raise UserError(f"--init {path}: only {share} fit; name the --arch it was made for")
     model.load_state_dict(matched, strict=False)
-    text = f"init {path}: {got} matched, head {'taken over' if same_films else 'new'}"
-    print(text + (f"; missing {', '.join(missing[:3])}" if missing else ""))
+    text = f"init {path}: {share} matched, head {'taken over' if take_head else 'new'}"
+    if missing:
+        text += f"; missing {', '.join(missing[:3])}"
+    print(text)
+
+
+def _resample_positions(state: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
+    """Fit the position embedding of state, in place, to target's, which may be of another input size."""
+    key = "backbone.pos_embed"
+    if key not in state or key not in target or state[key].shape == target[key].shape:
+        return
+    tokens = target[key].shape[1]
+    side = int(tokens**0.5)
+    state[key] = resample_abs_pos_embed(state[key], [side, side], num_prefix_tokens=tokens - side**2)
 
 
 def convert_original(arch: str, path: str | Path, classes: list[str]) -> Checkpoint:
@@ -279,7 +343,10 @@ def convert_original(arch: str, path: str | Path, classes: list[str]) -> Checkpo
 
     Whether they fit this architecture is found out when it is built. Raises UserError for another number of films.
     """
-    head = TORCHVISION[arch][1] if arch in TORCHVISION else getattr(timm.get_pretrained_cfg(arch), "classifier", None)
+    if arch in TORCHVISION:
+        _, head = TORCHVISION[arch]
+    else:
+        head = getattr(timm.get_pretrained_cfg(arch), "classifier", None)
     state = {}
     for key, value in plain_weights(read_state(path)).items():
         stem, _, last = key.rpartition(".")
@@ -288,7 +355,7 @@ def convert_original(arch: str, path: str | Path, classes: list[str]) -> Checkpo
     if outputs != len(classes):
         raise UserError(f"{path}: has {outputs} outputs, but --classes names {len(classes)} films")
     spec = PREPROCESSING | {"crop_bars": False, "draft": False}  # as its bot prepared a picture
-    return Checkpoint(arch, classes, spec, {"rule": "original"}, state, {})
+    return Checkpoint(arch, classes, spec, args={"rule": "original"}, model=state, figures={})
 
 
 # -------------------------------------------------------------------------------------------------- CLIP
@@ -304,7 +371,8 @@ def _build_clip(classes: list[str], hub: bool, init: str | Path | None) -> ClipC
             load_weights(model, init, classes)
         return model
     source = str(init or CLIP_NAME)
-    clip, tokenizer = CLIPModel.from_pretrained(source), CLIPTokenizer.from_pretrained(source)
+    clip = CLIPModel.from_pretrained(source)
+    tokenizer = CLIPTokenizer.from_pretrained(source)
     patch = clip.config.vision_config.patch_size
     if patch != 32:  # a checkpoint names only the architecture
         raise UserError(f"--init {source}: a CLIP with patches of {patch} pixels, and {CLIP_NAME} has 32", 2)
@@ -320,12 +388,14 @@ def class_texts(clip, tokenizer, classes: list[str]) -> torch.Tensor:
     for title in classes:
         prompts = [prompt.format(title.rsplit(" (", 1)[0]) for prompt in PROMPTS]
         tokens = tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-        texts.append(F.normalize(F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1).mean(0), dim=0))
+        embeddings = F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1)
+        texts.append(F.normalize(embeddings.mean(0), dim=0))
     return torch.stack(texts)
 
 
 def multiply_adds(model: nn.Module, size: int) -> int:
     """Multiply-adds of one forward pass on one image, as torch counts them; leaves the model in eval mode."""
-    with FlopCounterMode(display=False) as counter:  # not under no_grad, which its hooks do not stand
-        model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    images = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False) as counter:  # with gradients: its hooks fail under no_grad
+        model.eval()(images)
     return counter.get_total_flops() // 2

@@ -1,4 +1,7 @@
-"""calibration"""
+"""Thresholds of an index, from questions that it asks itself: known frames, and films held out in turn."""
+
+import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,115 +17,253 @@ from answering.projection import (
 
 HELD_OUT_PARTS = 4  # of the films; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
-FALLBACK_THRESHOLD = 0.5  # with fewer films than MIN_FILMS none can play a stranger to the others: then this threshold
+FALLBACK_THRESHOLD = 0.5  # with under MIN_FILMS films none can be held out as unknown to the others
+FALLBACK_SLOPE = 12.0
 TARGETS = {"movie": 0.95, "shortlist": 0.80}  # what is promised: named films right, shortlists that hold the film
 MARGIN = 0.02  # thresholds are fitted so far above the promise of movie, since what people send is harder (RESULTS.md)
 UNKNOWN_SHARE = 0.3  # of the frames that people send, how many are of films that the collection lacks
+NEWTON_STEPS = 30
+SLOPE_PRIOR = 1e-4  # weak, so that separable scores do not give an endless slope
 
 
-def leave_out_groups(when: np.ndarray) -> np.ndarray:
-    """Numbers [n] of a film's frames in order; of one number are those that are left out with a frame, to ask for it.
+@dataclass
+class FilmSample:
+    """What the thresholds take of a film."""
 
-    Of a film known densely, from video, a question lies between known frames: the frame alone. Of one known by
-    scattered stills it is an unseen scene: a tenth of the film. when: milliseconds, -1 where not known.
+    embedding: np.ndarray  # [n, D]
+    time_ms: np.ndarray  # [n], -1 where not known
+    change: np.ndarray  # [m, D]: what degrading changed in some frames' embeddings
+
+
+@dataclass
+class LeaveOneOutScores:
+    """Scores of questions that an index asks itself."""
+
+    known: np.ndarray  # best score [N] of frames that were left out with their surroundings
+    film: np.ndarray  # [N]: the film that each is of
+    best: np.ndarray  # [N]: the film with the best score
+    in_top_three: np.ndarray  # bool [N]: whether its film is among the three best
+    unknown: np.ndarray  # best score [M] of frames that were left out with their film
+    unknown_film: np.ndarray  # [M]: the film that each is of
+
+
+@dataclass
+class RuleFigures:
+    """What a rule gave on the questions that it was fitted on."""
+
+    auroc: float  # of the scores, known against unknown
+    named: float  # share of known frames that are named
+    strangers: float  # share of unknown frames that are named all the same
+    exact: float  # share of known frames that are named rightly
+
+
+@dataclass
+class Rule:
+    """Scores of movie or more name the film, of shortlist or more give three; confidence = sigmoid(slope s + shift)."""
+
+    movie: float
+    shortlist: float
+    slope: float
+    shift: float
+    figures: RuleFigures | None = None  # None where there were too few films to measure them
+
+    def to_json(self) -> dict:
+        """The rule as index.json has it."""
+        values = dataclasses.asdict(self)
+        values["figures"] = values["figures"] or {}
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Rule":
+        """Raises TypeError for what to_json did not write."""
+        figures = values.get("figures")
+        return cls(**{**values, "figures": RuleFigures(**figures) if figures else None})
+
+
+# ------------------------------------------------------------------------------------------ the questions
+
+
+def leave_out_groups(time_ms: np.ndarray) -> np.ndarray:
+    """Group numbers [n] of a film's frames in order: a frame is asked for with all of its group left out.
+
+    Of a film known densely, from video, a question lies between known frames: each frame is a group of its own. Of one
+    known by scattered stills it is an unseen scene: a tenth of the film. time_ms: -1 where not known.
     """
-    places = np.arange(len(when))
-    return places if is_dense(when) else places * 10 // len(when)
+    places = np.arange(len(time_ms))
+    return places if is_dense(time_ms) else places * 10 // len(time_ms)
 
 
-def is_dense(when: np.ndarray) -> bool:
+def is_dense(time_ms: np.ndarray) -> bool:
     """Whether a film with frames at these milliseconds, -1 where not known, is known densely."""
-    known = when[when >= 0]
-    return 2 * len(known) > max(2, len(when)) and bool(np.median(np.diff(np.sort(known))) <= DENSE_MS)
+    known = time_ms[time_ms >= 0]
+    return 2 * len(known) > max(2, len(time_ms)) and bool(np.median(np.diff(np.sort(known))) <= DENSE_MS)
 
 
-def ask_within(vectors: np.ndarray, when: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """How like frames asked [n] of a film are to the rest of it, each with its surroundings left out."""
-    apart = leave_out_groups(when)
-    left_out = apart[asked][:, None] == apart
+def ask_within(vectors: np.ndarray, time_ms: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """How like frames asked [n] of a film are to the rest of it, each with its group left out."""
+    groups = leave_out_groups(time_ms)
+    left_out = groups[asked][:, None] == groups
     nearest = np.where(left_out, -1, vectors[asked] @ vectors.T).max(1)
     middle = unit_length(vectors.sum(0) - left_out.astype(np.float32) @ vectors)
     return blend_similarity(nearest, (vectors[asked] * middle).sum(1))
 
 
-def leave_one_out_scores(films: list[dict], sample: int, basis: tuple[np.ndarray, np.ndarray] | None = None) -> dict:
-    """Questions that an index asks itself: its frames with their surroundings left out, and with their film left out.
+class FilmVectors:
+    """All sampled frames as vectors in one projection, to compare frames with every film."""
 
-    films: {"embedding", "time", "change"} of each; basis: what fit_projection makes of all, else it is made. Left out
-    means of the projection too, else strangers look strange that are not. Gives scores of known [N] and unknown frames
-    [M], which film each belongs to, which films were best and whether the three best hold the right one.
+    def __init__(self, embedding: np.ndarray, owner: np.ndarray, count: int, basis: tuple[np.ndarray, np.ndarray]):
+        self.owner = owner  # number of each frame's film, in rising order
+        self.count = count  # films
+        self.vectors = project_all(embedding, *basis)
+        self.middles = unit_length(np.add.reduceat(self.vectors, np.searchsorted(owner, np.arange(count))))
+
+    def similarities(self, asked: np.ndarray) -> np.ndarray:
+        """How like vectors [n, d] are to each film, [n, F]."""
+        return blend_similarity(nearest_by_film(asked @ self.vectors.T, self.owner, self.count), asked @ self.middles.T)
+
+
+def leave_one_out_scores(
+    films: list[FilmSample], sample: int, basis: tuple[np.ndarray, np.ndarray] | None = None
+) -> LeaveOneOutScores:
+    """Questions that an index asks itself: frames with their surroundings left out, and frames of films held out.
+
+    sample: frames asked of a film, at most; basis: what fit_projection makes of all films, else it is made here. A film
+    is held out of the projection too, else films that are unknown would look less so.
     """
-    embedding = np.concatenate([film["embedding"] for film in films])
-    owner = np.repeat(np.arange(len(films)), [len(film["embedding"]) for film in films])
+    embedding = np.concatenate([film.embedding for film in films])
+    owner = np.repeat(np.arange(len(films)), [len(film.embedding) for film in films])
+    asked = []
+    for film in films:
+        count = len(film.time_ms)
+        asked.append(np.linspace(0, count - 1, min(sample, count)).astype(int))
+    basis = basis or fit_projection(embedding, owner, np.concatenate([film.change for film in films]))
+    known, best, in_top_three = ask_known(films, FilmVectors(embedding, owner, len(films), basis), asked)
+    unknown = np.zeros(0)
+    unknown_film = np.zeros(0, int)
+    if len(films) >= MIN_FILMS:
+        unknown, unknown_film = ask_unknown(films, embedding, owner, asked)
+    return LeaveOneOutScores(
+        known=known,
+        film=np.repeat(np.arange(len(films)), [len(frames) for frames in asked]),
+        best=best,
+        in_top_three=in_top_three,
+        unknown=unknown,
+        unknown_film=unknown_film,
+    )
+
+
+def ask_known(films: list[FilmSample], space: FilmVectors, asked: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """(best score, film of that score, whether the right film is among the three best) of frames asked of each film."""
+    known = []
+    best = []
+    in_top_three = []
+    for number, film in enumerate(films):
+        own = space.vectors[space.owner == number]
+        similarity = space.similarities(own[asked[number]])
+        similarity[:, number] = ask_within(own, film.time_ms, asked[number])
+        scores = film_scores(similarity)
+        known.append(scores.max(1))
+        best.append(scores.argmax(1))
+        in_top_three.append((np.argsort(-scores, axis=1)[:, :3] == number).any(1))
+    return np.concatenate(known).astype(np.float64), np.concatenate(best), np.concatenate(in_top_three)
+
+
+def ask_unknown(
+    films: list[FilmSample], embedding: np.ndarray, owner: np.ndarray, asked: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(best score, number of the film held out) of frames of films that the projection and the search don't have."""
     parts = np.random.default_rng(13).permutation(len(films)) % min(HELD_OUT_PARTS, len(films))
-    asked = [np.linspace(0, len(film["time"]) - 1, min(sample, len(film["time"]))).astype(int) for film in films]
-    found = {name: [] for name in ("known", "film", "best", "held", "unknown", "stranger")}
-
-    def middles(vectors: np.ndarray) -> np.ndarray:
-        return unit_length(np.add.reduceat(vectors, np.searchsorted(owner, np.arange(len(films)))))
-
-    basis = basis or fit_projection(embedding, owner, np.concatenate([film["change"] for film in films]))
-    vectors = project_all(embedding, *basis)
-    middle = middles(vectors)
-    for f, at in enumerate(asked):
-        own = vectors[owner == f]
-        best = blend_similarity(nearest_by_film(own[at] @ vectors.T, owner, len(films)), own[at] @ middle.T)
-        best[:, f] = ask_within(own, films[f]["time"], at)
-        scores = film_scores(best)
-        found["known"] += scores.max(1).tolist()
-        found["best"] += scores.argmax(1).tolist()
-        found["held"] += (np.argsort(-scores, axis=1)[:, :3] == f).any(1).tolist()
-        found["film"] += [f] * len(at)
-    for part in range(parts.max() + 1) if len(films) >= MIN_FILMS else []:
+    unknown, unknown_film = [], []
+    for part in range(parts.max() + 1):
         stay = parts[owner] != part
-        change = np.concatenate([film["change"] for film, p in zip(films, parts, strict=True) if p != part])
-        vectors = project_all(embedding, *fit_projection(embedding[stay], owner[stay], change))
-        middle = middles(vectors)
-        for f in np.flatnonzero(parts == part).tolist():
-            own, rest = vectors[owner == f][asked[f]], np.delete(np.arange(len(films)), f)
-            best = blend_similarity(nearest_by_film(own @ vectors.T, owner, len(films)), own @ middle.T)[:, rest]
-            found["unknown"] += film_scores(best).max(1).tolist()
-            found["stranger"] += [f] * len(own)
-    return {name: np.array(values) for name, values in found.items()}
+        change = np.concatenate([film.change for film, own in zip(films, parts, strict=True) if own != part])
+        basis = fit_projection(embedding[stay], owner[stay], change)
+        space = FilmVectors(embedding, owner, len(films), basis)
+        for number in np.flatnonzero(parts == part).tolist():
+            frames = space.vectors[owner == number][asked[number]]
+            others = np.delete(np.arange(len(films)), number)
+            scores = film_scores(space.similarities(frames)[:, others])
+            unknown.append(scores.max(1))
+            unknown_film.append(np.full(len(frames), number))
+    return np.concatenate(unknown).astype(np.float64), np.concatenate(unknown_film)
 
 
-def fit_rule(asked: dict, sizes: np.ndarray, share: float = UNKNOWN_SHARE) -> dict:
-    """Thresholds and a logistic curve for the scores, from leave_one_out_scores; sizes: frames a film.
+# ----------------------------------------------------------------------------------------------- the rule
 
-    Known frames count by the root of their film's size, unknown films alike, and they make up this share of all.
+
+def fit_rule(asked: LeaveOneOutScores, sizes: np.ndarray, share: float = UNKNOWN_SHARE) -> Rule:
+    """Thresholds and a logistic curve for the scores; sizes: frames a film; share: of frames of unknown films.
+
+    Known frames count by the root of their film's size, unknown films alike.
     """
-    known, film, right = asked["known"], asked["film"], asked["best"] == asked["film"]
-    if not len(asked["unknown"]):
-        return {
-            "movie": FALLBACK_THRESHOLD,
-            "shortlist": FALLBACK_THRESHOLD / 2,
-            "slope": 12.0,
-            "shift": -12.0 * FALLBACK_THRESHOLD,
-            "figures": {},
-        }
-    weights = np.sqrt(sizes[film]) / np.bincount(film)[film], 1 / np.bincount(asked["stranger"])[asked["stranger"]]
-    weights = [part / part.sum() for part in weights]
-    weight = np.concatenate([(1 - share) * weights[0], share * weights[1]])
-    score, none = np.concatenate([known, asked["unknown"]]), np.zeros(len(asked["unknown"]))
-    good, held = np.concatenate([right, none]), np.concatenate([asked["held"], none])
-    highest = float(score.max()) + 1e-3  # where no threshold is right so often: above all that it asked itself
-    movie = min(highest, lowest_threshold(score, good, weight, TARGETS["movie"] + MARGIN))
-    rest = score < movie
-    shortlist = min(movie, lowest_threshold(score[rest], held[rest], weight[rest], TARGETS["shortlist"]))
-    line = np.zeros(2)  # the curve by Newton's method, its slope held by a weak prior
-    design = np.stack([score - movie, np.ones(len(score))], 1)
-    for _ in range(30):
+    if not len(asked.unknown):
+        return Rule(
+            movie=FALLBACK_THRESHOLD,
+            shortlist=FALLBACK_THRESHOLD / 2,
+            slope=FALLBACK_SLOPE,
+            shift=-FALLBACK_SLOPE * FALLBACK_THRESHOLD,
+        )
+    known_weights, unknown_weights = weigh_questions(asked, sizes)
+    weights = np.concatenate([(1 - share) * known_weights, share * unknown_weights])
+    scores = np.concatenate([asked.known, asked.unknown])
+    never = np.zeros(len(asked.unknown))
+    right = np.concatenate([asked.best == asked.film, never])
+    movie, shortlist = fit_thresholds(scores, right, np.concatenate([asked.in_top_three, never]), weights)
+    slope, height = fit_curve(scores - movie, right, weights)
+    return Rule(
+        movie=float(movie),
+        shortlist=float(shortlist),
+        slope=float(slope),
+        shift=float(height - slope * movie),
+        figures=measure_rule(asked, movie, known_weights, unknown_weights),
+    )
+
+
+def weigh_questions(asked: LeaveOneOutScores, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of known [N] and unknown frames [M], each adding up to 1."""
+    known = np.sqrt(sizes[asked.film]) / np.bincount(asked.film)[asked.film]
+    unknown = 1 / np.bincount(asked.unknown_film)[asked.unknown_film]
+    return known / known.sum(), unknown / unknown.sum()
+
+
+def fit_thresholds(
+    scores: np.ndarray, right: np.ndarray, in_top_three: np.ndarray, weights: np.ndarray
+) -> tuple[float, float]:
+    """The lowest thresholds of movie and shortlist that keep TARGETS."""
+    above_all = float(scores.max()) + 1e-3  # where no threshold is right often enough: above all that was asked
+    movie = min(above_all, lowest_threshold(scores, right, weights, TARGETS["movie"] + MARGIN))
+    rest = scores < movie
+    shortlist = lowest_threshold(scores[rest], in_top_three[rest], weights[rest], TARGETS["shortlist"])
+    return movie, min(movie, shortlist)
+
+
+def fit_curve(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(slope, height at 0) of a logistic curve by Newton's method, its slope held by a weak prior."""
+    line = np.zeros(2)
+    design = np.stack([scores, np.ones(len(scores))], 1)
+    ridge = np.diag([SLOPE_PRIOR, 1e-9])
+    for _ in range(NEWTON_STEPS):
         p = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
-        gain = design.T @ (weight * (good - p)) - [1e-4 * line[0], 0]
-        line += np.linalg.solve((design * (weight * p * (1 - p))[:, None]).T @ design + np.diag([1e-4, 1e-9]), gain)
-    ranks = np.argsort(np.argsort(score))[: len(known)]
-    auroc = (ranks.sum() - len(known) * (len(known) - 1) / 2) / (len(known) * len(none))
-    named, strangers = weights[0] @ (known >= movie), weights[1] @ (asked["unknown"] >= movie)
-    figures = {"auroc": auroc, "named": named, "strangers": strangers, "exact": weights[0] @ (right & (known >= movie))}
-    rule = {"movie": movie, "shortlist": shortlist, "slope": line[0], "shift": line[1] - line[0] * movie}
-    return {name: float(value) for name, value in rule.items()} | {
-        "figures": {name: float(value) for name, value in figures.items()}
-    }
+        gradient = design.T @ (weights * (right - p)) - [SLOPE_PRIOR * line[0], 0]
+        hessian = (design * (weights * p * (1 - p))[:, None]).T @ design + ridge
+        line += np.linalg.solve(hessian, gradient)
+    return line
+
+
+def measure_rule(
+    asked: LeaveOneOutScores, movie: float, known_weights: np.ndarray, unknown_weights: np.ndarray
+) -> RuleFigures:
+    """What the threshold of movie gives on the questions that it was fitted on."""
+    count = len(asked.known)
+    ranks = np.argsort(np.argsort(np.concatenate([asked.known, asked.unknown])))[:count]
+    named = asked.known >= movie
+    right = asked.best == asked.film
+    return RuleFigures(
+        auroc=float((ranks.sum() - count * (count - 1) / 2) / (count * len(asked.unknown))),
+        named=float(known_weights @ named),
+        strangers=float(unknown_weights @ (asked.unknown >= movie)),
+        exact=float(known_weights @ (right & named)),
+    )
 
 
 def lowest_threshold(score: np.ndarray, right: np.ndarray, weights: np.ndarray, target: float) -> float:

@@ -1,198 +1,18 @@
-"""Name the film that a frame comes from, with an exported model: numpy, Pillow and one runtime, no torch.
-
-python identify.py frame.jpg                                  # one frame, with the model in export/
-python identify.py frames/ more.png --json > answers.jsonl    # an object a line
-cat frame.jpg | python identify.py - --model export/openvino/model.xml
-python identify.py --self-test                                # which files this CPU computes right, and how fast
-"""
+"""Identifier, an exported model that names films, and its answers: numpy, Pillow and one runtime, no torch."""
 
 import base64
-import contextlib
-import functools
-import json
-import re
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
-from answering.console import UserError, atomic_write
+from answering.console import UserError
+from answering.contract import Contract
 from answering.pictures import cut_still, preprocess, read_image
-
-FORMAT = "movie-by-frame 2"  # of an exported file
-
-
-# ------------------------------------------------------------------------------- the contract and the runtimes
-
-
-@dataclass
-class Contract:
-    """What an exported file says of itself: in metadata_props of an .onnx, rt_info of an .xml, and model.json.
-
-    The graph takes image uint8 [N, S, S, 3] and gives logits [N, C], probabilities [N, C], known [N] and embedding
-    [N, D]: known >= decision["movie"] names the first film, known >= decision["shortlist"] offers three, else unknown.
-    An embedder, a network that was taught no films, has no classes and gives embedding alone.
-    """
-
-    architecture: str
-    commit: str
-    classes: list[str]
-    preprocessing: dict  # the keys of PREPROCESSING
-    decision: dict  # "movie" and "shortlist", thresholds of known; their "targets", the "score" behind known
-    accuracy: dict  # figures, on the split that it names
-    self_test: dict  # "output", its "values" on reference_frames, their "relative_error"; an index's "fingerprint"
-    format: str = FORMAT
-
-    def save(self, path: Path) -> None:
-        """Put it into an .onnx or .xml file that export.py wrote, or into a .json file for people."""
-        if path.suffix == ".json":
-            with atomic_write(path, "w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=1, ensure_ascii=False)
-            return
-        items = {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in asdict(self).items()}
-        if path.suffix == ".onnx":
-            import onnx
-
-            model = onnx.load(path)
-            onnx.helper.set_model_props(model, items)
-            onnx.save(model, path)
-        else:
-            import openvino
-
-            model = openvino.Core().read_model(path, config={"ENABLE_MMAP": False})  # we write what we read
-            for key, value in items.items():
-                model.set_rt_info(value, ["movie_by_frame", key])
-            openvino.save_model(model, path, compress_to_fp16=False)
-
-    @classmethod
-    def load(cls, metadata: dict[str, str], path: Path) -> "Contract":
-        """The contract in the metadata of the file path, every field checked. Raises UserError with the mend."""
-        mend = "export it again: python export.py runs/RUN/best.pt"
-        if "format" not in metadata:
-            raise UserError(f"--model {path}: carries no classes and no rule, so export.py did not write it; {mend}")
-        if metadata["format"] != FORMAT:
-            raise UserError(f"--model {path}: is in the format {metadata['format'][:40]!r}, not {FORMAT!r}; {mend}")
-        try:
-            plain = ("architecture", "commit", "format")
-            it = cls(**{k: metadata[k] if k in plain else json.loads(metadata[k]) for k in cls.__dataclass_fields__})
-            spec, rule = it.preprocessing, it.decision
-            sound = all(isinstance(title, str) for title in it.classes) and len(it.classes) == len(set(it.classes)) != 1
-            sound &= 16 <= spec["size"] <= 2048 and spec["resize"] == "squash" and len(spec["mean"] + spec["std"]) == 6
-            sound &= spec["crop_bars"] in (True, False) and spec["draft"] in (True, False)
-            sound &= spec["interpolation"].upper() in Image.Resampling.__members__
-            sound &= not it.classes or 0 <= rule["shortlist"] <= rule["movie"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            sound = False
-        if not sound:
-            raise UserError(f"--model {path}: its metadata is damaged; {mend}")
-        return it
-
-
-def cpu_flags() -> set[str]:
-    """What Linux says that this CPU can do ("avx2", "avx512_vnni", ...); empty on other systems."""
-    with contextlib.suppress(OSError, TypeError):
-        return set(re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].split())
-    return set()
-
-
-def choose_file(path: Path, runtime: str | None, format: str | None, flags: set[str]) -> tuple[Path, str, str, str]:
-    """(file, runtime, format, reason) for a folder that export.py wrote or one of its files, on a CPU with these flags.
-
-    The order is what `bench.py isa` measured (RESULTS.md). Raises UserError with the mend where nothing fits.
-    """
-    if not path.exists() or not (path.is_dir() or path.suffix in (".xml", ".onnx")):
-        made = path if path.suffix in (".pt", ".pth", ".ckpt") else "runs/RUN/best.pt"
-        what = "expected a folder, .onnx or .xml file" if path.exists() else "there is no such file"
-        raise UserError(f"--model {path}: {what}; make one with: python export.py {made}", 2)
-    order, reason = ["openvino int8", "onnxruntime int8", "openvino fp32", "onnxruntime fp32"], "the fastest here"
-    if "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}:
-        order, reason = [*order[2:], *order[:2]], "this CPU has no VNNI, for products of 8 bits"
-        if "avx512f" in flags:  # still twice as fast, and 7-bit weights don't saturate
-            order.insert(0, "openvino int8")
-    places = {"openvino int8": "openvino/model.xml", "onnxruntime int8": "model.int8.onnx"}
-    found = [(path / places.get(way, "model.onnx"), *way.split()) for way in order]
-    if not path.is_dir():  # OpenVINO reads .onnx as well, so a host with it alone can still answer
-        kind, reason = "int8" if path.name.endswith((".xml", ".int8.onnx")) else "fp32", "the file that was named"
-        found = [(path, by, kind) for by in ("onnxruntime", "openvino")][path.suffix == ".xml" :]
-    found = [item for item in found if item[0].exists() and find_spec(item[1])]
-    wanted = [item for item in found if runtime in (None, item[1]) and format in (None, item[2])]
-    if not wanted:
-        have = ", ".join(f"{by} {kind}" for _, by, kind in found) or "no file for a runtime that is installed"
-        raise UserError(
-            f"--model {path}: has {have}; change --runtime or --format, pip install it, or run export.py", 2
-        )
-    return *wanted[0], f"{wanted[0][1]} {wanted[0][2]}: {reason}"
-
-
-def load_onnxruntime(path: Path, threads: int, precision: None):
-    """(metadata, name, type and shape of the input, run) with ONNX Runtime; run: uint8 [N, S, S, 3] -> outputs."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.enable_mem_pattern = False  # 18 MB less for DeiT-B, no slower
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names, image = [output.name for output in session.get_outputs()], session.get_inputs()[0]
-    metadata = session.get_modelmeta().custom_metadata_map
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {"image": np.ascontiguousarray(batch)}), strict=True))
-
-    return metadata, [image.name, image.type, *image.shape[1:]], run
-
-
-@functools.cache
-def openvino_core():
-    """The one of this process. It stays: with the last of them goes a stack on which Linux would handle signals."""
-    import openvino
-
-    return openvino.Core()
-
-
-def load_openvino(path: Path, threads: int, precision: str | None):
-    """As load_onnxruntime, with OpenVINO. precision: "f32", "bf16" or None for what the CPU does best."""
-    import openvino
-
-    core = openvino_core()
-    model = core.read_model(path)
-    key = "framework" if path.suffix == ".onnx" else "movie_by_frame"  # so it calls the metadata_props of an .onnx
-    metadata = (
-        {k: v.astype(str) for k, v in model.get_rt_info(key).astype(dict).items()} if model.has_rt_info(key) else {}
-    )
-    image = model.inputs[0]
-    kind = "tensor(uint8)" if image.element_type == openvino.Type.u8 else image.element_type.to_string()
-    shape = [side.get_length() if side.is_static else None for side in image.partial_shape][1:]
-    model.reshape([1, *image.partial_shape[1:]])  # frame by frame it runs faster than with an open batch
-    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads}
-    config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-    request = core.compile_model(model, "CPU", config).create_infer_request()
-    names = [output.get_any_name() for output in model.outputs]
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        rows = []
-        for row in batch:
-            request.infer([row[None]])
-            rows.append([request.get_tensor(name).data.copy() for name in names])
-        return {name: np.concatenate(parts) for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
-
-    return metadata, [image.get_any_name(), kind, *shape], run
-
-
-def release_weights(path: Path) -> None:
-    """Give back the mapped pages of an OpenVINO .bin, which it holds packed too: a third of DeiT-B's memory; Linux."""
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        import ctypes
-
-        advise, inside = ctypes.CDLL(None).madvise, str(path.with_suffix(".bin").resolve())
-        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-            if line.endswith(inside) and " r--" in line:  # plain data that nobody wrote to
-                start, end = (int(number, 16) for number in line.split()[0].split("-"))
-                advise(start, end - start, 4)  # MADV_DONTNEED: if they are read again, they come from the file
-
+from answering.runtimes import choose_file, cpu_flags, load_file, release_weights
 
 # ------------------------------------------------------------------------------------------------ answers
 
@@ -220,6 +40,13 @@ class Candidate:
     confidence: float  # 0..1
     evidence: Evidence | None = None  # with an index
 
+    def as_dict(self) -> dict:
+        """For JSON; without evidence there is no such key."""
+        row = {"title": self.title, "confidence": round(self.confidence, 4)}
+        if self.evidence:
+            row["evidence"] = self.evidence.as_dict()
+        return row
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -229,12 +56,55 @@ class Answer:
     look: str | None = None  # "still": it is about the picture inside a screenshot
 
     def as_dict(self) -> dict:
-        candidates = [{"title": c.title, "confidence": round(c.confidence, 4)} for c in self.candidates]
-        for item, candidate in zip(candidates, self.candidates, strict=True):
-            if candidate.evidence:
-                item["evidence"] = candidate.evidence.as_dict()
-        found = {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
-        return found | ({"look": self.look} if self.look else {})
+        """For JSON, as identify.py --json prints it; look is there only where it says something."""
+        candidates = [candidate.as_dict() for candidate in self.candidates]
+        row = {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
+        if self.look:
+            row["look"] = self.look
+        return row
+
+
+class FilmIndex(Protocol):
+    """What an Identifier asks of an index of known stills; Index of collection.py is one."""
+
+    films: Collection[str]  # their titles; a dict by title is one
+
+    def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
+        """An answer a row of embeddings float [N, D]."""
+
+
+def answer_kind(score: float, rule: dict) -> str:
+    """The kind of an answer, by the thresholds of a rule for this score."""
+    if score >= rule["movie"]:
+        return "movie"
+    return "shortlist" if score >= rule["shortlist"] else "unknown"
+
+
+def join_answers(indexed: list[Answer], classified: list[Answer], films: Collection[str]) -> list[Answer]:
+    """The answers of an index, but a classifier's where the index knows nothing and it names a film that only it has.
+
+    classified: as many answers, or none where there is no classifier; films: the titles of the index.
+    """
+    answers = list(indexed)
+    for place, answer in enumerate(classified):
+        named_elsewhere = answer.kind == "movie" and answer.candidates[0].title not in films
+        if indexed[place].kind == "unknown" and named_elsewhere:
+            answers[place] = answer
+    return answers
+
+
+def format_answer(answer: Answer, guess: bool = False) -> str:
+    """One line for people. guess: with the candidates of an unknown film."""
+    listed = " | ".join(f"{c.title} ({c.confidence:.0%})" for c in answer.candidates)
+    inside = ", by the still inside it" if answer.look else ""
+    if answer.kind == "movie":
+        return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%}{inside})"
+    if answer.kind == "shortlist":
+        return f"one of: {listed}{inside}"
+    return "I don't know this film" + (f"; best guess: {listed}" if guess else "")
+
+
+# ------------------------------------------------------------------------------------------------ the model
 
 
 class Identifier:
@@ -243,26 +113,47 @@ class Identifier:
     path: the folder that export.py wrote, or one of its .onnx or .xml files. runtime: "openvino" or "onnxruntime";
     format: "int8" or "fp32"; where they leave a choice, choose_file makes it (reason tells). threads: 0 for all cores.
     precision: "f32" or "bf16", for OpenVINO. Raises UserError for a model that is missing, broken, or not one of ours.
+
+    index: None, or the films that answer first. run: uint8 [N, S, S, 3] -> {output: values [N, ...]}.
     """
 
     def __init__(self, path, *, runtime=None, format=None, threads: int = 0, precision: str | None = None):
-        runtime = runtime or ("openvino" if precision else None)  # which alone heeds it
-        self.path, self.runtime, self.format, self.reason = choose_file(Path(path), runtime, format, cpu_flags())
-        try:
-            load = load_openvino if self.runtime == "openvino" else load_onnxruntime
-            metadata, image, self.run = load(self.path, threads, precision)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
-            raise UserError(f"--model {self.path}: {self.runtime} can't load it, export it again ({reason})") from None
-        self.contract, self.index = Contract.load(metadata, self.path), None
-        self.classes, self.preprocessing = self.contract.classes, self.contract.preprocessing
-        size, count = self.preprocessing["size"], len(self.classes)
-        if image != ["image", "tensor(uint8)", size, size, 3]:
-            raise UserError(f"--model {self.path}: its input is {image}, not image uint8 [N, S, S, 3]; export it again")
-        shapes = {k: list(v.shape[1:]) for k, v in self.run(np.zeros((1, size, size, 3), np.uint8)).items()}  # warms up
+        if precision and not runtime:
+            runtime = "openvino"  # the only one that heeds it
+        self.place = Path(path)  # as it was named
+        chosen = choose_file(self.place, runtime, format, cpu_flags())
+        self.path = chosen.path  # of the one file that was loaded
+        self.runtime = chosen.runtime
+        self.format = chosen.format
+        self.reason = chosen.reason
+        loaded = load_file(chosen, threads, precision)
+        self.run = loaded.run
+        self.contract = Contract.load(loaded.metadata, self.path)
+        self.classes = self.contract.classes
+        self.preprocessing = self.contract.preprocessing
+        self.index: FilmIndex | None = None
+        self.check_input(loaded.input)
+        self.check_outputs()
         release_weights(self.path)
-        wanted = {"logits": [count], "probabilities": [count], "known": []} if count else {}
-        if shapes != wanted | {"embedding": shapes.get("embedding")}:
+
+    def check_input(self, described: list) -> None:
+        """Raise UserError unless the graph takes the pictures that the contract speaks of."""
+        size = self.preprocessing["size"]
+        if described != ["image", "tensor(uint8)", size, size, 3]:
+            raise UserError(
+                f"--model {self.path}: its input is {described}, not image uint8 [N, S, S, 3]; export it again"
+            )
+
+    def check_outputs(self) -> None:
+        """Raise UserError unless the outputs fit the classes. The first run also warms the runtime up."""
+        size = self.preprocessing["size"]
+        outputs = self.run(np.zeros((1, size, size, 3), np.uint8))
+        shapes = {name: list(values.shape[1:]) for name, values in outputs.items()}
+        count = len(self.classes)
+        wanted = {"embedding": shapes.get("embedding")}  # of any length
+        if count:
+            wanted |= {"logits": [count], "probabilities": [count], "known": []}
+        if shapes != wanted:
             raise UserError(f"--model {self.path}: its outputs {shapes} don't fit its {count} classes; export it again")
 
     def read(self, image) -> np.ndarray:
@@ -277,7 +168,8 @@ class Identifier:
     def identify(self, image, top: int = 3) -> Answer:
         """Answer for a frame: path, bytes, PIL image or RGB uint8 [H, W, 3]; or one for a list of frames of a film.
 
-        If they are unknown and screenshots, the pictures inside are looked at. Raises UserError if one is unreadable.
+        Screenshots whose film is unknown are cropped to the still inside and tried again. Raises UserError if one is
+        unreadable.
         """
         start = time.perf_counter()
         pictures = [self.read(one) for one in (image if isinstance(image, list) else [image])]
@@ -286,7 +178,7 @@ class Identifier:
             stills = [cut_still(rgb) for rgb in pictures]
             if any(still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)):
                 answer = replace(self.look(stills, top), look="still")
-        return replace(answer, ms=(time.perf_counter() - start) * 1000)
+        return replace(answer, ms=milliseconds_since(start))
 
     def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
         """One answer for pictures uint8 [H, W, 3] of one film: by the mean of what the model says."""
@@ -294,47 +186,56 @@ class Identifier:
         # in turn, so that memory stays as it is
         rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures]
         outputs = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
-        return self.make_answers(outputs, top, start)[0]
+        (answer,) = self.make_answers(outputs, top)
+        return replace(answer, ms=milliseconds_since(start))
 
     def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
         """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""
+        if not len(batch):
+            return []
         start = time.perf_counter()
-        return self.make_answers(self.run(batch), top, start) if len(batch) else []
+        answers = self.make_answers(self.run(batch), top)
+        share = milliseconds_since(start) / len(answers)
+        return [replace(answer, ms=share) for answer in answers]
 
-    def make_answers(self, outputs: dict[str, np.ndarray], top: int, start: float) -> list[Answer]:
-        """Answers for outputs of run; ms is the share of the time since start (perf_counter)."""
+    def make_answers(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
+        """An answer a row of the outputs of run, from the index, the classifier, or both; ms is left at 0."""
         if not self.classes and not self.index:
             raise UserError(
                 f"--model {self.path}: an embedder knows no films; name an --index, or export a trained run"
             )
-        answers = self.name_classes(outputs, top) if self.classes else []
-        if self.index:
-            answers = join_answers(self.index.answers(outputs["embedding"], top), answers, self.index.films)
-        ms = (time.perf_counter() - start) * 1000 / len(answers)
-        return [replace(answer, ms=ms) for answer in answers]
+        classified = self.name_classes(outputs, top) if self.classes else []
+        if not self.index:
+            return classified
+        indexed = self.index.answers(outputs["embedding"], top)
+        return join_answers(indexed, classified, self.index.films)  # films after answers, which may read a newer index
 
     def name_classes(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
         """What the classifier alone answers, by its probabilities and thresholds."""
-        movie, shortlist, answers = self.contract.decision["movie"], self.contract.decision["shortlist"], []
+        answers = []
         for row, known in zip(outputs["probabilities"], outputs["known"], strict=True):
-            kind = "movie" if known >= movie else "shortlist" if known >= shortlist else "unknown"
             best = np.argsort(-row, kind="stable")[:top]
-            answers.append(Answer(kind, [Candidate(self.classes[c], float(row[c])) for c in best], 0.0))
+            candidates = [Candidate(self.classes[film], float(row[film])) for film in best]
+            answers.append(Answer(answer_kind(known, self.contract.decision), candidates, 0.0))
         return answers
 
 
-def format_answer(answer: Answer, guess: bool = False) -> str:
-    """One line for people."""
-    listed = " | ".join(f"{c.title} ({c.confidence:.0%})" for c in answer.candidates)
-    inside = ", by the still inside it" if answer.look else ""
-    if answer.kind == "movie":
-        return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%}{inside})"
-    if answer.kind == "shortlist":
-        return f"one of: {listed}{inside}"
-    return "I don't know this film" + (f"; best guess: {listed}" if guess else "")
+def milliseconds_since(start: float) -> float:
+    """start: of time.perf_counter()."""
+    return (time.perf_counter() - start) * 1000
 
 
-# ------------------------------------------------------------------------------------ the self-test, the shell
+# ------------------------------------------------------------------------------------------------ the self-test
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """How one file of a model does on this CPU."""
+
+    variant: str  # runtime and format
+    ms: float  # median time a frame, milliseconds
+    relative_error: float  # against what torch computed at export
+    agrees: bool  # whether this CPU computes what torch did
 
 
 def reference_frames(size: int = 224, count: int = 6) -> np.ndarray:
@@ -350,32 +251,28 @@ def reference_frames(size: int = 224, count: int = 6) -> np.ndarray:
 
 def relative_error(values: np.ndarray, wanted: np.ndarray) -> float:
     """Distance of values [N, C] from the wanted ones, both centred by rows, as a share of the wanted ones' length."""
-    z, w = (x.astype(np.float64) - x.mean(axis=1, keepdims=True) for x in (values, wanted))
-    return float(np.linalg.norm(z - w) / max(np.linalg.norm(w), 1e-12))
+    values, wanted = (rows.astype(np.float64) - rows.mean(axis=1, keepdims=True) for rows in (values, wanted))
+    return float(np.linalg.norm(values - wanted) / max(np.linalg.norm(wanted), 1e-12))
 
 
-def self_test(model: Identifier) -> dict:
-    """{"variant", "ms", "relative_error", "agrees"}: time a frame, and whether this CPU computes what torch did.
+def self_test(model: Identifier) -> SelfTest:
+    """Time a frame, and compare what this CPU computes with what torch did.
 
-    It agrees up to a quarter more than the error that this file had at export: where 8-bit sums saturate, for want of
+    They agree up to a quarter more than the error that this file had at export: where 8-bit sums saturate, for want of
     VNNI, it is half as much again and more.
     """
-    known = model.contract.self_test
-    frames, wanted = reference_frames(model.preprocessing["size"]), np.array(known["values"], np.float32)
-    error, times = relative_error(model.run(frames)[known["output"]], wanted), []
+    promised = model.contract.self_test
+    frames = reference_frames(model.preprocessing["size"])
+    wanted = np.array(promised["values"], np.float32)
+    error = relative_error(model.run(frames)[promised["output"]], wanted)
+    times = []
     for frame in frames:
         start = time.perf_counter()
         model.run(frame[None])
-        times.append((time.perf_counter() - start) * 1000)
-    agrees = error <= max(0.03, 1.25 * known["relative_error"] + 0.005)
-    row = {"variant": f"{model.runtime} {model.format}", "ms": round(float(np.median(times)), 2)}
-    return row | {"relative_error": round(error, 4), "agrees": agrees}
-
-
-def join_answers(found: list[Answer], named: list[Answer], films: dict) -> list[Answer]:
-    """What an index of these films found; where it knows nothing, what a classifier named that only it knows."""
-    answers = list(found)
-    for place, answer in enumerate(named):
-        if found[place].kind == "unknown" and answer.kind == "movie" and answer.candidates[0].title not in films:
-            answers[place] = answer
-    return answers
+        times.append(milliseconds_since(start))
+    return SelfTest(
+        variant=f"{model.runtime} {model.format}",
+        ms=round(float(np.median(times)), 2),
+        relative_error=round(error, 4),
+        agrees=error <= max(0.03, 1.25 * promised["relative_error"] + 0.005),
+    )

@@ -1,23 +1,29 @@
-"""projection"""
+"""From embeddings to vectors: a projection in which films lie apart, and a film's score from similarities."""
 
 import base64
+from dataclasses import dataclass
 
 import numpy as np
 
 from answering.console import UserError
 
 # measured on 20 real films, DINOv2-S (RESULTS.md)
-DIMS = 128  # numbers a vector: fewer tell films apart as well, more find worn frames of films known from video
-SHRINK = 0.3  # of the covariance within films towards a multiple of the identity
-VARIANCE_POWER = (
-    -0.1
-)  # power of each dimension's variance by which it is weighed: a little less for those that part films most
-WEAR = 0.2  # weight of what wear changes beside what changes within a film
-MIDDLE_WEIGHT = 0.75  # how much the middle of a film's frames counts beside the nearest of them
+DIMS = 128  # of a vector: with fewer, degraded frames of films known from video are found less often
+SHRINKAGE = 0.3  # of the covariance within films towards a multiple of the identity
+VARIANCE_POWER = -0.1  # weighs each dimension by its variance: those that part films most count a little less
+WEAR_WEIGHT = 0.2  # of what degrading changes in an embedding, beside what changes within a film
+MIDDLE_WEIGHT = 0.75  # of the middle of a film's frames, beside the nearest of them
+RUNNER_UP_PENALTY = 0.3  # of the second film's similarity, against the first: dull frames are near to everything
 MIN_FILMS = 4  # with fewer films no other counts against the first
-RUNNER_UP_PENALTY = (
-    0.3  # how much the second film's similarity counts against the first: dull frames are near to everything
-)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How similarities make a film's score; index.json carries it, so that the page computes the same."""
+
+    middle_weight: float = MIDDLE_WEIGHT
+    runner_up_penalty: float = RUNNER_UP_PENALTY
+    min_films: int = MIN_FILMS
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:
@@ -26,38 +32,43 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-# ---------------------------------------------------------------------------- projection and thresholds
+# ----------------------------------------------------------------------------------------- the projection
 
 
 def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(project float32 [D, d], offset [d]): whitened by the covariance within films, the d directions of most variance.
 
-    embedding [N, D], film [N] numbers, change [M, D]: what wear did to some frames. Films weigh alike. Whitening within
-    classes is Hatch 2006 (WCCN); the directions are those of linear discriminant analysis, then of the whole.
+    embedding: [N, D]; film: number of each row's film [N]; change: [M, D], what degrading changed in some frames'
+    embeddings. Films weigh alike. Whitening within classes is Hatch 2006 (WCCN); the directions are those of linear
+    discriminant analysis, then of the whole. Raises UserError without scipy.
     """
     try:
         from scipy.linalg import eigh
     except ImportError:
         raise UserError("scipy is needed to fit an index: pip install scipy", 2) from None
     embedding = embedding.astype(np.float32)
-    mean, scale = embedding.mean(0), np.maximum(embedding.std(0), 1e-6)
-    x = (embedding - mean) / scale
-    film = np.unique(film, return_inverse=True)[1]
+    mean = embedding.mean(0)
+    scale = np.maximum(embedding.std(0), 1e-6)
+    within, whole = film_covariances((embedding - mean) / scale, np.unique(film, return_inverse=True)[1])
+    change = change.astype(np.float32) / scale
+    within += WEAR_WEIGHT * change.T @ change / max(1, len(change))
+    size = len(within)
+    mean_variance = np.trace(within) / size or 1.0
+    within = (1 - SHRINKAGE) * within + SHRINKAGE * mean_variance * np.eye(size, dtype=np.float32)
+    variance, project = eigh(whole, within, subset_by_index=[max(0, size - DIMS), size - 1], check_finite=False)
+    project = project * np.maximum(variance, max(1e-3 * variance[-1], 1e-9)) ** VARIANCE_POWER / scale[:, None]
+    return project.astype(np.float32), (mean @ project).astype(np.float32)
+
+
+def film_covariances(x: np.ndarray, film: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Covariances [D, D] within films and of the whole; each film weighs alike. x: float32 [N, D]; film: [N] from 0."""
     count = np.bincount(film)
     centre = np.zeros((len(count), x.shape[1]), np.float32)
     np.add.at(centre, film, x)
     centre /= count[:, None]
     within = (x - centre[film]) / np.sqrt(count[film] * len(count))[:, None]
     within = within.T @ within
-    whole = within + centre.T @ centre / len(count)
-    change = change.astype(np.float32) / scale
-    within += WEAR * change.T @ change / max(1, len(change))
-    level = np.trace(within) / len(within) or 1.0
-    within = (1 - SHRINK) * within + SHRINK * level * np.eye(len(within), dtype=np.float32)
-    size = len(within)
-    variance, project = eigh(whole, within, subset_by_index=[max(0, size - DIMS), size - 1], check_finite=False)
-    project = project * np.maximum(variance, max(1e-3 * variance[-1], 1e-9)) ** VARIANCE_POWER / scale[:, None]
-    return project.astype(np.float32), (mean @ project).astype(np.float32)
+    return within, within + centre.T @ centre / len(count)
 
 
 def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -65,30 +76,43 @@ def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) 
     return unit_length(embedding.astype(np.float32) @ project - offset)
 
 
-def pack_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Float [N, d] -> int8, the largest number of a row at 127; the length is got back when they are read."""
+# --------------------------------------------------------------------------------------- vectors as stored
+
+
+def quantise(vectors: np.ndarray) -> np.ndarray:
+    """Float [N, d] -> int8, the largest number of a row at 127; unit_length restores the length when they are read."""
     return np.round(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-9))).astype(np.int8)
 
 
-def read_middles(films: list[dict]) -> np.ndarray:
-    """The middles that store_vectors wrote, float32 [F, d]."""
-    rows = np.stack([np.frombuffer(base64.b64decode(film["middle"]), np.int8) for film in films])
+def encode_middle(vectors: np.ndarray) -> str:
+    """The middle of a film's vectors [n, d] as index.json has it: int8 in base64."""
+    return base64.b64encode(quantise(vectors.sum(0, keepdims=True))).decode()
+
+
+def decode_middles(middles: list[str]) -> np.ndarray:
+    """What encode_middle made of F films, float32 [F, d] of length 1."""
+    rows = np.stack([np.frombuffer(base64.b64decode(middle), np.int8) for middle in middles])
     return unit_length(rows.astype(np.float32))
 
 
-def blend_similarity(nearest: np.ndarray, middle: np.ndarray) -> np.ndarray:
+# ------------------------------------------------------------------------------------------------- scores
+
+
+def nearest_by_film(similarity: np.ndarray, film: np.ndarray, films: int) -> np.ndarray:
+    """Greatest similarity [N, F] a film, from those to frames [N, M]; film: numbers [M] in rising order."""
+    return np.maximum.reduceat(similarity, np.searchsorted(film, np.arange(films)), axis=1)
+
+
+def blend_similarity(nearest: np.ndarray, middle: np.ndarray, scoring: Scoring = Scoring()) -> np.ndarray:
     """How like a frame is to a film: by its nearest frame, and by the middle of its frames, of any equal shape."""
-    return (nearest + MIDDLE_WEIGHT * middle) / (1 + MIDDLE_WEIGHT)
+    return (nearest + scoring.middle_weight * middle) / (1 + scoring.middle_weight)
 
 
-def film_scores(best: np.ndarray) -> np.ndarray:
-    """Scores [N, F] from the similarity of each film [N, F]; with under 4 films they are the same."""
-    if best.shape[1] < MIN_FILMS:
+def film_scores(best: np.ndarray, scoring: Scoring = Scoring()) -> np.ndarray:
+    """Scores [N, F] from the similarity of each film [N, F]; with under min_films films they are the same."""
+    if best.shape[1] < scoring.min_films:
         return best
     order = np.sort(best, axis=1)
-    return best - RUNNER_UP_PENALTY * np.where(best == order[:, -1:], order[:, -2:-1], order[:, -1:])
-
-
-def nearest_by_film(alike: np.ndarray, film: np.ndarray, films: int) -> np.ndarray:
-    """Greatest similarity [N, F] a film, from those to frames [N, M]; film: numbers [M] in rising order."""
-    return np.maximum.reduceat(alike, np.searchsorted(film, np.arange(films)), axis=1)
+    first = order[:, -1:]
+    second = order[:, -2:-1]
+    return best - scoring.runner_up_penalty * np.where(best == first, second, first)

@@ -1,28 +1,31 @@
-"""Where an index lies and is searched: a folder with numpy and faiss, or Milvus, where one machine ends.
+"""Where an index lies and is searched: a folder with numpy and faiss, or Milvus, where one machine ends (milvus.py).
 
-Nothing to run here; index.py does. Both classes have the same methods. What is written gets a new name; a last small
-write makes the state that names it the one that readers see, so that a film is in it whole or not at all.
+Both engines have the same methods. What is written gets a new name; a last small write makes the state that names it
+the one that readers see, so that a film is in it whole or not at all.
 """
 
-import base64
 import contextlib
 import fcntl
-import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from answering.console import UserError, atomic_write
+from answering.milvus import Milvus
 from answering.projection import unit_length
+from answering.state import FORMAT, Film, Pack, State, new_name, short_hash
+from answering.stills import Still, list_stills
 
 EXACT = 200_000  # frames up to which plain numpy searches a folder; faiss beyond
-LISTS, PROBES, NEAR, EXAMINED = 4096, 24, 64, 8  # of faiss: lists, those searched, frames found, films then compared
-FILES, VECTORS, PIECE, ROWS = "movie_by_frame_files", "movie_by_frame_vectors", 48_000, 100  # bytes a row, rows a call
-SOURCE = "telegram:"  # before the file names of such stills in an index
+LISTS = 4096  # of faiss, at most
+PROBES = 24  # lists that faiss searches
+NEAR = 64  # frames that a search finds
+EXAMINED = 8  # films that are then compared exactly
+USER_STILL_PREFIX = "telegram:"  # before the file names of users' stills in an index
 
 
 def is_milvus(place: str | Path) -> bool:
@@ -30,21 +33,86 @@ def is_milvus(place: str | Path) -> bool:
     return str(place).startswith(("http://", "https://")) or Path(place).suffix == ".db"
 
 
-def open_engine(place: str | Path):
+def open_engine(place: str | Path) -> "Folder | Milvus":
     """The engine for a place: a folder, or Milvus."""
     return Milvus(str(place)) if is_milvus(place) else Folder(Path(place))
 
 
-def new_name(title: str | None) -> str:
-    """A name that was not there before, whatever signs the title has."""
-    stem = f"films/{hashlib.sha256(title.encode(errors='replace')).hexdigest()[:12]}" if title is not None else "basis"
-    return f"{stem}-{os.urandom(4).hex()}"
+def read_state(engine: "Folder | Milvus") -> State:
+    """What the index says of itself. Raises UserError for a damaged one, for another version, and where none is."""
+    try:
+        values = engine.load()
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"--index {engine}: its format is {str(values['format'])[:40]!r}, not {FORMAT!r}; make it anew"
+            )
+        return State.from_json(values)
+    except FileNotFoundError:
+        raise UserError(f"--index {engine}: no index there; python index.py add RAW --index {engine}", 2) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"--index {engine}: index.json is damaged ({str(error)[:60]}); make it anew") from None
 
 
-def named_files(state: dict) -> set[str]:
-    """The names that a state holds."""
-    named = {film[kind] for film in state["films"].values() for kind in ("frames", "vectors")} | {state["basis"]}
-    return (named | ({state["pack"]["file"]} if state.get("pack") else set())) - {None}
+# ------------------------------------------------------------------------------------------ stills of users
+
+
+class UserStills:
+    """Pictures that the bot's users confirmed, in the folder telegram/ of an index.
+
+    telegram/FILM/ holds what the owner accepted, telegram/pending/FILM/ what is to be chosen from, telegram/refused/
+    the rest, which is not offered again. FILM is short_hash of a title, so that titles never become paths.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def accepted(self, title: str) -> list[Still]:
+        """A film's accepted stills, named as the index names them."""
+        stills = list_stills(self.folder / short_hash(title))
+        return [replace(still, file=USER_STILL_PREFIX + still.file) for still in stills]
+
+    def all_files(self) -> list[Path]:
+        """Every picture that was ever offered and lies here still."""
+        return list(self.folder.rglob("*.jpg"))
+
+    def pending_files(self) -> list[Path]:
+        """Pictures to choose from."""
+        return sorted(self.folder.glob("pending/*/*.jpg"))
+
+    def pending_folders(self) -> list[Path]:
+        """A folder a film with pictures to choose from, named by the film's short_hash."""
+        return sorted(self.folder.glob("pending/*"))
+
+    def pending_file(self, title: str, name: str) -> Path:
+        """Where a film's new picture goes."""
+        return self.folder / "pending" / short_hash(title) / name
+
+    def accept(self, file: Path) -> None:
+        """Move a pending picture to its film."""
+        folder = self.folder / file.parent.name
+        folder.mkdir(exist_ok=True)
+        os.replace(file, folder / file.name)
+
+    def refuse(self, file: Path) -> None:
+        """Put away a picture that the index shall not have; here it is not offered again."""
+        folder = self.folder / "refused"
+        folder.mkdir(exist_ok=True)
+        os.replace(file, folder / file.name)
+
+    def refuse_accepted(self) -> None:
+        """Put away all that was accepted."""
+        for file in self.folder.glob("*/*.jpg"):
+            self.refuse(file)
+
+
+def require_user_stills(engine: "Folder | Milvus") -> UserStills:
+    """The users' stills of an index. Raises UserError where it is no folder."""
+    if engine.user_stills is None:
+        raise UserError(f"--index {engine}: what users send is kept beside an index in a folder; name one", 2)
+    return engine.user_stills
+
+
+# ------------------------------------------------------------------------------------------------ a folder
 
 
 class Folder:
@@ -52,17 +120,18 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.user_stills = UserStills(path / "telegram")
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def stamp(self):
+    def version(self) -> tuple[int, int]:
         """What changes with each commit. Raises FileNotFoundError where no index is."""
         stat = (self.path / "index.json").stat()
         return stat.st_mtime_ns, stat.st_ino
 
     def load(self) -> dict:
-        """The state. Raises FileNotFoundError, ValueError."""
+        """The state as JSON, see read_state. Raises FileNotFoundError, ValueError."""
         return json.loads((self.path / "index.json").read_text("utf-8"))
 
     @contextlib.contextmanager
@@ -76,50 +145,51 @@ class Folder:
                 raise UserError(f"--index {self}: another index.py is writing to it; run this again after it") from None
             yield
 
-    def commit(self, state: dict) -> None:
+    def commit(self, state: State) -> None:
         """Make state the one that readers see, then remove what it does not name."""
         with atomic_write(self.path / "index.json", "w", encoding="utf-8") as file:
-            json.dump(state, file, ensure_ascii=False, indent=1)
-        self.sweep(state)
+            json.dump(state.to_json(), file, ensure_ascii=False, indent=1)
+        self.remove_unnamed(state)
 
-    def sweep(self, state: dict) -> None:
-        """Remove what the state does not name, a stopped writer's things too."""
-        named = named_files(state)
+    def remove_unnamed(self, state: State) -> None:
+        """Remove what the state does not name, also what a stopped writer left."""
+        named = state.names()
         for pattern in ("films/*", "basis-*", "pack-*", "films/.*.part", ".*.part"):
             for file in self.path.glob(pattern):
                 if str(file.relative_to(self.path)) not in named:
                     file.unlink(missing_ok=True)
 
-    def put(self, title: str | None, arrays: dict[str, np.ndarray]) -> str:
+    def write_arrays(self, title: str | None, arrays: dict[str, np.ndarray]) -> str:
         """Write arrays of a film, or of the projection where title is None; returns their name."""
         name = new_name(title) + ".npz"
         with atomic_write(self.path / name) as out:
             np.savez(out, **arrays)
         return name
 
-    def get(self, name: str, *arrays: str) -> list[np.ndarray]:
-        """Arrays that put wrote. Raises UserError for damaged ones, FileNotFoundError where they are gone."""
+    def read_arrays(self, name: str, *arrays: str) -> list[np.ndarray]:
+        """Arrays of write_arrays. Raises UserError for damaged ones, FileNotFoundError where they are gone."""
         with self.reading(name), np.load(self.path / name, allow_pickle=False) as loaded:
             return [loaded[array] for array in arrays]
 
-    def get_part(self, name: str, array: str, start: int, end: int) -> bytes:
+    def read_bytes(self, name: str, array: str, start: int, end: int) -> bytes:
         """A part of an array of bytes."""
-        return self.get(name, array)[0][start:end].tobytes()
+        return self.read_arrays(name, array)[0][start:end].tobytes()
 
-    def put_vectors(self, title: str, vectors: np.ndarray) -> str:
+    def write_vectors(self, title: str, vectors: np.ndarray) -> str:
         """Write a film's vectors int8 [n, d]; returns their name."""
         name = new_name(title) + ".npy"
         with atomic_write(self.path / name) as out:
             np.save(out, vectors)
         return name
 
-    def get_vectors(self, name: str) -> np.ndarray:
+    def read_vectors(self, name: str) -> np.ndarray:
         """A film's vectors, float32 [n, d] of length 1."""
         with self.reading(name):
             return unit_length(np.load(self.path / name, allow_pickle=False))
 
     @contextlib.contextmanager
     def reading(self, name: str):
+        """Raise UserError for a damaged file of this name."""
         try:
             yield
         except FileNotFoundError:
@@ -128,79 +198,114 @@ class Folder:
             mend = f"python index.py {'check' if name.startswith('films/') else 'rebuild'} --index {self}"
             raise UserError(f"--index {self}: {name} is damaged ({str(error)[:60]}); {mend}") from None
 
-    def pack(self, state: dict) -> None:
-        """Put all vectors into one faiss index where they are too many for plain numpy; says so.
+    def pack(self, state: State) -> None:
+        """Put all vectors into one faiss index where they are too many for plain numpy; says so."""
+        films = [film for film in state.films.values() if film.vectors_file]
+        if sum(film.stored for film in films) <= EXACT:
+            state.pack = None
+        elif not self.is_packed(state, films):
+            state.pack = self.write_pack(films, state.memory)
+
+    def is_packed(self, state: State, films: list[Film]) -> bool:
+        """Whether the faiss index of before still holds most of these films."""
+        if state.pack is None or state.pack.memory != state.memory:
+            return False
+        packed = set(state.pack.films)
+        loose = sum(film.stored for film in films if film.vectors_file not in packed)
+        return loose <= min(EXACT, sum(film.stored for film in films) / 10)
+
+    def write_pack(self, films: list[Film], memory: str) -> Pack:
+        """Write a faiss index of these films.
 
         8 bits a number, or with memory small 1 bit (RaBitQ, Gao 2024); the best films are compared exactly either way.
         """
-        films, before = [film for film in state["films"].values() if film["vectors"]], state.get("pack")
-        count = sum(film["stored"] for film in films)
-        held = set(before["films"]) if before else set()
-        loose = sum(film["stored"] for film in films if film["vectors"] not in held)
-        if count <= EXACT or (before and loose <= min(EXACT, count / 10) and before["memory"] == state["memory"]):
-            state["pack"] = before if count > EXACT else None
-            return
-        faiss, small = import_faiss(), state["memory"] == "small"
+        faiss = import_faiss()
+        count = sum(film.stored for film in films)
         lists = min(LISTS, int(4 * count**0.5))
-        bits = "1 bit" if small else "8 bits"
+        kind, bits = ("RaBitQ", "1 bit") if memory == "small" else ("SQ8", "8 bits")
         print(f"{count} stills: searched by faiss in {lists} lists, {bits} a number", flush=True)
-        some = [self.get_vectors(film["vectors"]) for film in films[:: max(1, count // (40 * lists))]]
-        some = np.concatenate(some)
-        kind = "RaBitQ" if small else "SQ8"
-        index = faiss.index_factory(some.shape[1], f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT)
+        sample = films[:: max(1, count // (40 * lists))]
+        sample = np.concatenate([self.read_vectors(film.vectors_file) for film in sample])
+        index = faiss.index_factory(sample.shape[1], f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT)
         faiss.extract_index_ivf(index).cp.niter = 10  # of k-means; in bench.py index it finds what an exact search does
-        index.train(some)
+        index.train(sample)
         for film in films:
-            index.add(self.get_vectors(film["vectors"]))
+            index.add(self.read_vectors(film.vectors_file))
         file = f"pack-{os.urandom(4).hex()}.faiss"
         with atomic_write(self.path / file) as out:
             faiss.write_index(index, out.name)
-        rows, names = [film["stored"] for film in films], [film["vectors"] for film in films]
-        state["pack"] = {"file": file, "films": names, "rows": rows, "memory": state["memory"]}
+        return Pack(file, [film.vectors_file for film in films], [film.stored for film in films], memory)
 
-    def searcher(self, state: dict, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
+    def searcher(self, state: State, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
         """Function from a vector [d] to the similarity [F] of the nearest frame of each film; names: their vectors'.
 
         Films that faiss does not find get the least that it found, which is more than they have.
         """
-        number, pack = {name: place for place, name in enumerate(names)}, state.get("pack")
-        packed = np.array([number.pop(name, -1) for name in pack["films"]] if pack else [], int)  # -1: removed since
-        tail, stored = np.array([*number.values()], int), {f["vectors"]: f["stored"] for f in state["films"].values()}
-        starts, vectors = np.cumsum([0, *(stored[name] for name in number)]), None  # of films that faiss does not hold
-        for name, start in zip(number, starts, strict=False):  # in place, so that memory holds them once
-            part = self.get_vectors(name)
-            vectors = np.empty((starts[-1], part.shape[1]), np.float32) if vectors is None else vectors
-            with self.reading(name):
-                vectors[start : start + stored[name]] = part
-        starts = starts[:-1]
-        if pack:
-            faiss, ends = import_faiss(), np.cumsum(pack["rows"])
-            with self.reading(pack["file"]):
-                if not (self.path / pack["file"]).exists():
-                    raise FileNotFoundError(pack["file"])
-                index = faiss.read_index(str(self.path / pack["file"]), faiss.IO_FLAG_MMAP_IFC)  # stays on the disk
-            index.nprobe = PROBES
+        packed = FaissSearch(self, state.pack, names) if state.pack else None
+        in_pack = set(state.pack.films) if state.pack else set()
+        flat = FlatSearch(self, state, names, in_pack)
 
         def best_by_film(vector: np.ndarray) -> np.ndarray:
             best = np.full(len(names), -1, np.float32)
-            if pack:
-                alike, rows = index.search(vector[None], NEAR)
-                film = packed[np.searchsorted(ends, rows[rows >= 0], side="right")]
-                alike, film = alike[rows >= 0][film >= 0], film[film >= 0]
-                best[packed[packed >= 0]] = alike.min(initial=1)
-                np.maximum.at(best, film, alike)
-                found = np.unique(film)
-                for f in found[np.argsort(-best[found])[:EXAMINED]].tolist():  # exactly, from the disk
-                    best[f] = (self.get_vectors(names[f]) @ vector).max()
-            if vectors is not None:
-                best[tail] = np.maximum.reduceat(vectors @ vector, starts)
+            if packed:
+                packed.search(vector, best)
+            flat.search(vector, best)
             return best
 
         return best_by_film
 
 
-def batched(items: list, size: int) -> Iterator[list]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+class FlatSearch:
+    """Films that faiss does not hold: their vectors lie in memory and are all compared."""
+
+    def __init__(self, folder: Folder, state: State, names: list[str], in_pack: set[str]):
+        stored = {film.vectors_file: film.stored for film in state.films.values()}
+        numbers = {name: number for number, name in enumerate(names) if name not in in_pack}
+        starts = np.cumsum([0, *(stored[name] for name in numbers)])
+        self.films = np.array([*numbers.values()], int)
+        self.starts = starts[:-1]  # of each film in vectors
+        self.vectors = None
+        for name, start in zip(numbers, self.starts, strict=True):  # in place, so that memory holds them once
+            part = folder.read_vectors(name)
+            if self.vectors is None:
+                self.vectors = np.empty((starts[-1], part.shape[1]), np.float32)
+            with folder.reading(name):
+                self.vectors[start : start + stored[name]] = part
+
+    def search(self, vector: np.ndarray, best: np.ndarray) -> None:
+        """Write the similarity of the nearest frame of each of these films into best [F]."""
+        if self.vectors is not None:
+            best[self.films] = np.maximum.reduceat(self.vectors @ vector, self.starts)
+
+
+class FaissSearch:
+    """Films of a faiss index: it finds frames, and the best films are then compared exactly."""
+
+    def __init__(self, folder: Folder, pack: Pack, names: list[str]):
+        faiss = import_faiss()
+        numbers = {name: number for number, name in enumerate(names)}
+        self.folder = folder
+        self.names = names
+        self.films = np.array([numbers.get(name, -1) for name in pack.films], int)  # -1: removed since
+        self.ends = np.cumsum(pack.rows)
+        with folder.reading(pack.file):
+            if not (folder.path / pack.file).exists():
+                raise FileNotFoundError(pack.file)
+            self.index = faiss.read_index(str(folder.path / pack.file), faiss.IO_FLAG_MMAP_IFC)  # stays on the disk
+        self.index.nprobe = PROBES
+
+    def search(self, vector: np.ndarray, best: np.ndarray) -> None:
+        """Write the similarity of the nearest frame of each of these films into best [F]."""
+        similarity, rows = self.index.search(vector[None], NEAR)
+        found = rows >= 0
+        film = self.films[np.searchsorted(self.ends, rows[found], side="right")]
+        present = film >= 0
+        similarity, film = similarity[found][present], film[present]
+        best[self.films[self.films >= 0]] = similarity.min(initial=1)
+        np.maximum.at(best, film, similarity)
+        candidates = np.unique(film)
+        for number in candidates[np.argsort(-best[candidates])[:EXAMINED]].tolist():  # exactly, from the disk
+            best[number] = (self.folder.read_vectors(self.names[number]) @ vector).max()
 
 
 def import_faiss():
@@ -210,192 +315,3 @@ def import_faiss():
     except ImportError:
         raise UserError(f"an index of more than {EXACT} stills needs faiss: pip install faiss-cpu", 2) from None
     return faiss
-
-
-class Milvus:
-    """Two collections of a Milvus: arrays in base64, and a row a frame with its vector. One row names the state.
-
-    place: http://user:password@host:19530/database, as much of it as is needed, or a file.db of Milvus Lite, which one
-    process at a time can open. Milvus has no locks: of two writers one fails with its next film, which is not in the
-    index then (but for the moment between a look at the state and the write of the next). Other hosts see a new film
-    within seconds. What stopped writers left is removed by rebuild.
-    """
-
-    def __init__(self, place: str):
-        self.place, self.seen, self.made = place, None, False
-        try:
-            from pymilvus import MilvusClient
-        except ImportError:
-            lite = "" if place.startswith("http") else " milvus-lite"
-            raise UserError(f"--index {self}: needs pymilvus: pip install pymilvus{lite}", 2) from None
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints what it raises
-        with self.asking():
-            self.client = MilvusClient(place, timeout=20)
-            for name in self.client.list_collections():
-                if name.startswith("movie_by_frame_"):
-                    self.client.load_collection(name)
-
-    def __str__(self) -> str:
-        return self.place.rpartition("@")[2]  # no password in messages
-
-    @contextlib.contextmanager
-    def asking(self):
-        """What Milvus raises, on one line."""
-        from pymilvus.exceptions import MilvusException
-
-        try:
-            yield
-        except MilvusException as error:
-            raise UserError(f"--index {self}: Milvus says: {str(error.message)[:200]}") from None
-
-    def make(self, name: str, fields: dict[str, int], dims: int) -> None:
-        """A collection unless it is there; fields: strings and the bytes that each may have, the first is the key."""
-        from pymilvus import DataType, MilvusClient
-
-        if self.client.has_collection(name):
-            return
-        schema, index = MilvusClient.create_schema(), MilvusClient.prepare_index_params()
-        for place, (field, size) in enumerate(fields.items()):
-            schema.add_field(field, DataType.VARCHAR, max_length=size, is_primary=place == 0)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dims)
-        index.add_index("vector", index_type="AUTOINDEX", metric_type="COSINE")
-        self.client.create_collection(name, schema=schema, index_params=index)
-
-    def rows(self, keys: list[str], level: str = "Session") -> dict[str, dict]:
-        """Rows of FILES by their keys, those that are there; level: of consistency."""
-        found, fields = {}, ["key", "about", "data"]
-        with self.asking():
-            self.made = self.made or self.client.has_collection(FILES)
-            for part in batched(keys, ROWS) if self.made else []:
-                got = self.client.get(FILES, part, output_fields=fields, consistency_level=level)
-                found |= {row["key"]: row for row in got}
-        return found
-
-    def stamp(self, level: str = "Session") -> str:
-        row = self.rows(["now"], level).get("now")
-        if not row:
-            raise FileNotFoundError(str(self))
-        return row["about"]
-
-    def load(self) -> dict:
-        return json.loads(self.get(self.stamp(), "state")[0].tobytes())
-
-    @contextlib.contextmanager
-    def writing(self):
-        try:
-            self.seen, self.before = self.stamp("Strong"), self.load()
-        except FileNotFoundError:
-            self.seen, self.before = None, None
-        yield
-
-    def commit(self, state: dict) -> None:
-        name = self.put(None, {"state": np.frombuffer(json.dumps(state).encode(), np.uint8)})
-        now = self.rows(["now"], "Strong").get("now", {}).get("about")
-        if now != self.seen:
-            raise UserError(f"--index {self}: another index.py wrote to it meanwhile; run this again")
-        with self.asking():
-            self.client.upsert(FILES, [{"key": "now", "file": "now", "about": name, "data": "", "vector": [0, 1]}])
-        gone = {self.seen, *(named_files(self.before) if self.before else ())} - {None}
-        self.seen, self.before = name, json.loads(json.dumps(state))
-        self.remove(gone - named_files(state))
-
-    def remove(self, names: set[str]) -> None:
-        with self.asking():
-            for collection in self.client.list_collections():
-                field = {FILES: "file"}.get(collection, "film")
-                for some in batched(sorted(names), ROWS) if collection.startswith("movie_by_frame_") else []:
-                    self.client.delete(collection, filter=f"{field} in {json.dumps(some)}")
-
-    def sweep(self, state: dict) -> None:
-        """Remove what stopped writers left."""
-        with self.asking():
-            rows = self.client.query_iterator(FILES, batch_size=1000, filter='about != ""', output_fields=["file"])
-            names = {row["file"] for part in iter(rows.next, []) for row in part}
-        self.remove(names - named_files(state) - {"now", self.seen})
-
-    def put(self, title: str | None, arrays: dict[str, np.ndarray]) -> str:
-        name, rows = new_name(title), []
-        for array, values in arrays.items():
-            raw, about = values.tobytes(), json.dumps([values.dtype.str, values.shape])
-            for k in range(max(1, -(-len(raw) // PIECE))):
-                data = base64.b64encode(raw[k * PIECE : (k + 1) * PIECE]).decode()
-                row = {"key": f"{name}/{array}#{k}", "file": name, "about": "" if k else about, "data": data}
-                rows.append(row | {"vector": [0, 1]})  # Milvus will have a vector in each row
-        with self.asking():
-            self.make(FILES, {"key": 200, "file": 200, "about": 1000, "data": 65_535}, 2)
-            for some in batched(rows, ROWS):
-                self.client.insert(FILES, some)
-        return name
-
-    def get(self, name: str, *arrays: str) -> list[np.ndarray]:
-        first, found = self.rows([f"{name}/{array}#0" for array in arrays]), []
-        for array in arrays:
-            if f"{name}/{array}#0" not in first:
-                raise FileNotFoundError(f"{self}: {name}/{array}")
-            kind, shape = json.loads(first[f"{name}/{array}#0"]["about"])
-            count = -(-np.dtype(kind).itemsize * int(np.prod(shape)) // PIECE)
-            raw = base64.b64decode(first[f"{name}/{array}#0"]["data"]) + self.pieces(name, array, 1, count)
-            found.append(np.frombuffer(raw, kind).reshape(shape))
-        return found
-
-    def pieces(self, name: str, array: str, start: int, end: int) -> bytes:
-        keys = [f"{name}/{array}#{k}" for k in range(start, end)]
-        rows = self.rows(keys)
-        if len(rows) < len(keys):
-            raise FileNotFoundError(f"{self}: {name}/{array}")
-        return b"".join(base64.b64decode(rows[key]["data"]) for key in keys)
-
-    def get_part(self, name: str, array: str, start: int, end: int) -> bytes:
-        first = start // PIECE
-        return self.pieces(name, array, first, -(-end // PIECE))[start - first * PIECE : end - first * PIECE]
-
-    def put_vectors(self, title: str, vectors: np.ndarray) -> str:
-        name, collection = self.put(title, {"vectors": vectors}), f"{VECTORS}_{vectors.shape[1]}"
-        rows = [{"key": f"{name}#{k}", "film": name, "vector": v} for k, v in enumerate(unit_length(vectors))]
-        with self.asking():
-            self.make(collection, {"key": 200, "film": 200}, vectors.shape[1])
-            for some in batched(rows, 1000):
-                self.client.insert(collection, some)
-        return name
-
-    def get_vectors(self, name: str) -> np.ndarray:
-        return unit_length(self.get(name, "vectors")[0])
-
-    def pack(self, state: dict) -> None:
-        state["pack"] = None  # Milvus has an index of its own
-
-    def searcher(self, state: dict, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
-        number = {name: place for place, name in enumerate(names)}
-        how = {"limit": NEAR, "group_by_field": "film", "output_fields": ["film"], "consistency_level": "Session"}
-
-        def best_by_film(vector: np.ndarray) -> np.ndarray:
-            with self.asking():
-                (hits,) = self.client.search(f"{VECTORS}_{len(vector)}", [vector.tolist()], **how)
-            best = np.full(len(names), min((hit["distance"] for hit in hits), default=-1), np.float32)
-            for hit in hits:
-                if (place := number.get(hit["entity"]["film"])) is not None:  # else of a stopped writer
-                    best[place] = hit["distance"]
-            return best
-
-        return best_by_film
-
-
-# --------------------------------------------------------------------------- stills of users in an index
-
-
-def short(text) -> str:
-    """What titles, users and answers are called on the disk, whatever signs they have."""
-    return hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:12]
-
-
-def folder_of(engine) -> Path:
-    """Where the users' pictures of an index lie. Raises UserError where it is no folder."""
-    if not isinstance(engine, Folder):
-        raise UserError(f"--index {engine}: what users send is kept beside an index in a folder; name one", 2)
-    return engine.path / "telegram"
-
-
-def put_away(file: Path, home: Path) -> None:
-    """A picture that the index shall not have; here it is not offered again."""
-    (home / "refused").mkdir(exist_ok=True)
-    os.replace(file, home / "refused" / file.name)

@@ -16,7 +16,8 @@ import torch
 
 import train
 from answering.console import UserError
-from answering.model import Contract, Identifier, relative_error
+from answering.contract import Contract
+from answering.model import Identifier, relative_error
 from answering.pictures import read_image
 from answering.stills import expand
 from benchmarks.parts import torchrun
@@ -24,7 +25,7 @@ from benchmarks.training import original_loop
 from models import ARCHITECTURES, CLIP, Checkpoint
 from training.dataset import choose_rows, read_manifest
 from training.device import choose_device, has_bf16, peak_flops
-from training.probe import predict
+from training.predict import predict
 from training.rule import ORIGINAL_RULE
 from training.tracking import git_commit
 

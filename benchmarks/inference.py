@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from answering.console import UserError
-from answering.model import Identifier, choose_file, cpu_flags, self_test
+from answering.model import Identifier, SelfTest, self_test
+from answering.runtimes import choose_file, cpu_flags
 from benchmarks.harness import Figures, in_process, sample, show
 
 CPU_KINDS = {  # what oneDNN may use (ONEDNN_MAX_CPU_ISA), and the flags of a CPU that has no more
@@ -88,12 +89,12 @@ def bench_infer(checkpoint: Path, *, frames: Path, model: Path = Path("export"),
 # -------------------------------------------------------------------------------------------------- bench.py isa
 
 
-def time_file(model: Path, runtime: str, format: str, threads: int, isa: str | None) -> dict:
+def time_file(model: Path, runtime: str, format: str, threads: int, isa: str | None) -> SelfTest:
     """The best of five self-tests in this process, which plays a CPU that has no more than isa, so no bf16."""
     if isa:
         os.environ["ONEDNN_MAX_CPU_ISA"] = isa
     identifier = Identifier(model, runtime=runtime, format=format, threads=threads, precision="f32" if isa else None)
-    return min((self_test(identifier) for _ in range(5)), key=lambda row: row["ms"])
+    return min((self_test(identifier) for _ in range(5)), key=lambda result: result.ms)
 
 
 def time_files(model: Path, threads: int, isa: str | None) -> tuple[Figures, dict[tuple[str, str], float]]:
@@ -103,13 +104,13 @@ def time_files(model: Path, threads: int, isa: str | None) -> tuple[Figures, dic
     for way in itertools.product(["openvino"] if isa else ["openvino", "onnxruntime"], ("int8", "fp32")):
         name = " ".join(way)
         try:
-            figures = in_process(time_file, model, *way, threads, isa)
+            result = in_process(time_file, model, *way, threads, isa)
         except UserError:  # some kernels look at the real CPU, and stop where oneDNN plays a lesser one
             row[name] = "fails"
             continue
-        row[name] = f"{figures['ms']:.1f}, off by {figures['relative_error']:.1%}"
-        if figures["agrees"]:
-            milliseconds[way] = figures["ms"]
+        row[name] = f"{result.ms:.1f}, off by {result.relative_error:.1%}"
+        if result.agrees:
+            milliseconds[way] = result.ms
     return row, milliseconds
 
 

@@ -67,15 +67,15 @@ class BotApi:
 def draw_index(folder: Path, identifier: Identifier) -> None:
     """An index of 100,000 drawn stills for this model, which names every frame and shows its proof."""
     from answering.collection import fingerprint
-    from answering.store import open_engine
+    from answering.store import open_engine, read_state
     from benchmarks.collection import write_drawn
 
     write_drawn(folder, 100_000, 1)
     engine, seen = open_engine(folder), fingerprint(identifier)
-    state, project = engine.load(), np.random.default_rng(13).standard_normal((seen.shape[1], 128), np.float32)
-    state["model"]["fingerprint"] = base64.b64encode(seen).decode()
-    state["basis"] = engine.put(None, {"project": project, "offset": np.zeros(128, np.float32)})
-    state["rule"] |= {"movie": -1.0, "shortlist": -1.0}
+    state, project = read_state(engine), np.random.default_rng(13).standard_normal((seen.shape[1], 128), np.float32)
+    state.model.fingerprint = base64.b64encode(seen).decode()
+    state.basis = engine.write_arrays(None, {"project": project, "offset": np.zeros(128, np.float32)})
+    state.rule.movie = state.rule.shortlist = -1.0
     engine.commit(state)
 
 

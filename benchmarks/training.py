@@ -82,7 +82,7 @@ def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> 
     from sklearn.linear_model import LogisticRegression
 
     from training.device import choose_device, synchronised_clock
-    from training.probe import cross_fit, fit_head
+    from training.probe import Features, cross_fit, fit_head
 
     device = choose_device(None)
     rng = np.random.default_rng(13)
@@ -107,7 +107,7 @@ def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> 
     rows["probe.py"] = {one_fit: clock(fit, features, labels)}
 
     features, labels = draw_features(rng, frames, films, dims)
-    parts = (features, labels, np.ones(frames, np.float32))
+    parts = Features(features, labels, np.ones(frames, np.float32))
     folds = np.arange(frames) // films % 5
     seconds = clock(fit, features, labels)
     seconds += clock(fit, features, labels)

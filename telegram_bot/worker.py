@@ -69,7 +69,7 @@ def open_index(place: str | Path, identifier: Identifier):
             try:
                 super().refresh()
             except (UserError, OSError, MemoryError) as error:
-                if self.stamp is None:  # there is nothing to answer on with
+                if self.version is None:  # there is nothing to answer on with
                     raise
                 self.again = time.monotonic() + AGAIN
                 self.tell(error)
@@ -96,7 +96,7 @@ def describe_model() -> tuple:
     films = dict.fromkeys(model.classes)
     if model.index:
         model.index.refresh()
-        films |= {title: film.get("imdb") for title, film in model.index.films.items()}
+        films |= {title: film.imdb for title, film in model.index.films.items()}
     return model.contract, model.reason, films, resident()
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from test_index import write_film, write_model
 
 import bench
+from answering.stills import Still
 from benchmarks import collection
 
 
@@ -59,10 +61,11 @@ def test_moments_are_found_beside_known_frames(raw, model, capsys):
 
 
 def test_moments_lie_between_what_is_indexed():
-    stills = [{"time": 2000 * k} for k in range(10)] + [{"time": 60_000}, {"time": 64_000}]
+    times = [2000 * k for k in range(10)] + [60_000, 64_000]
+    stills = [Still(f"{number}.jpg", Path(f"{number}.jpg"), time_ms=time_ms) for number, time_ms in enumerate(times)]
     kept, asked = collection.choose_moments(stills, 4000)
-    assert [still["time"] for still in kept] == [0, 4000, 8000, 12_000, 16_000, 60_000, 64_000]
-    assert [still["time"] for still in asked] == [2000, 6000, 10_000, 14_000]
+    assert [still.milliseconds for still in kept] == [0, 4000, 8000, 12_000, 16_000, 60_000, 64_000]
+    assert [still.milliseconds for still in asked] == [2000, 6000, 10_000, 14_000]
 
 
 def test_color_layout_of_known_pictures():
@@ -72,6 +75,6 @@ def test_color_layout_of_known_pictures():
     np.testing.assert_allclose(grey / roots, signs, atol=1e-5)
     picture = draw_frame(1, 2, 3)
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    one, other = (collection.color_layout(it) / roots for it in (picture, mirrored))
+    one, other = (collection.color_layout(image) / roots for image in (picture, mirrored))
     assert one[0] == other[0] and abs(one[2] - other[2]) <= 1  # means, and what changes from top to bottom, stay
     assert abs(one[1] + other[1] - 31) <= 1.01  # what changes from left to right turns round

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_data.py (data.py and frames.py)"""
+"""python -m pytest tests/test_data.py (training/dataset.py and training/frames.py)"""
 
 import os
 import subprocess
@@ -52,7 +52,8 @@ def test_unknown_films_have_no_label(dataset):
 
 def test_the_fingerprint_tells_splits_apart(dataset):
     rows = read_manifest(dataset)
-    found = {split_fingerprint(choose_rows(rows, **how)[0]) for how in ({}, {"fold": 0}, {"fold": 1}, {"limit": 9})}
+    ways = ({}, {"fold": 0}, {"fold": 1}, {"limit": 9})
+    found = {split_fingerprint(choose_rows(rows, **options)[0]) for options in ways}
     assert len(found) == 4 and split_fingerprint(choose_rows(rows)[0]) in found
 
 

@@ -1,5 +1,6 @@
 """python -m pytest tests/test_identify.py"""
 
+import base64
 import contextlib
 import io
 import json
@@ -16,12 +17,15 @@ from conftest import draw_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_index import write_model
 
 import identify
-from answering import model
+import index
+from answering import model, runtimes
 from answering.console import UserError
-from answering.model import Answer, Candidate, Identifier, choose_file, format_answer
+from answering.model import Answer, Candidate, Identifier, format_answer
 from answering.pictures import PREPROCESSING, find_bars, find_still, preprocess, read_image
+from answering.runtimes import choose_file
 from answering.stills import natural_key
 from benchmarks.ways import screenshot
 
@@ -35,9 +39,8 @@ def encoded(image: Image.Image, form: str, **kwargs) -> bytes:
 
 
 def test_import_needs_no_torch():
-    code = (
-        "import sys, identify; print([m for m in ('torch', 'torchvision', 'timm', 'cv2', 'scipy') if m in sys.modules])"
-    )
+    heavy = ("torch", "torchvision", "timm", "cv2", "av", "scipy", "aiogram")
+    code = f"import sys, identify; identify.Identifier; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
 
 
@@ -175,6 +178,72 @@ def test_command_line(exported, dataset, tmp_path, capsys):
     assert json.loads(out.stdout)["file"] == "-"
 
 
+@pytest.fixture(scope="module")
+def indexed(exported, raw, tmp_path_factory) -> Path:
+    """An export of a classifier, and beside it an index of the same films."""
+    folder = tmp_path_factory.mktemp("indexed")
+    shutil.copytree(exported, folder / "export")
+    assert index.main(["add", str(raw), "--model", str(folder / "export"), "--index", str(folder / "index")]) == 0
+    return folder
+
+
+def run_script(*argv) -> subprocess.CompletedProcess:
+    """identify.py in a process of its own, as users run it."""
+    return subprocess.run([sys.executable, "identify.py", *map(str, argv)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_evidence_is_drawn_by_a_process(indexed, raw, tmp_path):
+    frame = raw / "Film 1 (1991)" / "05_0.jpg"
+    sheet = tmp_path / "proof.png"
+    done = run_script(frame, "--model", indexed / "export", "--evidence", sheet, "--json")
+    assert done.returncode == 0 and done.stderr == ""
+    answer = json.loads(done.stdout)
+    best = answer["candidates"][0]
+    assert best["title"] == "Film 1 (1991)"
+    keys = ["title", "file", "similarity", "time_ms", "from_ms", "to_ms", "thumbnail"]
+    assert list(best["evidence"]) == keys and best["evidence"]["file"] == "05_0.jpg"
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG" and picture.size == (240 * (1 + len(answer["candidates"])), 240)
+        cells = np.asarray(picture.convert("RGB"), float)[:200].reshape(200, -1, 240, 3)
+        assert all(cells[:, cell].std() > 10 for cell in range(cells.shape[1]))  # a picture in each
+        shown = cells[20:100, :, 20:220]
+        assert np.abs(shown[:, 0] - shown[:, 1]).mean() < 15  # the frame, and the still that it is
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "holds no films", "another model", "no index there"])
+def test_a_classifier_answers_on_without_its_index_and_says_why(indexed, raw, tmp_path, trouble, capsys):
+    shutil.copytree(indexed, tmp_path / "own")
+    state = json.loads((indexed / "index" / "index.json").read_text())
+    other = base64.b64encode(np.random.default_rng(1).random((2, 512), np.float32)).decode()
+    changes = {"holds no films": {"films": {}}, "another model": {"model": state["model"] | {"fingerprint": other}}}
+    text = "{" if trouble == "damaged" else json.dumps(state | changes.get(trouble, {}))
+    (tmp_path / "own" / "index" / "index.json").write_text(text)
+    command = [str(next(raw.glob("Film 1 */05_0.jpg"))), "--model", str(tmp_path / "own" / "export"), "--json"]
+    if trouble == "no index there":
+        command += ["--index", str(tmp_path / "none")]
+    assert identify.main(command) == 0
+    out, error = capsys.readouterr()
+    assert error.startswith("identify.py: --index") and error.count("\n") == 1
+    assert trouble in error and error.endswith("; the classifier answers alone\n")
+    answer = json.loads(out)
+    assert "evidence" not in answer["candidates"][0] and len(answer["candidates"]) == 3
+    with pytest.raises(SystemExit) as caught:  # what can't be drawn is a usage error
+        identify.main([*command, "--evidence", str(tmp_path / "proof.png")])
+    assert caught.value.code == 2 and "--index" in capsys.readouterr().err
+    assert not (tmp_path / "proof.png").exists()
+
+
+def test_an_embedder_without_its_index_stops_with_the_same_line(tmp_path, capsys):
+    write_model(tmp_path / "export", 4)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "index.json").write_text("{")
+    draw_frame(0, 0, 0).save(tmp_path / "frame.png")
+    assert identify.main([str(tmp_path / "frame.png"), "--model", str(tmp_path / "export")]) == 1
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith("identify.py: error: --index") and error.count("\n") == 1
+    assert "damaged" in error and "answers alone" not in error
+
+
 def test_bad_models_get_one_line(exported, tmp_path, capsys):
     import onnx
 
@@ -202,7 +271,9 @@ def copy_export(exported: Path, tmp_path: Path) -> Path:
     return folder
 
 
-OLD, VNNI, AVX512 = {"avx2"}, {"avx2", "avx_vnni"}, {"avx2", "avx512f"}
+OLD = {"avx2"}
+VNNI = {"avx2", "avx_vnni"}
+AVX512 = {"avx2", "avx512f"}
 SERVER = AVX512 | {"avx512_vnni"}
 
 
@@ -221,19 +292,19 @@ SERVER = AVX512 | {"avx512_vnni"}
     ],
 )
 def test_the_file_is_chosen_by_the_cpu_and_what_is_asked(exported, flags, asked, chosen):
-    file, runtime, kind, reason = choose_file(exported, *asked, flags)
-    assert f"{runtime} {kind}" == chosen and reason.startswith(chosen)
-    assert file == exported / (
-        "model.onnx" if kind == "fp32" else {"openvino": "openvino/model.xml"}.get(runtime, "model.int8.onnx")
-    )
+    file = choose_file(exported, *asked, flags)
+    assert f"{file.runtime} {file.format}" == chosen and file.reason.startswith(chosen)
+    int8 = {"openvino": "openvino/model.xml", "onnxruntime": "model.int8.onnx"}
+    assert file.path == exported / ("model.onnx" if file.format == "fp32" else int8[file.runtime])
 
 
 def test_a_runtime_that_is_not_installed_is_not_chosen(exported, monkeypatch):
-    monkeypatch.setattr(model, "find_spec", lambda name: None if name == "openvino" else object())
-    assert choose_file(exported, None, None, SERVER)[1:3] == ("onnxruntime", "int8")
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "openvino" else object())
+    file = choose_file(exported, None, None, SERVER)
+    assert (file.runtime, file.format) == ("onnxruntime", "int8")
     with pytest.raises(UserError, match="--runtime"):
         choose_file(exported, "openvino", None, AVX512)
-    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         choose_file(exported, None, None, AVX512)
 
@@ -326,7 +397,7 @@ def test_the_still_inside_a_screenshot_is_found_and_plain_pictures_stay_whole():
     assert find_still(np.zeros((20, 20, 3), np.uint8)) is None
 
 
-def test_an_unknown_screenshot_is_looked_at_again_and_the_answer_says_so(exported, dataset):
+def test_an_unknown_screenshot_is_cropped_to_its_still_and_tried_again(exported, dataset):
     identifier = Identifier(exported / "model.onnx", runtime="onnxruntime")
     file = sorted((dataset / "movies").glob("*/*.jpg"))[0]
     screen = screenshot(Image.open(file).convert("RGB"), np.random.default_rng(1))
@@ -348,12 +419,13 @@ def test_an_unknown_screenshot_is_looked_at_again_and_the_answer_says_so(exporte
     ("key", "value", "words"),
     [
         ("format", "movie-by-frame 1", "export it again"),
-        ("classes", "[1, 2, 3]", "damaged"),
+        ("classes", "[1, 2, 3]", r"metadata is damaged \(classes\)"),
         ("classes", '["A", "A", "B"]', "damaged"),
         ("classes", '["A", "B"]', "2 classes"),
         ("classes", "[" * 100_000, "damaged"),
-        ("preprocessing", "{}", "damaged"),
-        ("decision", '{"movie": "high"}', "damaged"),
+        ("preprocessing", "{}", r"metadata is damaged \(preprocessing\)"),
+        ("accuracy", "{", r"metadata is damaged \(accuracy\)"),
+        ("decision", '{"movie": "high"}', r"metadata is damaged \(decision\)"),
         ("decision", '{"movie": 0.5, "shortlist": 0.9}', "damaged"),
     ],
 )

@@ -21,10 +21,13 @@ from PIL import Image
 
 import identify
 import index
-from answering import calibration, collection, embedding, projection, store
+from answering import calibration, editing, embedding, projection, store
+from answering.collection import Index
 from answering.console import UserError
-from answering.model import Contract, Identifier
+from answering.contract import Contract
+from answering.model import Identifier
 from answering.pictures import PREPROCESSING
+from answering.state import Film
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +35,9 @@ ROOT = Path(__file__).parent.parent
 def write_model(folder: Path, cells: int) -> Path:
     """An embedder of cells x cells mean colours: near pictures have near embeddings, and it needs no training."""
     onnx = pytest.importorskip("onnx")
-    helper, kind, side = onnx.helper, onnx.TensorProto, PREPROCESSING["size"] // cells
+    helper = onnx.helper
+    kind = onnx.TensorProto
+    side = PREPROCESSING["size"] // cells
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=kind.FLOAT),
         helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
@@ -93,12 +98,12 @@ def copied(made, tmp_path) -> Path:
 
 def ask(model: Path, path: Path, *images: Image.Image) -> list:
     identifier = Identifier(model)
-    identifier.index = collection.Index(path, identifier)
+    identifier.index = Index(path, identifier)
     return [identifier.identify(image) for image in images]
 
 
 def titles(path: Path) -> list[str]:
-    return sorted(collection.read_state(store.open_engine(path))["films"])
+    return sorted(store.read_state(store.open_engine(path)).films)
 
 
 def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
@@ -109,7 +114,7 @@ def test_a_frame_between_known_frames_is_named_with_its_proof(made, model):
         proof = best.evidence
         assert proof.file.startswith(f"{shot:02}_") and proof.similarity > 0.9
         assert shot * 6000 <= proof.from_ms <= proof.time_ms <= proof.to_ms < (shot + 1) * 6000
-        assert max(Image.open(io.BytesIO(proof.thumbnail)).size) == embedding.THUMB
+        assert max(Image.open(io.BytesIO(proof.thumbnail)).size) == embedding.THUMBNAIL
 
 
 def test_frames_of_other_films_are_refused(made, model):
@@ -119,7 +124,7 @@ def test_frames_of_other_films_are_refused(made, model):
 
 def test_a_film_added_meanwhile_is_named_by_who_reads_already(copied, model, tmp_path):
     identifier = Identifier(model)
-    reader = collection.Index(copied, identifier)
+    reader = Index(copied, identifier)
     frame = identifier.run(identifier.load(draw_frame(7, 60, 9))[None])["embedding"]
     assert reader.answers(frame)[0].candidates[0].title != "New (2001)"
     folder = write_film(tmp_path / "stills", 7, range(60, 64))
@@ -138,8 +143,8 @@ def test_adding_again_updates_and_the_unchanged_is_not_looked_at(copied, model, 
     assert "unchanged" in capsys.readouterr().out
     write_film(folder, 8, range(5))
     assert index.main(command) == 0
-    film = collection.read_state(store.open_engine(copied))["films"]["Grows (2000)"]
-    assert (film["stills"], film["year"], film["imdb"]) == (30, 2000, "tt0000008")
+    film = store.read_state(store.open_engine(copied)).films["Grows (2000)"]
+    assert (film.stills, film.year, film.imdb) == (30, 2000, "tt0000008")
     assert len(list((copied / "films").iterdir())) == 2 * len(titles(copied))  # nothing old is left
 
 
@@ -150,15 +155,15 @@ def test_near_duplicates_are_stored_once(copied, model, tmp_path):
         draw_frame(9, shot, 0).save(folder / f"{shot}.png")
         draw_frame(9, shot, 0).save(folder / f"{shot}b.jpg", quality=90)
     assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
-    film = collection.read_state(store.open_engine(copied))["films"]["Twice (2002)"]
-    assert (film["stills"], film["stored"]) == (12, 6)
+    film = store.read_state(store.open_engine(copied)).films["Twice (2002)"]
+    assert (film.stills, film.stored) == (12, 6)
 
 
 def test_every_takes_a_part(model, raw, tmp_path):
     path = tmp_path / "index"
     folder = raw / "Film 1 (1991)"
     assert index.main(["add", str(folder), "--every", "4", "--model", str(model), "--index", str(path)]) == 0
-    assert collection.read_state(store.open_engine(path))["films"]["Film 1 (1991)"]["stills"] == 12
+    assert store.read_state(store.open_engine(path)).films["Film 1 (1991)"].stills == 12
 
 
 def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, model, tmp_path, monkeypatch):
@@ -188,7 +193,9 @@ def test_stopped_at_any_write_the_index_is_the_old_one_or_the_new_one(made, mode
 
 
 def test_killed_at_random_moments_nothing_is_lost(copied, model, tmp_path):
-    folder, late, rng = write_film(tmp_path / "Late (2003)", 6, range(70, 76)), "Late (2003)", random.Random(13)
+    late = "Late (2003)"
+    folder = write_film(tmp_path / late, 6, range(70, 76))
+    rng = random.Random(13)
     code = "import sys, index\nprint('ready', flush=True)\nsys.stdin.readline()\nsys.exit(index.main(sys.argv[1:]))"
     commands = {False: ["add", str(folder), "--model", str(model)], True: ["remove", late]}
     there, seconds = False, dict.fromkeys(commands, 0.0)
@@ -250,18 +257,18 @@ def test_check_shows_how_thresholds_drift(copied, capsys):
     lines = capsys.readouterr().out.splitlines()
     head, row = lines[-2].split("  "), lines[-1].split()
     assert "AUROC" in head[-1] and row[0] == "5" and all(0 <= float(value) <= 1.001 for value in row[1:])
-    state = collection.read_state(store.open_engine(copied))
-    assert float(row[1]) == pytest.approx(state["rule"]["movie"], abs=2e-3)  # all its films, so its own threshold
+    state = store.read_state(store.open_engine(copied))
+    assert float(row[1]) == pytest.approx(state.rule.movie, abs=2e-3)  # all its films, so its own threshold
 
 
 def test_the_rarer_unknown_films_are_the_sooner_a_film_is_named(copied, capsys):
     thresholds = []
     for share in ("0.05", "0.6"):
         assert index.main(["rebuild", "--unknown-share", share, "--index", str(copied)]) == 0
-        thresholds.append(collection.read_state(store.open_engine(copied))["rule"]["movie"])
+        thresholds.append(store.read_state(store.open_engine(copied)).rule.movie)
     assert thresholds[0] < thresholds[1]
     assert index.main(["rebuild", "--index", str(copied)]) == 0  # keeps what was asked for
-    assert collection.read_state(store.open_engine(copied))["rule"]["movie"] == pytest.approx(thresholds[1], abs=1e-6)
+    assert store.read_state(store.open_engine(copied)).rule.movie == pytest.approx(thresholds[1], abs=1e-6)
     assert "where 10%" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         index.main(["rebuild", "--unknown-share", "1", "--index", str(copied)])
@@ -275,6 +282,20 @@ def test_two_writers_are_refused_in_one_line(copied, raw, model, capsys):
     text = capsys.readouterr().err
     assert text.count("\n") == 1 and "another index.py" in text
     assert "Film 1 (1991)" in titles(copied)
+
+
+def test_index_json_carries_how_scores_are_made_and_one_of_before_is_read(copied, model, capsys):
+    file = copied / "index.json"
+    state = json.loads(file.read_text())
+    scoring = state.pop("scoring")
+    assert scoring == {"middle_weight": 0.75, "runner_up_penalty": 0.3, "min_films": 4}
+    (answer,) = ask(model, copied, draw_frame(2, 5, 99))
+    file.write_text(json.dumps(state))
+    (before,) = ask(model, copied, draw_frame(2, 5, 99))
+    assert before.candidates == answer.candidates
+    assert index.main(["remove", "Film 0 (1990)", "--index", str(copied)]) == 0
+    del state["films"]["Film 0 (1990)"]
+    assert json.loads(file.read_text()) == state | {"scoring": scoring}
 
 
 def test_another_model_or_version_is_refused(copied, model, raw, tmp_path, capsys):
@@ -333,13 +354,13 @@ def test_hostile_titles_and_images(model, tmp_path, capsys):
     assert index.main(["remove", names[0], "--index", str(path)]) == 0 == index.main(["check", "--index", str(path)])
 
 
-def test_a_film_is_added_although_no_worn_copy_of_it_can_be_made(copied, model, tmp_path, capsys):
+def test_a_film_is_added_although_no_degraded_copy_of_it_can_be_made(copied, model, tmp_path, capsys):
     folder = write_film(tmp_path / "Holes (2007)", 9, range(10))
     names = [f"{shot:02}_{frame}.jpg" for shot in range(10) for frame in range(6)]
-    for place in np.linspace(0, len(names) - 1, embedding.WORN).astype(int):  # those that copies are made of
+    for place in np.linspace(0, len(names) - 1, embedding.DEGRADED_COPIES).astype(int):  # those that copies are made of
         (folder / names[place]).write_bytes(b"")
     assert index.main(["add", str(folder), "--model", str(model), "--index", str(copied)]) == 0
-    assert capsys.readouterr().err.count("skipped") == embedding.WORN
+    assert capsys.readouterr().err.count("skipped") == embedding.DEGRADED_COPIES
     assert index.main(["rebuild", "--index", str(copied)]) == 0
     assert ask(model, copied, draw_frame(9, 4, 77))[0].candidates[0].title == "Holes (2007)"
 
@@ -455,7 +476,7 @@ def test_milvus_answers_as_a_folder_does(milvus, made, model, tmp_path, capsys):
 
 def test_in_milvus_films_come_and_go_and_nothing_is_left(milvus, model, tmp_path):
     identifier, engine = Identifier(model), store.open_engine(milvus)
-    reader = collection.Index(milvus, identifier)
+    reader = Index(milvus, identifier)
     frame = identifier.run(identifier.load(draw_frame(7, 60, 9))[None])["embedding"]
     add = ["add", str(write_film(tmp_path / "New (2001)", 7, range(60, 64))), "--model", str(model)]
     counts = [count_rows(engine)]
@@ -476,7 +497,9 @@ def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tm
     engine, late = store.open_engine(milvus), draw_frame(6, 71, 99)
     folder = write_film(tmp_path / "Late (2003)", 6, range(70, 73))
     add = ["add", str(folder), "--model", str(model), "--index", str(milvus)]
-    clean, stopped, last = count_rows(engine), True, 0
+    clean = count_rows(engine)
+    stopped = True
+    last = 0
     while stopped:
         left = [last]
 
@@ -493,7 +516,7 @@ def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tm
             monkeypatch.setattr(type(engine.client), name, stop_before(getattr(type(engine.client), name)))
         stopped = index.main(add) == 130
         monkeypatch.undo()
-        titles = {*collection.read_state(engine)["films"]} - {f"Film {film} ({1990 + film})" for film in range(5)}
+        titles = {*store.read_state(engine).films} - {f"Film {film} ({1990 + film})" for film in range(5)}
         assert titles <= {"Late (2003)"} and index.main(["check", "--index", str(milvus)]) == 0
         best = ask(model, milvus, late)[0].candidates[0]
         assert (best.title == "Late (2003)") == bool(titles)
@@ -508,12 +531,12 @@ def test_stopped_at_any_write_milvus_has_the_film_whole_or_not(milvus, model, tm
 def test_of_two_writers_in_milvus_the_later_one_fails(milvus, model, tmp_path, capsys):
     engine = store.open_engine(milvus)
     with engine.writing():
-        state = collection.read_state(engine)
-        del state["films"]["Film 0 (1990)"]
+        state = store.read_state(engine)
+        del state.films["Film 0 (1990)"]
         assert index.main(["remove", "Film 1 (1991)", "--index", str(milvus)]) == 0
         with pytest.raises(UserError, match="wrote to it meanwhile"):
             engine.commit(state)
-    assert [title[:6] for title in collection.read_state(engine)["films"]] == ["Film 0", "Film 2", "Film 3", "Film 4"]
+    assert [title[:6] for title in store.read_state(engine).films] == ["Film 0", "Film 2", "Film 3", "Film 4"]
 
 
 def test_memory_is_refused_where_it_would_do_nothing(capsys):
@@ -547,7 +570,7 @@ def clouds(films: int, seed: int, frames: int = 40, dims: int = 24) -> tuple[np.
 
 
 def test_the_projection_whitens_what_varies_within_films(monkeypatch):
-    for name, value in (("SHRINK", 0.0), ("VARIANCE_POWER", 0.0), ("WEAR", 0.0)):
+    for name, value in (("SHRINKAGE", 0.0), ("VARIANCE_POWER", 0.0), ("WEAR_WEIGHT", 0.0)):
         monkeypatch.setattr(projection, name, value)
     x, owner = clouds(12, 1)
     project, offset = projection.fit_projection(x, owner, np.zeros((0, x.shape[1]), np.float32))
@@ -556,7 +579,7 @@ def test_the_projection_whitens_what_varies_within_films(monkeypatch):
     np.testing.assert_allclose(within, np.eye(len(within)), atol=0.02)
 
 
-def test_what_wear_changes_counts_less():
+def test_what_degrading_changes_counts_less():
     x, owner = clouds(12, 2)
     change = np.zeros((30, x.shape[1]), np.float32)
     change[:, 3] = np.linspace(-9, 9, 30)
@@ -571,12 +594,10 @@ def test_what_wear_changes_counts_less():
 def test_thresholds_hold_on_films_that_were_never_seen():
     x, owner = clouds(60, 4)
     known = owner < 30
-    films = [
-        {"embedding": x[owner == f], "time": np.full(40, -1), "change": np.zeros((0, x.shape[1]), np.float32)}
-        for f in range(30)
-    ]
+    unchanged = np.zeros((0, x.shape[1]), np.float32)
+    films = [calibration.FilmSample(x[owner == f], np.full(40, -1), unchanged) for f in range(30)]
     rule = calibration.fit_rule(calibration.leave_one_out_scores(films, 40), np.full(30, 40))
-    project, offset = projection.fit_projection(x[known], owner[known], films[0]["change"])
+    project, offset = projection.fit_projection(x[known], owner[known], unchanged)
     vectors = projection.project_all(x, project, offset)
     rng = np.random.default_rng(5)
     fresh = x + rng.normal(0, 0.1, x.shape).astype(np.float32) * (np.arange(x.shape[1]) < 12)
@@ -584,7 +605,7 @@ def test_thresholds_hold_on_films_that_were_never_seen():
     alike = asked @ vectors[known].T
     alike[known] -= 2 * np.eye(len(x), dtype=np.float32)[known][:, known]  # not by itself
     scores = projection.film_scores(projection.nearest_by_film(alike, owner[known], 30))
-    named, right = scores.max(1) >= rule["movie"], scores.argmax(1) == owner
+    named, right = scores.max(1) >= rule.movie, scores.argmax(1) == owner
     taken, lost = (named & right & known).sum() / known.sum(), (named & ~known).sum() / (~known).sum()
     assert taken > 0.3
     assert 0.7 * taken / (0.7 * named[known].mean() + 0.3 * lost) > 0.9
@@ -593,23 +614,26 @@ def test_thresholds_hold_on_films_that_were_never_seen():
 def test_packed_vectors_keep_their_direction():
     vectors = np.random.default_rng(6).normal(0, 1, (50, 128))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    packed = projection.pack_vectors(vectors).astype(np.float64)
+    packed = projection.quantise(vectors).astype(np.float64)
     cosine = (packed * vectors).sum(1) / np.linalg.norm(packed, axis=1)
     assert cosine.min() > 0.999
 
 
 def test_of_long_films_a_part_is_taken_and_none_is_left_out(tmp_path, monkeypatch):
     """A shelf of real films, thousands of stills each: the thresholds must rest on all of them."""
-    monkeypatch.setattr(collection, "FIT_FRAMES", 600)
-    engine, films, rng = store.Folder(tmp_path), {}, np.random.default_rng(9)
+    monkeypatch.setattr(editing, "FIT_FRAMES", 600)
+    engine = store.Folder(tmp_path)
+    films = {}
+    rng = np.random.default_rng(9)
     for number, count in enumerate([700, 500, 400, 900, 30, 300]):
         rows = {"embedding": rng.normal(0, 1, (count, 6)).astype(np.float16), "time": 2000 * np.arange(count)}
         rows |= {"worn": rows["embedding"][:3], "of": rows["embedding"][3:6]}
-        films[f"Film {number}"] = {"frames": engine.put(f"Film {number}", rows), "stored": count}
-    parts = collection.sample_films(engine, films)
-    counts = [len(part["time"]) for part in parts]
+        name = engine.write_arrays(f"Film {number}", rows)
+        films[f"Film {number}"] = Film(rows_file=name, stored=count)
+    samples = editing.sample_films(engine, films)
+    counts = [len(sample.time_ms) for sample in samples]
     assert len(counts) == len(films) and 500 <= sum(counts) <= 600 and min(counts) == 30
-    assert all((np.diff(part["time"]) == 2000).all() for part in parts)  # as dense as the film
+    assert all((np.diff(sample.time_ms) == 2000).all() for sample in samples)  # as dense as the film
 
 
 def test_films_with_one_still_have_finite_numbers(model, tmp_path):

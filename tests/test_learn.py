@@ -4,6 +4,7 @@ import io
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from telegram_server import TelegramServer
 from test_index import write_film, write_model
 
 import index
-from answering import collection, store
+import learn
+from answering import store
+from answering.collection import Index
 from answering.console import UserError
 from answering.model import Identifier
 from answering.store import open_engine
@@ -34,7 +37,10 @@ class Home:
     """An index of four films, a bot's database, and the Telegram that has the users' pictures."""
 
     def __init__(self, folder: Path, server: TelegramServer):
-        self.folder, self.server, self.model, self.index = folder, server, folder / "export", folder / "index"
+        self.folder = folder
+        self.server = server
+        self.model = folder / "export"
+        self.index = folder / "index"
         self.base = database.open_base(folder / "bot.sqlite")
 
     def run(self, command: str, *arguments: str) -> int:
@@ -42,7 +48,8 @@ class Home:
 
     def learn(self, *arguments: str) -> int:
         where = ["--db", str(self.folder / "bot.sqlite"), "--sheet", str(self.folder / "learn.png")]
-        return self.run("learn", *where, "--model", str(self.model), "--api-base", self.server.base, *arguments)
+        where += ["--model", str(self.model), "--index", str(self.index), "--api-base", self.server.base]
+        return learn.main([*where, *arguments])
 
     def confirm(self, name: str, film: str, picture: bytes | None, who: str | None = "ann", verdict="right") -> None:
         """A picture that a user sent, and what he said of it."""
@@ -61,11 +68,11 @@ class Home:
     def arrays(self, title: str, *names: str) -> list[np.ndarray]:
         """Arrays of a film, then its vectors."""
         engine = open_engine(self.index)
-        film = engine.load()["films"][title]
-        return [*engine.get(film["frames"], *names), engine.get_vectors(film["vectors"])]
+        film = store.read_state(engine).films[title]
+        return [*engine.read_arrays(film.rows_file, *names), engine.read_vectors(film.vectors_file)]
 
     def theirs(self, title: str = TITLES[0]) -> int:
-        return sum(name.startswith(store.SOURCE) for name in self.names(title))
+        return sum(name.startswith(store.USER_STILL_PREFIX) for name in self.names(title))
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +119,9 @@ def test_the_owner_sees_and_accepts_what_users_confirmed(home, capsys):
     assert (home.theirs(), home.theirs(TITLES[1])) == (2, 0) and home.run("check") == 0
     assert home.learn() == 0 and "nothing new" in capsys.readouterr().out  # neither the taken nor the refused
     identifier = Identifier(home.model)
-    identifier.index = collection.Index(home.index, identifier)
+    identifier.index = Index(home.index, identifier)
     best = identifier.identify(shot(1)).candidates[0]
-    assert best.title == TITLES[0] and best.evidence.file.startswith(store.SOURCE)
+    assert best.title == TITLES[0] and best.evidence.file.startswith(store.USER_STILL_PREFIX)
     assert best.evidence.time_ms is None and best.evidence.similarity > 0.99
 
 
@@ -177,13 +184,13 @@ def test_what_is_wrong_is_told_in_a_line(home, capsys, monkeypatch, tmp_path):
         assert home.learn() > 0
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1 and "other" not in err
-    assert home.run("learn", "--db", str(tmp_path / "none.sqlite"), "--model", str(home.model)) == 2
+    assert home.learn("--db", str(tmp_path / "none.sqlite")) == 2
     assert "--db" in capsys.readouterr().err
     assert home.learn("--accept", str(tmp_path / "none.txt")) == 1 and "none.txt" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         home.run("remove")
     with pytest.raises(UserError, match="folder"):
-        store.folder_of("http://milvus:19530")
+        store.require_user_stills(SimpleNamespace(user_stills=None))  # as Milvus has it
 
 
 def test_titles_never_become_paths(home, tmp_path):
@@ -205,3 +212,20 @@ def test_a_file_of_a_local_server_is_read_by_its_path(home, tmp_path):
     home.server.local = tmp_path
     home.confirm("a", TITLES[0], shot(0))
     assert home.learn() == 0 and len(home.listed()) == 1 and not home.server.named("file")
+
+
+def test_wishes_and_labels(home, tmp_path, capsys):
+    home.confirm("a", TITLES[0], None)
+    for who in ("ann", "bob"):
+        home.confirm(f"wish-{who}", "Stalker", None, who=who, verdict="wish")
+    assert home.learn("--wishes") == 0 and capsys.readouterr().out.split() == ["2", "Stalker"]
+    assert home.learn("--labels", str(tmp_path / "labels.csv")) == 0 and "3 verdicts" in capsys.readouterr().out
+    head, *rows = (tmp_path / "labels.csv").read_text().splitlines()
+    assert head == "time,file_id,kind,answer,confidence,verdict,film" and len(rows) == 3
+
+
+def test_index_says_where_learn_went(capsys):
+    for arguments in ([], ["--db", "bot.sqlite", "--accept", "all"]):
+        assert index.main(["learn", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "python learn.py" in error and error.startswith("index.py: error: ") and error.count("\n") == 1

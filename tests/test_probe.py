@@ -1,5 +1,7 @@
 """python -m pytest tests/test_probe.py"""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,11 @@ from conftest import figures_of, quick
 
 from answering.console import UserError
 from models import Checkpoint, build_model
-from training.dataset import choose_rows, read_manifest
+from training.dataset import MANIFEST, ManifestRow, choose_rows, read_manifest
 from training.frames import load_frames, normalise
+from training.leak_check import leak_check
 from training.metrics import fit_temperature, softmax
-from training.probe import cross_fit, fit_head, leak_check, start_head
+from training.probe import Features, cross_fit, fit_head, set_head
 
 
 def linear_discriminant(embedding: np.ndarray, labels: np.ndarray, shrinkage: float, at=None) -> np.ndarray:
@@ -67,7 +70,8 @@ def test_a_model_answers_as_its_probe_at_its_temperature():
     images += torch.from_numpy(labels).view(-1, 1, 1, 1)
     with torch.no_grad():
         embedding = model(images)[1].numpy()
-        start_head(model, (embedding, labels, np.ones(len(labels), np.float32)), 0.3, temperature=2.0)
+        features = Features(embedding, labels, np.ones(len(labels), np.float32))
+        set_head(model, features, 0.3, temperature=2.0)
         logits = model(images)[0].numpy()
     np.testing.assert_allclose(softmax(logits), softmax(linear_discriminant(embedding, labels, 0.3) / 2), atol=1e-3)
 
@@ -85,7 +89,8 @@ def test_a_frame_of_weight_two_counts_as_two_frames():
 def test_cross_fit_answers_as_heads_fitted_without_the_fold():
     embedding, labels = draw_films()
     folds = np.random.default_rng(1).integers(-1, 4, len(labels))
-    logits = cross_fit((embedding, labels, np.ones(len(labels), np.float32)), folds, 0.3, torch.device("cpu"))
+    features = Features(embedding, labels, np.ones(len(labels), np.float32))
+    logits = cross_fit(features, folds, 0.3, torch.device("cpu"))
     assert logits.dtype == np.float32 and not logits[folds == -1].any()
     for k in range(4):
         fit = folds != k
@@ -143,29 +148,30 @@ def test_refit_takes_val_in_and_leaves_answers_that_had_not_seen_their_fold(data
         quick(dataset, tmp_path / "none", recipe={"refit": True})
 
 
+def shots_of_films(films: int, shots: int, frames: int) -> list[ManifestRow]:
+    """Rows of a manifest of films that have so many shots of so many frames, each shot a group."""
+    rows = []
+    for film in range(films):
+        for shot in range(shots):
+            for frame in range(frames):
+                columns = dict.fromkeys(MANIFEST, "") | {"movie": f"Film {film}", "group": f"Film {film}#{shot}"}
+                columns |= {"path": f"{film}/{shot}/{frame}", "split": "train"}
+                rows.append(ManifestRow(**columns, file=Path(columns["path"]), place=len(rows)))
+    return rows
+
+
 def test_leak_check_shows_what_neighbours_give_away():
     """Films that differ by nothing but their shots: at random a probe knows the shots, by groups it knows nothing."""
     rng = np.random.default_rng(0)
-    rows = [
-        {"movie": f"Film {film}", "group": f"Film {film}#{shot}", "path": f"{film}/{shot}/{frame}", "split": "train"}
-        for film in range(3)
-        for shot in range(10)
-        for frame in range(4)
-    ]
-    rows = [row | {"place": place} for place, row in enumerate(rows)]
+    rows = shots_of_films(3, 10, 4)
     shots = rng.normal(size=(30, 40)).repeat(4, axis=0)
     embedding = (shots + 0.1 * rng.normal(size=shots.shape)).astype(np.float32)
     results = leak_check(rows, rows, ["Film 0", "Film 1", "Film 2"], embedding)
-    assert results["random"]["top1"] > 0.7 and results["grouped"]["top1"] < 0.5
+    assert results["random"].top1 > 0.7 and results["grouped"].top1 < 0.5
 
 
 def test_leak_check_of_too_few_frames_is_one_line():
-    rows = [
-        {"movie": f"Film {film}", "group": f"Film {film}#{k}", "path": f"{film}/{k}", "split": "train"}
-        for film in range(2)
-        for k in range(60)
-    ]
-    rows = [row | {"place": place} for place, row in enumerate(rows)]
+    rows = shots_of_films(2, 60, 1)
     embedding = np.random.default_rng(0).normal(size=(66, 3)).astype(np.float32)
     films = ["Film 0", "Film 1"]
     with pytest.raises(UserError, match="five frames of each film"):

@@ -48,8 +48,11 @@ def wanted(exported, raw, tmp_path_factory) -> dict[Path, str]:
         folders[folder] = float(identifier.run(identifier.load(folder / "frame.jpg")[None])["known"][0])
     known = np.sort(list(folders.values()))
     shortlist, movie = np.sort(np.argsort(np.diff(known))[-2:])
-    levels = {"shortlist": known[shortlist : shortlist + 2].mean(), "movie": known[movie : movie + 2].mean()}
-    decision = identifier.contract.decision | {key: float(level) for key, level in levels.items()}
+    thresholds = {
+        "shortlist": float(known[shortlist : shortlist + 2].mean()),
+        "movie": float(known[movie : movie + 2].mean()),
+    }
+    decision = identifier.contract.decision | thresholds
     for name in ("model.int8.onnx", "model.json"):
         replace(identifier.contract, decision=decision).save(export / name)
     identifier = Identifier(export / "model.int8.onnx", runtime="onnxruntime")
@@ -89,7 +92,7 @@ def npm(tmp_path_factory):
 
 
 def test_bare_python(wanted):
-    after = "\nimport sys\nassert not {'identify', 'image', 'models', 'torch'} & set(sys.modules)"
+    after = "\nimport sys\nassert not {'identify', 'answering', 'models', 'torch'} & set(sys.modules)"
     for folder, answer in wanted.items():
         command = [sys.executable, "-I", "-c", block("python") + after]
         assert subprocess.check_output(command, cwd=folder, text=True).strip() == answer

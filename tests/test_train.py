@@ -18,6 +18,7 @@ from models import Checkpoint, build_model
 from training.dataset import read_manifest
 from training.metrics import measure
 from training.recipes import RECIPES
+from training.setup import make_optimiser
 
 ROOT = Path(train.__file__).parent
 
@@ -116,6 +117,7 @@ def test_what_a_run_must_not_be_mixed_up_with(dataset, tmp_path):
         quick(dataset, tmp_path, recipe={"epochs": 1}, name="one")
     with pytest.raises(UserError, match=r"made with another .*lr.*; use the same, --overwrite or --name"):
         quick(dataset, tmp_path, recipe={"epochs": 1, "lr": 1e-3}, name="one", resume=True)
+    assert json.loads((tmp_path / "one" / "args.json").read_text())["lr"] == 2e-3  # what was refused left no trace
     run = quick(dataset, tmp_path, recipe={"epochs": 2}, name="one", overwrite=True)
     assert len(epochs_of(run)) == 2
 
@@ -123,7 +125,7 @@ def test_what_a_run_must_not_be_mixed_up_with(dataset, tmp_path):
 def test_two_processes_train_what_one_trains(dataset, tmp_path):
     """The same batches, augmentation off: the weights agree, so the figures do."""
     recipe = ["--epochs", "2", "--batch-size", "16", "--lr", "1e-3", "--crop", "1", "--flip", "0", "--colour", "0"]
-    recipe += ["--corrupt", "0", "--precision", "fp32", "--probe", "1", "--levels", "--refit", "--no-pretrained"]
+    recipe += ["--corrupt", "0", "--precision", "fp32", "--probe", "1", "--intermediate", "--refit", "--no-pretrained"]
     command = [str(dataset), "--arch", "test_vit3", *recipe, "--cache", str(tmp_path / "c"), "--out", str(tmp_path)]
     assert train.main([*command, "--name", "one"]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -161,11 +163,11 @@ def test_what_a_run_does_not_read_is_not_decoded(dataset, tmp_path):
 # ------------------------------------------------------------------------------------------------------ recipes
 
 
-def test_layers_learn_the_slower_the_earlier_they_stand():
+def test_earlier_layers_learn_slower():
     for arch in ("mobilenetv2", "test_vit", "resnet10t"):
         model = build_model(arch, ["a", "b"], pretrained=False)
         recipe = RECIPES["best"] | {"lr": 1.0, "layer_decay": 0.5, "weight_decay": 0.1}
-        optimiser, schedule = train.make_optimiser(model, recipe, 10)
+        optimiser, schedule = make_optimiser(model, recipe, 10)
         schedule.step_update(int(recipe["warmup"] * 10 * recipe["epochs"]))  # at the peak
         rate = {id(p): g["lr"] for g in optimiser.param_groups for p in g["params"]}
         parameters = list(model.parameters())
@@ -179,7 +181,7 @@ def test_layers_learn_the_slower_the_earlier_they_stand():
 
 def rates_of(recipe: dict, steps: int = 4) -> list[float]:
     """Learning rate of the head at each step of a run, as a share of the recipe's."""
-    optimiser, schedule = train.make_optimiser(build_model("test_resnet", ["a", "b"], pretrained=False), recipe, steps)
+    optimiser, schedule = make_optimiser(build_model("test_resnet", ["a", "b"], pretrained=False), recipe, steps)
     rates = []
     for step in range(steps * recipe["epochs"]):
         schedule.step_update(step)
@@ -187,7 +189,7 @@ def rates_of(recipe: dict, steps: int = 4) -> list[float]:
     return rates
 
 
-def test_the_cosine_rises_and_falls():
+def test_the_learning_rate_rises_and_falls():
     rates = rates_of(RECIPES["best"] | {"warmup": 0.25})
     peak = rates.index(max(rates))
     assert (
@@ -208,18 +210,8 @@ def test_original_recipe_is_the_original(dataset, tmp_path):
 
 
 def test_all_folds_give_a_mean(dataset, tmp_path, capsys):
-    argv = [
-        str(dataset),
-        "--arch",
-        "test_resnet",
-        "--no-pretrained",
-        "--probe",
-        "0.3",
-        "--epochs",
-        "0",
-        "--fold",
-        "all",
-    ]
+    argv = [str(dataset), "--arch", "test_resnet", "--no-pretrained", "--probe", "0.3", "--epochs", "0"]
+    argv += ["--fold", "all"]
     assert train.main([*argv, "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out.splitlines()[-1]
     tests = [figures_of(p.parent)["test"]["balanced"] for p in sorted(tmp_path.glob("*fold?/test.json"))]
@@ -253,7 +245,7 @@ def test_a_probe_is_left_only_for_what_beats_it_beyond_chance(dataset, tmp_path)
     assert seen == {False, True}
 
 
-def test_nothing_is_trained_that_could_not_win(dataset, tmp_path, capsys):
+def test_a_probe_that_cannot_be_beaten_is_not_trained_further(dataset, tmp_path, capsys):
     """On val frames of which the probe has four or fewer wrong, no epoch can be better beyond chance."""
     run = quick(dataset, tmp_path, recipe={"probe": 0.3, "epochs": 2}, limit=4)
     assert "training could not beat that beyond chance" in capsys.readouterr().out

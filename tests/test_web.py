@@ -21,7 +21,8 @@ from test_index import write_film, write_model
 import export
 import index
 from answering import collection
-from answering.model import Contract, Identifier, relative_error
+from answering.contract import Contract
+from answering.model import Identifier, relative_error
 from answering.pictures import IMAGE_SUFFIXES, PREPROCESSING
 from benchmarks.ways import screenshot
 from training.quantise import write_web
@@ -97,21 +98,21 @@ def site(exported, frames, tmp_path_factory) -> Path:
     file = root / "export" / "model.web.onnx"
     write_web(exported / "model.onnx", file, False)
     contract = Contract(**json.loads((exported / "model.json").read_text()))
-    settle(file, contract, frames)
+    set_thresholds(file, contract, frames)
     write_lens(root / "lens" / "model.web.onnx")
     lens = replace(contract, classes=["A", "B", "C", "D"], preprocessing=PREPROCESSING)
-    settle(root / "lens" / "model.web.onnx", lens, frames)
+    set_thresholds(root / "lens" / "model.web.onnx", lens, frames)
     return root
 
 
-def settle(file: Path, contract: Contract, frames: list[Path]) -> None:
+def set_thresholds(file: Path, contract: Contract, frames: list[Path]) -> None:
     """Give a model its contract, with thresholds in the widest gaps between frames."""
     contract.save(file)
     identifier = Identifier(file, runtime="onnxruntime")
     known = np.sort([identifier.run(identifier.load(frame)[None])["known"][0] for frame in frames])
     low, high = np.sort(np.argsort(np.diff(known))[-2:])
-    levels = {"shortlist": float(known[low : low + 2].mean()), "movie": float(known[high : high + 2].mean())}
-    contract = replace(contract, decision=contract.decision | levels)
+    thresholds = {"shortlist": float(known[low : low + 2].mean()), "movie": float(known[high : high + 2].mean())}
+    contract = replace(contract, decision=contract.decision | thresholds)
     contract.save(file)
     contract.save(file.with_name("model.json"))
 
@@ -255,12 +256,19 @@ def test_the_still_inside_a_screenshot_is_the_one_that_identify_finds(context, h
     assert "by the still inside" in page.inner_text(f"article:nth-child({len(files) - looks.index('still')}) p")
 
 
+def add_scoring(path: Path) -> None:
+    state = json.loads(path.read_text())
+    scoring = {"middle_weight": 0.75, "runner_up_penalty": 0.3, "min_films": 4}
+    path.write_text(json.dumps({"scoring": scoring} | state))
+
+
 @pytest.fixture(scope="module")
 def collections(site, exported, raw, tmp_path_factory):
     """A host's folder with two indexes: of an embedder, and beside a classifier that knows half as many films."""
     root = tmp_path_factory.mktemp("collections")
     shutil.copytree(site / "web", root / "web", symlinks=True)
-    write_model((root / "embedder").mkdir() or root / "embedder" / "export", 8)
+    (root / "embedder").mkdir()
+    write_model(root / "embedder" / "export", 8)
     (root / "embedder" / "export" / "model.onnx").rename(root / "embedder" / "export" / "model.web.onnx")
     shutil.copytree(site / "export", root / "classifier" / "export")
     for film in range(6):
@@ -275,6 +283,7 @@ def collections(site, exported, raw, tmp_path_factory):
         films = [root / "films"] if name == "embedder" else sorted((root / "films").iterdir())[2:]
         argv = ["add", *map(str, films), "--index", str(place / "index"), "--model", str(model.path)]
         assert index.main(argv) == 0
+        add_scoring(place / "index" / "index.json")
     server = serve(root)
     yield f"http://127.0.0.1:{server.server_port}", root
     server.shutdown()
@@ -317,6 +326,8 @@ def test_an_index_that_cannot_be_used_is_a_sentence(context, collections, frames
         "model": (state | {"model": state["model"] | {"fingerprint": other}}, "means"),
         "film": (state | {"films": {first: state["films"][first] | {"vectors": "films/gone.npy"}}}, "films/gone.npy"),
         "page": (None, "damaged"),
+        "scoring": ({key: state[key] for key in state if key != "scoring"}, "no scoring: run index.py rebuild"),
+        "empty": (state | {"films": {}}, "holds no films yet"),
     }
     many = state["films"][first] | {"stored": 100_001}
     cases["many"] = (state | {"films": {first: many}}, "more than 100,000 stills")
@@ -514,7 +525,8 @@ def test_pages_fit_phones_and_follow_the_colour_scheme(browser, host, site, fram
 
 
 def test_pictures_cannot_leave_the_page(context, host, frames):
-    page, other, urls = visit(context, host), Handler.asked, []
+    page, other = visit(context, host), Handler.asked
+    urls = []
     context.on("request", lambda request: urls.append(request.url))
     answers(page, frames[:1])
     assert not [url for url in urls if not url.startswith("blob:")]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from answering.console import atomic_write
-from answering.model import Contract
+from answering.contract import Contract
 from training.formats import FP32, FormatFigures
 from training.report import markdown_table, save_figure
 from training.rule import Rule, RuleCheck, ScoreFigures

@@ -1,10 +1,11 @@
-"""Frames for training: decoded once into a file of the dataset, drawn from there, cropped and worn on the device."""
+"""Frames for training: decoded once into a file of the dataset, drawn from there, changed at random on the device."""
 
 import hashlib
 import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,23 @@ from answering.console import UserError
 from answering.pictures import preprocess, read_image
 from training.dataset import ManifestRow
 
-STORE_FORMAT = 2  # raised when image.py decodes or crops otherwise
+STORE_FORMAT = 2  # raised when answering.pictures decodes or crops otherwise
+
+
+# ------------------------------------------------------------------------------------------- decoded frames
+
+
+def default_cache(data: Path) -> Path:
+    """The folder of a dataset's decoded frames. data: the dataset, or its manifest."""
+    return (data if data.is_dir() else data.parent) / ".frames"
 
 
 def load_frames(files: list[Path], spec: dict, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decoded and preprocessed frames uint8 [N, S, S, 3], or [N, height, width, 3] for a size (width, height)."""
+    height = size[1] if size else spec["size"]
 
     def load(file: Path) -> np.ndarray:
-        return preprocess(read_image(file, draft=2 * (size[1] if size else spec["size"])), spec, size)
+        return preprocess(read_image(file, draft=2 * height), spec, size)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return np.stack(list(pool.map(load, files)))
@@ -39,41 +49,55 @@ class FrameStore:
     """
 
     def __init__(self, rows: list[ManifestRow], spec: dict, folder: Path, size: tuple[int, int] | None = None):
-        self.rows, self.spec, self.size, self.folder = rows, spec, size, folder
-        width, height = size or (spec["size"],) * 2
+        self.rows = rows  # all of the manifest
+        self.spec = spec
+        self.folder = folder
+        self.size = size  # None for the size that the model takes
+        width, height = size or (spec["size"], spec["size"])
+        self.shape = (len(rows), height, width, 3)
         stats = [os.stat(row.file) for row in rows]
         listed = [[row.path, stat.st_size, stat.st_mtime_ns] for row, stat in zip(rows, stats, strict=True)]
-        how = [STORE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
-        key = hashlib.sha256(json.dumps([listed, how]).encode()).hexdigest()[:16]
-        self.kind = f"{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"  # none begins as another does
-        self.path, self.shape = folder / f"{self.kind}-{key}.bin", (len(rows), height, width, 3)
+        settings = [STORE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
+        key = hashlib.sha256(json.dumps([listed, settings]).encode()).hexdigest()[:16]
+        # what the names of its files begin with, up to the key; no kind is the beginning of another
+        self.kind = f"{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"
+        self.path = folder / f"{self.kind}-{key}.bin"
+        self.marks = self.path.with_suffix(".done")  # a byte a row: 1 where the frame is decoded
+        self.frame_bytes = math.prod(self.shape[1:])
 
     def decode(self, rows: list[ManifestRow], chunk: int = 256) -> None:
         """Decode those of these rows of the manifest that are not there yet. Raises UserError for a full disk."""
-        nbytes, marks = math.prod(self.shape[1:]), self.path.with_suffix(".done")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob(f"{self.kind}-*"):  # of frames that have changed since
-                if old.stem != self.path.stem:
-                    old.unlink()
-            for path, length in ((self.path, nbytes * len(self.rows)), (marks, len(self.rows))):
-                with open(path, "ab") as file:
-                    file.truncate(length)
-            done = np.memmap(marks, np.uint8, "r+")
-            missing = [place for place in sorted({row.place for row in rows}) if not done[place]]
-            bar = tqdm(total=len(missing), unit="frame", desc="decode", disable=None)
-            with open(self.path, "r+b") as file, bar:
-                for start in range(0, len(missing), chunk):
-                    part = missing[start : start + chunk]
-                    frames = load_frames([self.rows[place].file for place in part], self.spec, self.size)
-                    for place, frame in zip(part, frames, strict=True):
-                        os.pwrite(file.fileno(), frame, place * nbytes)
-                    os.fsync(file.fileno())
-                    done[part] = 1
-                    bar.update(len(part))
+            self._make_files()
+            self._decode_missing(rows, chunk)
         except OSError as error:
-            text = f"{error.strerror or error}; {math.prod(self.shape) / 1e9:.1f} GB of decoded frames go there"
-            raise UserError(f"--cache {self.folder}: {text}") from None
+            size = f"{math.prod(self.shape) / 1e9:.1f} GB of decoded frames go there"
+            raise UserError(f"--cache {self.folder}: {error.strerror or error}; {size}") from None
+
+    def _make_files(self) -> None:
+        """Both files at their full length, sparse until frames are written; those of changed frames are deleted."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.glob(f"{self.kind}-*"):
+            if old.stem != self.path.stem:
+                old.unlink()
+        lengths = {self.path: self.frame_bytes * len(self.rows), self.marks: len(self.rows)}
+        for path, length in lengths.items():
+            with open(path, "ab") as file:
+                file.truncate(length)
+
+    def _decode_missing(self, rows: list[ManifestRow], chunk: int) -> None:
+        done = np.memmap(self.marks, np.uint8, "r+")
+        missing = [place for place in sorted({row.place for row in rows}) if not done[place]]
+        bar = tqdm(total=len(missing), unit="frame", desc="decode", disable=None)
+        with open(self.path, "r+b") as file, bar:
+            for start in range(0, len(missing), chunk):
+                places = missing[start : start + chunk]
+                frames = load_frames([self.rows[place].file for place in places], self.spec, self.size)
+                for place, frame in zip(places, frames, strict=True):
+                    os.pwrite(file.fileno(), frame, place * self.frame_bytes)
+                os.fsync(file.fileno())  # frames are on disk before they are marked
+                done[places] = 1
+                bar.update(len(places))
 
     def take(self, rows: list[ManifestRow]) -> Subset:
         """Frames of these rows, which are decoded: uint8 tensors [N, height, width, 3] when it is indexed."""
@@ -81,67 +105,135 @@ class FrameStore:
         return Subset(frames, torch.tensor([row.place for row in rows], dtype=torch.long))
 
 
+@dataclass
+class Split:
+    """A split of the dataset: train, val, test, unknown_val or unknown_test."""
+
+    rows: list[ManifestRow]
+    labels: np.ndarray  # class index a frame, int [N]; -1 for films that are no class
+    frames: Subset | None  # uint8 [N, S, S, 3], as the model takes them; None where this run does not read them
+
+
+# ---------------------------------------------------------------------------------------- on their way to the model
+
+
 def take_batch(frames: Subset | torch.Tensor, pick: slice | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Frames uint8 [N, H, W, 3] on the device; to a GPU through pinned memory, so that nobody waits for them."""
-    part = frames[pick]
-    return (part.pin_memory() if device.type != part.device.type else part).to(device, non_blocking=True)
+    """Frames uint8 [N, H, W, 3] on the device; to a GPU through pinned memory, so that the copy blocks nobody."""
+    batch = frames[pick]
+    if device.type != batch.device.type:
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
 
 
 def to_device(frames: Subset, device: torch.device) -> Subset | torch.Tensor:
-    """All of them on a GPU, if they take less than half of what is free there; else as they are."""
+    """All frames on the GPU, if they take less than half of what is free there; else as they are."""
     shape = (len(frames), *frames.dataset.shape[1:])
     if device.type != "cuda" or math.prod(shape) > 0.5 * torch.cuda.mem_get_info(device)[0]:
         return frames
-    there = torch.empty(shape, dtype=torch.uint8, device=device)
+    copied = torch.empty(shape, dtype=torch.uint8, device=device)
     for start in range(0, len(frames), 256):
-        there[start : start + 256] = take_batch(frames, slice(start, start + 256), device)
-    return there
+        copied[start : start + 256] = take_batch(frames, slice(start, start + 256), device)
+    return copied
 
 
 def normalise(frames: torch.Tensor, spec: dict) -> torch.Tensor:
     """uint8 or 0..255 float [N, S, S, 3] -> float32 [N, 3, S, S], channels last in memory."""
-    mean, std = (torch.tensor(spec[k]).to(frames.device, non_blocking=True) * 255 for k in ("mean", "std"))
+    mean, std = (torch.tensor(spec[key]).to(frames.device, non_blocking=True) * 255 for key in ("mean", "std"))
     return ((frames.float() - mean) / std).permute(0, 3, 1, 2)
 
 
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
 def augment(frames: torch.Tensor, spec: dict, recipe: dict, size: int) -> torch.Tensor:
-    """Random crops, flips and wear of a batch at once, on its device. uint8 [N, H, W, 3] -> float32 [N, 3, size, size].
+    """A batch as users might send it, by random changes. uint8 [N, H, W, 3] -> float32 [N, 3, size, size], normalised.
 
-    What users send: pieces of a frame, mirrored uploads, other brightness, blurred and small pictures, subtitles. The
-    draws are torch's, and a GPU is never waited for.
+    They send pieces of a frame, mirrored uploads, other brightness, blurred and small pictures, subtitles. The draws
+    are torch's, on the device of the frames, and the CPU never waits for a GPU. recipe: see training.recipes.
     """
-    count, device = len(frames), frames.device
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(*shape, device=device) * (high - low) + low
-
-    # torchvision's crops: the first of ten shapes that fits, cut to fit if none does; in shares of width and height
-    (height, width), numbers = frames.shape[1:3], torch.arange(count, device=device)
-    spread = math.log(4 / 3) if recipe["crop"] < 1 else 0.0
-    area, ratio = uniform(recipe["crop"], 1, count, 10), uniform(-spread, spread, count, 10).exp()
-    if recipe["aspect"] and spread:  # the original's aspect ratios are in pixels
-        ratio *= height / width
-    sides = torch.stack([area * ratio, area / ratio]).sqrt()
-    wide, high = sides[:, numbers, (sides <= 1).all(0).float().argmax(1)].clamp(max=1)
-    left, top = uniform(0, 1, count) * (1 - wide) * width, uniform(0, 1, count) * (1 - high) * height
-    boxes = torch.stack([numbers, left, top, left + wide * width, top + high * height], 1)
-    images = roi_align(frames.permute(0, 3, 1, 2).float(), boxes, size, sampling_ratio=1, aligned=True)
-    images = torch.where(uniform(0, 1, count, 1, 1, 1) < recipe["flip"], images.flip(3), images)
-    if strength := recipe["colour"]:
-        factor = uniform(1 - strength, 1 + strength, 3, count, 1, 1, 1)
-        images = images * factor[0]
-        images = (images - images.mean((1, 2, 3), keepdim=True)) * factor[1] + images.mean((1, 2, 3), keepdim=True)
-        grey = images.mean(1, keepdim=True)
-        images = grey + (images - grey) * factor[2]
-        images = images + uniform(-20, 20, count, 3, 1, 1) * strength  # white balance
-    if chance := recipe["corrupt"]:
-        worn = uniform(0, 1, 3, count, 1, 1, 1) < chance
-        small = F.interpolate(F.avg_pool2d(images, 3, 3, ceil_mode=True), size=(size, size), mode="bilinear")
-        images = torch.where(worn[0], small, images)
-        noise = torch.randn(images.shape, device=device) * uniform(2, 12, count, 1, 1, 1)
-        images = torch.where(worn[1], images + noise, images)
-        line = torch.arange(size, device=device).view(1, 1, size, 1) / size  # a band of letters at the bottom
-        band = (line > uniform(0.8, 0.88, count, 1, 1, 1)) & (line < 0.93)
-        letters = F.interpolate((uniform(0, 1, count, 1, 1, size // 4) > 0.5).float(), size=(1, size))
-        images = torch.where(worn[2] & band & (letters > 0), 235.0, images)
+    images = random_crops(frames, size, recipe["crop"], aspect_in_pixels=recipe["aspect"])
+    images = random_flips(images, recipe["flip"])
+    if recipe["colour"]:
+        images = random_colours(images, recipe["colour"])
+    if recipe["corrupt"]:
+        images = random_degradation(images, recipe["corrupt"])
     return normalise(images.clamp(0, 255).permute(0, 2, 3, 1), spec)
+
+
+def uniform(low: float, high: float, *shape: int, device: torch.device) -> torch.Tensor:
+    """Random numbers in [low, high)."""
+    return torch.rand(*shape, device=device) * (high - low) + low
+
+
+def random_crops(frames: torch.Tensor, size: int, least_share: float, *, aspect_in_pixels: bool) -> torch.Tensor:
+    """A crop of each frame, resized: uint8 [N, H, W, 3] -> float32 [N, 3, size, size], 0..255.
+
+    torchvision's RandomResizedCrop: the first of ten random shapes that fits, cut to fit if none does. least_share: of
+    the picture's area that a crop keeps, 1 for the whole picture. Aspect ratios are of pixels, or of the shares of
+    width and height.
+    """
+    device = frames.device
+    count, height, width = frames.shape[:3]
+    numbers = torch.arange(count, device=device)
+    largest_ratio = 4 / 3 if least_share < 1 else 1.0
+    spread = math.log(largest_ratio)
+    area = uniform(least_share, 1, count, 10, device=device)
+    ratio = uniform(-spread, spread, count, 10, device=device).exp()
+    if aspect_in_pixels and spread:
+        ratio *= height / width
+    sides = torch.stack([area * ratio, area / ratio]).sqrt()  # shares of width and height, [2, N, 10]
+    first_that_fits = (sides <= 1).all(0).float().argmax(1)
+    wide, high = sides[:, numbers, first_that_fits].clamp(max=1)
+    left = uniform(0, 1, count, device=device) * (1 - wide) * width
+    top = uniform(0, 1, count, device=device) * (1 - high) * height
+    boxes = torch.stack([numbers, left, top, left + wide * width, top + high * height], 1)
+    return roi_align(frames.permute(0, 3, 1, 2).float(), boxes, size, sampling_ratio=1, aligned=True)
+
+
+def random_flips(images: torch.Tensor, chance: float) -> torch.Tensor:
+    """images [N, 3, S, S], some of them mirrored."""
+    flipped = uniform(0, 1, len(images), 1, 1, 1, device=images.device) < chance
+    return torch.where(flipped, images.flip(3), images)
+
+
+def random_colours(images: torch.Tensor, strength: float) -> torch.Tensor:
+    """images [N, 3, S, S] of other brightness, contrast, saturation and white balance. strength: 0..1."""
+    count, device = len(images), images.device
+    brightness, contrast, saturation = uniform(1 - strength, 1 + strength, 3, count, 1, 1, 1, device=device)
+    images = images * brightness
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * contrast + mean
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * saturation
+    return images + uniform(-20, 20, count, 3, 1, 1, device=device) * strength  # white balance
+
+
+def random_degradation(images: torch.Tensor, chance: float) -> torch.Tensor:
+    """images [N, 3, S, S], each with this chance of being shrunk, of noise, and of a subtitle."""
+    shrunk, noisy, subtitled = uniform(0, 1, 3, len(images), 1, 1, 1, device=images.device) < chance
+    images = torch.where(shrunk, shrink(images), images)
+    images = torch.where(noisy, add_noise(images), images)
+    return torch.where(subtitled, draw_subtitles(images), images)
+
+
+def shrink(images: torch.Tensor) -> torch.Tensor:
+    """images [N, 3, S, S] at a third of their size, enlarged again."""
+    small = F.avg_pool2d(images, 3, 3, ceil_mode=True)
+    return F.interpolate(small, size=images.shape[2:], mode="bilinear")
+
+
+def add_noise(images: torch.Tensor) -> torch.Tensor:
+    """images [N, 3, S, S] with Gaussian noise of 2 to 12 grey levels."""
+    noise = torch.randn(images.shape, device=images.device)
+    return images + noise * uniform(2, 12, len(images), 1, 1, 1, device=images.device)
+
+
+def draw_subtitles(images: torch.Tensor) -> torch.Tensor:
+    """images [N, 3, S, S] with a band of light strokes at the bottom, as wide as letters."""
+    count, size = len(images), images.shape[-1]
+    device = images.device
+    line = torch.arange(size, device=device).view(1, 1, size, 1) / size  # 0 at the top, 1 at the bottom
+    band = (line > uniform(0.8, 0.88, count, 1, 1, 1, device=device)) & (line < 0.93)
+    strokes = (uniform(0, 1, count, 1, 1, size // 4, device=device) > 0.5).float()
+    strokes = F.interpolate(strokes, size=(1, size)) > 0
+    return torch.where(band & strokes, 235.0, images)

@@ -23,13 +23,16 @@ RECIPES = {
         "intermediate": False, "refit": False, "aspect": False, "decay_all": False, "copies": 0.0,
     },
 }  # fmt: skip
-# pretrained networks start from a linear probe, which on a few hundred frames is seldom beaten
+# pretrained networks start from a linear probe, which is seldom beaten on a few hundred frames
 LINEAR_PROBE = {"probe": 0.3, "copies": 0.03, "intermediate": True, "refit": True}
-# and transformers bend easily: they are fine-tuned with small steps, smaller ones in the first layers
+# pretrained transformers forget easily: they are fine-tuned with small steps, the smallest in the first layers
 VIT_FINE_TUNING = LINEAR_PROBE | {"epochs": 6, "lr": 5e-5, "layer_decay": 0.84, "crop": 0.5, "smoothing": 0.05}
-SHARES = ("warmup", "layer_decay", "ema", "smoothing", "balance", "crop", "flip", "colour", "corrupt")
-SHARES += ("probe", "copies")
+# values between 0 and 1
+SHARES = (
+    "warmup", "layer_decay", "ema", "smoothing", "balance", "crop", "flip", "colour", "corrupt", "probe", "copies",
+)  # fmt: skip
 CHOICES = {"schedule": ["cosine", "step"], "select": ["top1", "balanced"]}
+# what the values mean; choose_recipe adds zero_shot: whether CLIP's texts are the head before training
 RECIPE_HELP = {
     "epochs": "passes over the training frames; 0 for the probe alone",
     "batch_size": "frames a step",
@@ -37,8 +40,8 @@ RECIPE_HELP = {
     "weight_decay": "of AdamW, on matrices; 0 for none",
     "schedule": "cosine, or step (halved every 5 epochs)",
     "warmup": "share of all steps in which the rate rises; 0 for none",
-    "layer_decay": "rate of a layer over that of the next one (timm's); 1 for none",
-    "ema": "decay a step of the averaged weights; 0 for none",
+    "layer_decay": "learning rate of a layer over that of the next one (timm's); 1 for none",
+    "ema": "decay of the averaged weights at each step; 0 for none",
     "smoothing": "label smoothing; 0 for none",
     "balance": "0 draws frames evenly, 1 draws films evenly",
     "train_size": "pixels of training crops; a little under the model's, since crops enlarge (FixRes, Touvron 2019)",
@@ -46,45 +49,66 @@ RECIPE_HELP = {
     "flip": "chance of a mirror image",
     "colour": "strength of brightness, contrast and saturation changes; 0 for none",
     "corrupt": "chance of blur, noise or a subtitle bar; 0 for none",
-    "probe": "shrinkage of the linear discriminant that starts the head before others learn; 0 for none",
-    "copies": "weight of a worn copy beside its frame where the probe is fitted; 0 for none",
-    "intermediate": "let early blocks, which see palette and grain, speak beside the last; not CLIP's",
+    "probe": "shrinkage of the linear discriminant that the head starts from; 0 for none",
+    "copies": "weight of a degraded copy beside its frame where the probe is fitted; 0 for none",
+    "intermediate": "read early blocks too, which see palette and grain; not for CLIP",
     "refit": "where the probe stays the best, fit it again on train and val frames together",
     "aspect": "crops of torchvision's aspect ratios, in pixels of the frame; else shares of each side",
     "decay_all": "weight decay on vectors too",
-    "keep_bars": "leave black bars in",
-    "select": "val figure that picks best.pt; a probe gives way beyond chance only",
+    "keep_bars": "do not cut off black bars",
+    "select": "val figure that picks best.pt; a probe is replaced only by what beats it beyond chance",
 }
 
 
-def choose_recipe(arch: str, classes: list[str], wanted: dict, name: str, init, pretrained: bool):
-    """(model, recipe): RECIPES[name], what suits pretrained weights, and the overrides wanted. Raises UserError."""
-    start = LINEAR_PROBE if name == "best" and (pretrained or init) else {}
-    intermediate = (RECIPES[name] | start | wanted)["intermediate"]
+def choose_recipe(
+    arch: str, classes: list[str], overrides: dict, name: str, init: str | None, pretrained: bool
+) -> tuple[nn.Module, dict]:
+    """(model, recipe): RECIPES[name], what suits pretrained weights, and the overrides. Raises UserError.
+
+    name: of RECIPES. init, pretrained: where the weights come from, as build_model has them.
+    """
+    recipe = RECIPES[name]
+    suits_pretrained = name == "best" and (pretrained or init)
+    if suits_pretrained:
+        recipe = recipe | LINEAR_PROBE
+    intermediate = (recipe | overrides)["intermediate"]
     model = build_model(arch, classes, pretrained=pretrained, init=init, intermediate=intermediate)
-    recipe = RECIPES[name] | (VIT_FINE_TUNING if start and is_transformer(model) else start) | wanted
-    clip = isinstance(model, ClipClassifier)
-    if clip:
-        if wanted.get("probe"):
-            raise UserError("--probe: CLIP's head starts from texts", 2)
-        recipe |= {"probe": 0.0, "copies": 0.0, "refit": False}
-    if wanted.get("intermediate") and not model.intermediate:
-        raise UserError(f"--intermediate: {arch} has no early blocks that can be read", 2)
+    if suits_pretrained and is_transformer(model):
+        recipe = recipe | VIT_FINE_TUNING
+    recipe = recipe | overrides
+    _check_overrides(arch, model, recipe, overrides)
     recipe["intermediate"] = bool(model.intermediate)
-    for flag in ("refit", "copies"):
-        if wanted.get(flag) and not recipe["probe"]:
-            raise UserError(f"--{flag} is of a probe; it needs --probe and a linear head", 2)
+    is_clip = isinstance(model, ClipClassifier)
+    if is_clip:
+        recipe["probe"] = 0.0
     if not recipe["probe"]:
-        recipe |= {"copies": 0.0, "refit": False}
-    recipe["zero_shot"] = bool(clip and (Path(init).is_dir() if init else pretrained))
+        recipe["copies"] = 0.0
+        recipe["refit"] = False
+    recipe["zero_shot"] = is_clip and (Path(init).is_dir() if init else pretrained)
     if not (recipe["epochs"] or recipe["probe"] or recipe["zero_shot"]):
         raise UserError("--epochs 0 leaves the head as it began; it needs --probe and a linear head", 2)
     return model, recipe
 
 
+def _check_overrides(arch: str, model: nn.Module, recipe: dict, overrides: dict) -> None:
+    """Raise UserError for a value that was asked for and that this model can't have."""
+    is_clip = isinstance(model, ClipClassifier)
+    if is_clip and overrides.get("probe"):
+        raise UserError("--probe: CLIP's head starts from texts", 2)
+    if overrides.get("intermediate") and not model.intermediate:
+        raise UserError(f"--intermediate: {arch} has no early blocks that can be read", 2)
+    has_probe = recipe["probe"] and not is_clip
+    for flag in ("refit", "copies"):
+        if overrides.get(flag) and not has_probe:
+            raise UserError(f"--{flag} is of a probe; it needs --probe and a linear head", 2)
+
+
 def crop_size(model: nn.Module, wanted: int, size: int) -> tuple[int, int]:
-    """(pixels of training crops that the model takes, its multiply-adds at them): as wanted if it can be, else size."""
-    for pixels in (wanted, -(-wanted // 14) * 14):  # patches of 14, or a model of one size only
+    """(pixels of training crops, multiply-adds of one): as wanted if the model can take such crops, else size.
+
+    wanted is rounded up to whole patches of 14 pixels for a model that needs that.
+    """
+    for pixels in (wanted, -(-wanted // 14) * 14):
         with contextlib.suppress(RuntimeError, AssertionError, ValueError):
             return pixels, multiply_adds(model, pixels)
     return size, multiply_adds(model, size)
@@ -95,22 +119,27 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation (defaults: the recipe's)")
     group.add_argument("--recipe", choices=list(RECIPES), default="best", help="default: %(default)s")
     for key, text in RECIPE_HELP.items():
-        values = {"original": RECIPES["original"][key], "best": RECIPES["best"][key]}
-        values |= {"pretrained": LINEAR_PROBE[key]} if key in LINEAR_PROBE else {}
-        values |= (
-            {"pretrained transformers": VIT_FINE_TUNING[key]} if key in VIT_FINE_TUNING.keys() - LINEAR_PROBE else {}
-        )
-        help = f"{text} ({', '.join(f'{name} {value}' for name, value in values.items())})"
-        kind, flags = type(RECIPES["best"][key]), [f"--{key.replace('_', '-')}"]
+        flag = f"--{key.replace('_', '-')}"
+        help_text = f"{text} ({_defaults_of(key)})"
+        kind = type(RECIPES["best"][key])
         if kind is bool:
-            flags += ["--levels"] if key == "intermediate" else []  # its name until November 2026
-            group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=help)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
         else:
-            group.add_argument(*flags, type=kind, choices=CHOICES.get(key), metavar="X", help=help)
+            group.add_argument(flag, type=kind, choices=CHOICES.get(key), metavar="X", help=help_text)
+
+
+def _defaults_of(key: str) -> str:
+    """The value in each recipe, for the help."""
+    values = {"original": RECIPES["original"][key], "best": RECIPES["best"][key]}
+    if key in LINEAR_PROBE:
+        values["pretrained"] = LINEAR_PROBE[key]
+    elif key in VIT_FINE_TUNING:
+        values["pretrained transformers"] = VIT_FINE_TUNING[key]
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def chosen_values(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict:
-    """The recipe's values that the command line overrules; a value out of range ends the program through parser."""
+    """The recipe's values that the command line overrides; a value out of range ends the program through parser."""
     values = {key: getattr(args, key) for key in RECIPE_HELP if getattr(args, key) is not None}
     for key, value in values.items():
         flag = f"--{key.replace('_', '-')}"

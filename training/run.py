@@ -1,17 +1,22 @@
-"""run"""
+"""A run of train.py: what it was asked for, what stays as it is while it trains, and what training changes."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import Subset
 
 from answering.console import UserError
 from models import Checkpoint
-from training.dataset import ManifestRow
-from training.probe import predict
+from training.frames import Split
+from training.metrics import Figures
+from training.predict import predict
+from training.probe import Features
 
 
 @dataclass
@@ -39,13 +44,25 @@ class Options:
 
     def run_folder(self, data: Path) -> Path:
         """Where the run goes. Raises UserError where one is in the way."""
-        parts = [self.arch, data.resolve().name, f"subset{self.subset}" if self.subset else ""]
-        parts += ["" if self.recipe_name == "best" else self.recipe_name, f"limit{self.limit}" if self.limit else ""]
-        parts += ["" if self.split == "group" else f"{self.split}split", f"fold{self.fold}" * (self.fold is not None)]
-        folder = self.out / (self.name or "-".join(part for part in parts if part))
+        folder = self.out / (self.name or self._default_name(data))
         if (folder / "last.pt").exists() and not (self.resume or self.overwrite):
             raise UserError(f"{folder}: holds a run; continue it with --resume, replace it with --overwrite", 2)
         return folder
+
+    def _default_name(self, data: Path) -> str:
+        """The architecture, the dataset, and whatever is not the default."""
+        parts = [self.arch, data.resolve().name]
+        if self.subset:
+            parts.append(f"subset{self.subset}")
+        if self.recipe_name != "best":
+            parts.append(self.recipe_name)
+        if self.limit:
+            parts.append(f"limit{self.limit}")
+        if self.split != "group":
+            parts.append(f"{self.split}split")
+        if self.fold is not None:
+            parts.append(f"fold{self.fold}")
+        return "-".join(part for part in parts if part)
 
 
 @dataclass
@@ -54,36 +71,71 @@ class Run:
 
     folder: Path
     classes: list[str]
-    chosen: dict[str, list[ManifestRow]]  # rows of the manifest by split
-    labels: dict[str, np.ndarray]  # class index a frame, int [N], by split
-    spec: dict  # preprocessing
-    recipe: dict
+    splits: dict[str, Split]  # by the names of training.dataset.SPLITS
+    crops: Subset | None  # the training frames, larger than the model takes them, to crop from; None without epochs
+    spec: dict  # preprocessing, the keys of answering.pictures.PREPROCESSING
+    recipe: dict  # the keys of training.recipes.RECIPE_HELP, and zero_shot
     args: dict  # as args.json has them
     device: torch.device
     bf16: bool
     batch: int  # frames a step, of all processes together
-    size: int  # pixels of training crops
+    crop_size: int  # pixels
     operations: int  # multiply-adds of one crop
-    frames: dict[str, Subset] = field(default_factory=dict)  # as the model takes them; "crops": larger, to crop from
-    features: tuple | None = None  # what the probe was fitted on, see probe.with_copies
     logger: object = None  # of Weights & Biases
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return len(self.splits["train"].rows) // self.batch
 
     def predict(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(logits [N, C], embedding [N, D]) of the frames of a split."""
-        return predict(model, self.frames[split], self.spec, device=self.device, bf16=self.bf16)
+        return predict(model, self.splits[split].frames, self.spec, device=self.device, bf16=self.bf16)
+
+
+@dataclass(frozen=True)
+class TrainFigures:
+    """How an epoch's training went; the defaults are of a model that has not trained yet."""
+
+    lr: float = 0.0  # the highest learning rate of a layer, at the end of the epoch
+    train_loss: float = math.nan  # mean over the steps
+    images_per_s: float = 0.0
+    mfu: float = 0.0  # model FLOPs utilisation: share of the rate of square matrix products
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """An epoch, as a row of metrics.csv and in checkpoints."""
+
+    epoch: int  # from 1; 0 is the head before training: a probe, or CLIP's texts
+    train: TrainFigures
+    val: Figures
+
+    def to_dict(self) -> dict:
+        """One level of plain numbers: the columns of metrics.csv, in their order."""
+        return {"epoch": self.epoch} | asdict(self.train) | asdict(self.val)
+
+    @classmethod
+    def from_dict(cls, row: dict) -> "EpochRow":
+        """The row that to_dict made."""
+        train = TrainFigures(**{item.name: row[item.name] for item in fields(TrainFigures)})
+        val = Figures(**{item.name: row[item.name] for item in fields(Figures)})
+        return cls(row["epoch"], train, val)
 
 
 @dataclass
 class State:
-    """What training changes, and last.pt keeps."""
+    """What training changes; last.pt keeps it, but for the schedule and the features."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    ema: nn.Module | None = None  # timm's ModelEmaV3
+    schedule: Scheduler  # counts in steps; not saved, since the number of the step tells the rate
+    ema: ModelEmaV3 | None = None  # averaged weights
     epoch: int = 0  # epochs done
-    history: list[dict] = field(default_factory=list)  # a row an epoch, as in metrics.csv
-    best: dict = field(default_factory=dict)  # the row behind best.pt
+    history: list[EpochRow] = field(default_factory=list)
+    best: EpochRow | None = None  # the row behind best.pt
     probe_right: list[bool] | None = None  # which val frames the probe named right
+    train_features: Features | None = None  # what the probe was fitted on, where it will be refit; not in last.pt
 
     @property
     def answering(self) -> nn.Module:
@@ -91,22 +143,39 @@ class State:
         return self.ema.module if self.ema else self.model
 
     def pack(self) -> dict:
-        tensors = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        return tensors | {key: getattr(self, key) for key in ("epoch", "history", "best", "probe_right")}
+        """Plain tensors, numbers, lists and dicts, for last.pt."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "epoch": self.epoch,
+            "history": [row.to_dict() for row in self.history],
+            "best": self.best.to_dict(),
+            "probe_right": self.probe_right,
+        }
 
     def restore(self, run: Run) -> None:
         """Continue from last.pt. Raises UserError where it is of other films or options."""
-        path, args = run.folder / "last.pt", run.args
+        path = run.folder / "last.pt"
         saved = Checkpoint.load(path)
-        free = {"data", "init", "pretrained", "device", "precision", "commit"}
-        changed = [key for key in args if key not in free and saved.args.get(key) != args[key]]
-        changed += ["films"] if saved.classes != run.classes else []
-        changed += ["device"] if saved.args["device"].split(":")[0] != args["device"].split(":")[0] else []
+        changed = changed_options(saved, run)
         if changed:
             raise UserError(f"{path}: made with another {', '.join(changed)}; use the same, --overwrite or --name", 2)
         self.answering.load_state_dict(saved.model)
         self.model.load_state_dict(saved.training["model"])
         self.optimiser.load_state_dict(saved.training["optimiser"])
-        for key in ("epoch", "history", "best", "probe_right"):
-            setattr(self, key, saved.training[key])
+        self.epoch = saved.training["epoch"]
+        self.history = [EpochRow.from_dict(row) for row in saved.training["history"]]
+        self.best = EpochRow.from_dict(saved.training["best"])
+        self.probe_right = saved.training["probe_right"]
         print(f"resumed {path.parent} after epoch {self.epoch}")
+
+
+def changed_options(saved: Checkpoint, run: Run) -> list[str]:
+    """What makes the checkpoint one of another run."""
+    may_change = {"data", "init", "pretrained", "device", "precision", "commit"}
+    changed = [key for key in run.args if key not in may_change and saved.args.get(key) != run.args[key]]
+    if saved.classes != run.classes:
+        changed.append("films")
+    if saved.args["device"].split(":")[0] != run.args["device"].split(":")[0]:  # another GPU will do, a CPU will not
+        changed.append("device")
+    return changed

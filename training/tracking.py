@@ -1,4 +1,4 @@
-"""tracking"""
+"""What a run is known by elsewhere: the git commit of the code, and its page on Weights & Biases."""
 
 import secrets
 import subprocess
@@ -8,23 +8,29 @@ from answering.console import UserError
 
 
 def git_commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent.parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit of this repository as `git describe` names it, with "-dirty" for changes; "unknown" without git."""
+    root = Path(__file__).parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # no git here
         return "unknown"
+    return result.stdout.strip() or "unknown"
 
 
-def start_wandb(project: str, run: Path, args: dict, resume: bool):
-    """A Weights & Biases run. Raises UserError without the package, an account or WANDB_MODE=offline."""
-    known = run / "wandb_id"
-    if not (resume and known.exists()):
-        known.write_text(secrets.token_hex(4))
+def start_wandb(project: str, folder: Path, args: dict, resume: bool):
+    """A Weights & Biases run for a run folder, which remembers its id; args: shown there as the configuration.
+
+    Raises UserError without the package, an account or WANDB_MODE=offline.
+    """
+    id_file = folder / "wandb_id"
+    if not (resume and id_file.exists()):
+        id_file.write_text(secrets.token_hex(4))
+    run_id = id_file.read_text().strip()
     try:
         import wandb
 
-        name = known.read_text().strip()
-        return wandb.init(project=project, name=run.name, id=name, resume="allow", dir=run, config=args)
+        return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=folder, config=args)
     except ImportError:
         raise UserError("--wandb needs its package: pip install wandb", 2) from None
     except Exception as error:

@@ -1,6 +1,6 @@
 // The page: pictures in, answers out; worker.js does the work.
 
-const MAX_BYTES = 20e6; // as image.py
+const MAX_BYTES = 20e6; // as pictures.py
 const TEXTS = { // in English and Russian, and what stands in index.html
   loading: ["Fetching the model…", "Загружаю модель…"],
   ready: ["Ready. Films known: {films}.", "Готово. Знаю фильмов: {films}."],
@@ -16,6 +16,7 @@ const TEXTS = { // in English and Russian, and what stands in index.html
     "Эта модель не знает фильмов. Рядом с ней нужен индекс: index.py add."],
   index: ["The index here is damaged or of another model ({detail}). Try index.py check, or make it anew.",
     "Индекс здесь повреждён или от другой модели ({detail}). Проверь его (index.py check) или создай заново."],
+  empty: ["The index here holds no films yet: index.py add.", "В индексе здесь пока нет фильмов: index.py add."],
   many: ["The index here has more than 100,000 stills, too many for this page.",
     "В индексе здесь больше 100 000 кадров, для этой страницы это слишком много."],
   engine: ["web/vendor is missing here: run make web.", "Здесь нет web/vendor: запусти make web."],

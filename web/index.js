@@ -1,8 +1,7 @@
-// An index of known stills: its files are read as index.py leaves them, its scores and its rule are vectors.py's.
+// An index of known stills: its files are read as index.py leaves them, scores are those of answering/projection.py.
 
 const FORMAT = "movie-by-frame index 3";
 const MAX_STILLS = 100_000; // what a plain loop searches
-const [MEAN, SECOND, MANY] = [0.75, 0.3, 4]; // as vectors.py
 const KINDS = { i1: Int8Array, u1: Uint8Array, f4: Float32Array, i8: BigInt64Array };
 
 export const failure = (key, detail = "") => Object.assign(new Error(), { key, detail });
@@ -43,35 +42,38 @@ function centre(values) {
   return values.map((value, k) => value - means[Number(k >= half)]);
 }
 
-// place: URL of index.json; contract: model.json. Gives null where there is no index, or an empty one
+// place: URL of index.json; contract: model.json. Gives null where there is no index, and throws where it can't be used
 export async function openIndex(place, contract) {
   const response = await fetch(place, { cache: "no-cache" }).catch(() => null);
   if (!response || response.status === 404) return null;
-  const { format, model, basis, rule, films } = await response.json();
+  const { format, model, basis, rule, scoring, films } = await response.json();
   if (format !== FORMAT) throw failure("index", String(format));
   if (!contract.self_test.fingerprint) throw failure("index", "model.json has no fingerprint: run export.py again");
   const prints = [contract.self_test, model].map((made) => fromBase64(made.fingerprint, Float32Array));
   const [ours, theirs] = prints.map(centre);
   const apart = Math.hypot(...theirs.map((value, k) => value - ours[k])) / Math.hypot(...theirs);
-  if (!(apart < 0.4)) throw failure("index", model.architecture); // as index.py
+  if (!(apart < 0.4)) throw failure("index", model.architecture); // as check_model of collection.py
+  if (!scoring) throw failure("index", "index.json has no scoring: run index.py rebuild");
   const known = Object.entries(films).filter(([, film]) => film.vectors);
+  if (!known.length) throw failure("empty");
   if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) throw failure("many");
-  await forget(place, [basis, ...known.flatMap(([, film]) => [film.vectors, film.frames])]);
+  await deleteStale(place, [basis, ...known.flatMap(([, film]) => [film.vectors, film.frames])]);
   const projection = await readFile(basis, place);
   const open = async ([title, { vectors, frames, middle }]) => ({
     title, frames: new URL(frames, place).href, middle: fromBase64(middle, Int8Array),
     rows: readArray(await readFile(vectors, place)),
   });
   const [project, offset] = ["project", "offset"].map((name) => readArray(projection, name));
-  return known.length ? { rule, project, offset, films: await Promise.all(known.map(open)) } : null;
+  return { rule, scoring, project, offset, films: await Promise.all(known.map(open)) };
 }
 
-// what sw.js keeps of an earlier state of the index
-async function forget(place, named) {
-  const [folder, still] = [new URL(".", place).href, ["index.json", ...named].map((name) => new URL(name, place).href)];
+// drop what sw.js keeps of an earlier state of the index; named: the files of this one
+async function deleteStale(place, named) {
+  const folder = new URL(".", place).href;
+  const current = ["index.json", ...named].map((name) => new URL(name, place).href);
   const cache = await globalThis.caches?.open("movie-by-frame");
   for (const { url } of (await cache?.keys()) ?? [])
-    if (url.startsWith(folder) && !still.includes(url)) await cache.delete(url);
+    if (url.startsWith(folder) && !current.includes(url)) await cache.delete(url);
 }
 
 function projectOne({ project, offset }, embedding) {
@@ -95,25 +97,29 @@ function cosine(rows, start, vector) {
   return dot / Math.max(Math.sqrt(square), 1e-9);
 }
 
-function compare({ rows, middle, ...film }, vector) {
+// a film with its nearest still (a row's number) and its similarity, as blend_similarity of projection.py
+function compare({ rows, middle, ...film }, vector, { middle_weight: weight }) {
   let [nearest, still] = [-1, 0];
   for (let start = 0; start < rows.length; start += vector.length) {
     const similarity = cosine(rows, start, vector);
     if (similarity > nearest) [nearest, still] = [similarity, start / vector.length];
   }
-  return { ...film, still, likeness: (nearest + MEAN * cosine(middle, 0, vector)) / (1 + MEAN) };
+  return { ...film, still, similarity: (nearest + weight * cosine(middle, 0, vector)) / (1 + weight) };
 }
 
-// an answer by the films nearest to an embedding, as Index.answers of index.py; each candidate has its nearest still
+// an answer by the films nearest to an embedding, as Index of collection.py; each candidate has its nearest still
 export function search(index, embedding) {
   const vector = projectOne(index, embedding);
-  const found = index.films.map((film) => compare(film, vector));
-  const [first, second] = found.map((film) => film.likeness).sort((a, b) => b - a);
-  const against = (likeness) => (found.length < MANY ? 0 : SECOND * (likeness === first ? second : first));
-  for (const film of found) film.score = film.likeness - against(film.likeness);
+  const { runner_up_penalty, min_films } = index.scoring;
   const { slope, shift } = index.rule;
-  for (const film of found) film.confidence = 1 / (1 + Math.exp(-(slope * film.score + shift)));
-  const candidates = found.sort((a, b) => b.score - a.score).slice(0, 3);
+  const films = index.films.map((film) => compare(film, vector, index.scoring));
+  const [first, second] = films.map((film) => film.similarity).sort((a, b) => b - a);
+  const penalty = films.length < min_films ? 0 : runner_up_penalty;
+  for (const film of films) {
+    film.score = film.similarity - penalty * (film.similarity === first ? second : first);
+    film.confidence = 1 / (1 + Math.exp(-(slope * film.score + shift)));
+  }
+  const candidates = films.sort((a, b) => b.score - a.score).slice(0, 3);
   return { kind: judge(candidates[0].score, index.rule), candidates };
 }
 

@@ -4,7 +4,8 @@ import { failure, judge, openIndex, read, readStill, search } from "./index.js";
 import * as ort from "./vendor/ort.wasm.min.mjs";
 
 const FORMAT = "movie-by-frame 2";
-const [MAX_PIXELS, MIN_SIDE] = [50e6, 16]; // as image.py
+const MAX_PIXELS = 50e6; // as pictures.py
+const MIN_SIDE = 16;
 const BOX = [0.5, (x) => (x <= 0.5 ? 1 : 0)];
 const KERNELS = {
   bilinear: [1, (x) => Math.max(0, 1 - x)],
@@ -19,14 +20,16 @@ async function load(url) {
   const { format, preprocessing: spec, classes } = contract;
   if (format !== FORMAT) throw failure("model", String(format).slice(0, 40));
   if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("model", spec.interpolation);
-  const excuse = ({ key = "index", message, detail = message }) => ({ key, detail }); // then the classifier answers
-  const found = await openIndex(new URL("../index/index.json", url), contract).catch(excuse);
-  index = found?.films ? found : null;
-  if (!classes.length && !index) throw failure(found?.key ?? "embedder", found?.detail);
+  let problem = {};
+  index = await openIndex(new URL("../index/index.json", url), contract).catch((error) => {
+    problem = { without: error.key ?? "index", detail: error.detail ?? error.message };
+    return null; // then the classifier answers alone
+  });
+  if (!classes.length && !index) throw failure(problem.without ?? "embedder", problem.detail);
   session = await ort.InferenceSession.create(await download(url));
   await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
   const films = new Set([...classes, ...(index?.films ?? []).map((film) => film.title)]).size;
-  return { films, without: found?.key, detail: found?.detail };
+  return { films, ...problem };
 }
 
 async function download(url) {
@@ -45,7 +48,7 @@ function infer(pixels) {
   return session.run({ image: new ort.Tensor("uint8", pixels, [1, size, size, 3]) });
 }
 
-// ------------------------------------------------------------- the picture, as image.py reads and prepares it
+// ---------------------------------------------------------- the picture, as pictures.py reads and prepares it
 
 // a picture is {data: RGBA, start, stride: pixels a row, width, height}, so that a part of one is a picture too
 function crop({ data, start, stride }, [left, top, right, bottom]) {
@@ -152,7 +155,7 @@ function prepare(picture, { size, interpolation, crop_bars }) {
   return pixels;
 }
 
-// the box of the still inside a screenshot, as find_still of image.py; null where it is no screenshot
+// the box of the still inside a screenshot, as find_still of pictures.py; null where it is no screenshot
 function findStill(picture) {
   const [x, y, x2, y2] = findBars(picture);
   const ratio = Math.max(x2 - x, y2 - y) / 640; // a half is rounded to the even number, as Python does

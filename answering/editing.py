@@ -1,0 +1,203 @@
+"""Change an index: films come, are replaced and refitted, and take in what users' pictures add."""
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from answering.calibration import FilmSample, fit_rule, leave_one_out_scores
+from answering.collection import check_model
+from answering.console import UserError
+from answering.embedding import DUPLICATE_COSINE, FilmRows, embed_film
+from answering.model import Identifier
+from answering.projection import Scoring, encode_middle, fit_projection, project_all, quantise, unit_length
+from answering.state import Film, IndexedModel, State
+from answering.stills import Still, list_stills
+from answering.store import USER_STILL_PREFIX, Folder, Milvus, read_state, require_user_stills
+
+FIT_FRAMES = 6000  # that projection and thresholds are fitted on
+FIT_FILMS = 300
+GROWTH = 1.25  # projection and thresholds are fitted anew when there are so many times more films
+ASKED_FRAMES = 100  # a film, to fit the thresholds
+
+
+def open_state(engine: Folder | Milvus, identifier: Identifier, seen: np.ndarray) -> State:
+    """The state of an index to add films to, a new one where there is none. seen: the model's fingerprint.
+
+    Raises UserError for one that is damaged or of another model.
+    """
+    try:
+        engine.version()
+    except FileNotFoundError:
+        model = IndexedModel(identifier.contract.architecture, base64.b64encode(seen).decode())
+        return State(model=model)
+    state = read_state(engine)
+    check_model(engine, state, seen)
+    return state
+
+
+# ------------------------------------------------------------------------------------ a film and its rows
+
+
+def read_rows(engine: Folder | Milvus, film: Film) -> FilmRows:
+    """All arrays of a film."""
+    names = FilmRows.ARRAY_NAMES
+    arrays = engine.read_arrays(film.rows_file, *names.values())
+    return FilmRows(**dict(zip(names, arrays, strict=True)))
+
+
+def add_film(
+    engine: Folder | Milvus, state: State, title: str, folder: Path, identifier: Identifier, every: int
+) -> str:
+    """Put a film into the index, in place of what it had of that title; returns what was done, or an error, in words.
+
+    every: take every Nth still. Raises UserError where the engine can't go on.
+    """
+    stills = list_stills(folder)[::every]
+    content_key = hash_contents(stills)
+    before = state.films.get(title)
+    if before and before.content_key == content_key:
+        return "unchanged"
+    try:
+        rows = embed_film(stills, identifier)
+        rows = merge_user_stills(engine, title, rows, identifier)
+    except UserError as error:
+        return f"error: {error}"
+    year = re.search(r"\((\d{4})\)$", title)
+    film = Film(
+        rows_file=engine.write_arrays(title, rows.arrays()),
+        content_key=content_key,
+        stills=len(stills),
+        stored=len(rows),
+        year=int(year[1]) if year else None,
+        imdb=next((str(still.imdb) for still in stills if still.imdb), None),
+    )
+    if state.basis:
+        film = store_vectors(engine, title, film, project_all(rows.embedding, *read_basis(engine, state)))
+    state.films[title] = film
+    engine.commit(state)
+    return f"{film.stored} of {len(stills)} stills stored" + (", updated" if before else "")
+
+
+def hash_contents(stills: list[Still]) -> str:
+    """What changes when a still is added, removed or written anew."""
+    stats = []
+    for still in stills:
+        if still.path.exists():
+            stat = still.path.stat()
+            stats.append((still.name, still.milliseconds, stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def replace_film(engine: Folder | Milvus, state: State, title: str, rows: FilmRows) -> None:
+    """Make rows those of a film that the index has."""
+    film = replace(state.films[title], rows_file=engine.write_arrays(title, rows.arrays()), stored=len(rows))
+    state.films[title] = store_vectors(engine, title, film, project_all(rows.embedding, *read_basis(engine, state)))
+
+
+def read_basis(engine: Folder | Milvus, state: State) -> list[np.ndarray]:
+    """[project float32 [D, d], offset [d]] of an index."""
+    return engine.read_arrays(state.basis, "project", "offset")
+
+
+def store_vectors(engine: Folder | Milvus, title: str, film: Film, vectors: np.ndarray) -> Film:
+    """Write a film's vectors float [n, d]; returns the film that names them."""
+    vectors_file = engine.write_vectors(title, quantise(vectors))
+    return replace(film, vectors_file=vectors_file, middle=encode_middle(vectors))
+
+
+# ------------------------------------------------------------------------------- projection and thresholds
+
+
+def sample_films(engine: Folder | Milvus, films: dict[str, Film]) -> list[FilmSample]:
+    """What projection and thresholds are fitted on: at most FIT_FILMS films with about FIT_FRAMES frames.
+
+    Of long films a run of stills from the middle, since how close they lie in time matters.
+    """
+    titles = sorted(films, key=lambda title: hashlib.sha256(title.encode(errors="replace")).digest())[:FIT_FILMS]
+    most = max(100, FIT_FRAMES // max(1, len(titles)))
+    left = FIT_FRAMES - sum(min(most, films[title].stored) for title in titles)
+    most += max(0, left) // max(1, sum(films[title].stored > most for title in titles))
+    samples = []
+    for title in titles:
+        arrays = engine.read_arrays(films[title].rows_file, "embedding", "time", "worn", "of")
+        embedding, time_ms, degraded, clean = arrays
+        start = max(0, len(time_ms) - most) // 2
+        sample = FilmSample(
+            embedding=embedding[start : start + most],
+            time_ms=time_ms[start : start + most],
+            change=degraded.astype(np.float32) - clean.astype(np.float32),
+        )
+        samples.append(sample)
+    return samples
+
+
+def refit(engine: Folder | Milvus, state: State, force: bool = False) -> None:
+    """Fit projection and thresholds if there are none or many more films now, and write all vectors anew."""
+    is_due = force or state.basis is None or len(state.films) >= GROWTH * state.films_at_fit
+    if not state.films or not is_due:
+        return
+    samples = sample_films(engine, state.films)
+    owner = np.repeat(np.arange(len(samples)), [len(sample.time_ms) for sample in samples])
+    embedding = np.concatenate([sample.embedding for sample in samples])
+    change = np.concatenate([sample.change for sample in samples])
+    basis = fit_projection(embedding, owner, change)
+    asked = leave_one_out_scores(samples, ASKED_FRAMES, basis)
+    state.scoring = Scoring()
+    state.rule = fit_rule(asked, np.bincount(owner), state.unknown_share)
+    state.films_at_fit = len(state.films)
+    state.basis = engine.write_arrays(None, dict(zip(("project", "offset"), basis, strict=True)))
+    for title, film in state.films.items():
+        (embedding,) = engine.read_arrays(film.rows_file, "embedding")
+        state.films[title] = store_vectors(engine, title, film, project_all(embedding, *basis))
+
+
+# ---------------------------------------------------------------------------------------- stills of users
+
+
+def merge_user_stills(engine: Folder | Milvus, title: str, rows: FilmRows, identifier: Identifier) -> FilmRows:
+    """A film's rows and those of the users' stills that the owner accepted and that show something new."""
+    accepted = engine.user_stills.accepted(title) if engine.user_stills else []
+    present = set(rows.name.tolist())
+    stills = [still for still in accepted if still.name not in present]
+    if not stills:
+        return rows
+    new = embed_film(stills, identifier)
+    mean = rows.embedding.mean(0, dtype=np.float32)
+    known, asked = (unit_length(some.embedding.astype(np.float32) - mean) for some in (rows, new))
+    is_new = (asked @ known.T).max(1) <= DUPLICATE_COSINE
+    return rows.append(new.select(np.flatnonzero(is_new)))
+
+
+def add_user_stills(engine: Folder, state: State, identifier: Identifier) -> dict[str, int]:
+    """Merge what the owner accepted into the films of a state; {title: stills that were new} of those that grew."""
+    added = {}
+    for title, film in state.films.items():
+        if not require_user_stills(engine).accepted(title):
+            continue
+        rows = merge_user_stills(engine, title, read_rows(engine, film), identifier)
+        if len(rows) > film.stored:
+            replace_film(engine, state, title, rows)
+            added[title] = len(rows) - film.stored
+    return added
+
+
+def remove_user_stills(engine: Folder) -> int:
+    """Take all stills of users out; they are not offered again. Returns how many there were."""
+    user_stills = require_user_stills(engine)
+    count = 0
+    with engine.writing():
+        state = read_state(engine)
+        for title, film in state.films.items():
+            rows = read_rows(engine, film)
+            keep = np.flatnonzero(~np.char.startswith(rows.name, USER_STILL_PREFIX))
+            if len(keep) < film.stored:
+                count += film.stored - len(keep)
+                replace_film(engine, state, title, rows.select(keep))
+        engine.pack(state)
+        engine.commit(state)
+        user_stills.refuse_accepted()
+    return count

@@ -1,0 +1,145 @@
+"""What index.json says, a dataclass for each of its parts; to_json and from_json know its keys."""
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass, field
+
+from answering.calibration import UNKNOWN_SHARE, Rule
+from answering.projection import Scoring
+
+FORMAT = "movie-by-frame index 3"
+
+
+def short_hash(text) -> str:
+    """What titles, users and answers are called on the disk, whatever characters they have."""
+    return hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:12]
+
+
+def new_name(title: str | None) -> str:
+    """A name that was not there before: of a film's arrays, or of the projection's where title is None."""
+    stem = "basis" if title is None else f"films/{short_hash(title)}"
+    return f"{stem}-{os.urandom(4).hex()}"
+
+
+@dataclass
+class Film:
+    """A film of an index."""
+
+    rows_file: str  # name of its arrays, see embedding.FilmRows
+    vectors_file: str | None = None  # name of its vectors int8 [n, d]; None until there is a projection
+    content_key: str = ""  # changes when its stills on the disk do
+    stills: int = 0  # found in its folder
+    stored: int = 0  # of them, without near-duplicates
+    year: int | None = None
+    imdb: str | None = None
+    middle: str | None = None  # the middle of its vectors, see projection.encode_middle
+
+    def to_json(self) -> dict:
+        """The film as index.json has it."""
+        values = {
+            "frames": self.rows_file,
+            "vectors": self.vectors_file,
+            "mark": self.content_key,
+            "stills": self.stills,
+            "stored": self.stored,
+            "year": self.year,
+            "imdb": self.imdb,
+        }
+        if self.middle is not None:
+            values["middle"] = self.middle
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Film":
+        """Raises KeyError where what every film must have is missing."""
+        return cls(
+            rows_file=values["frames"],
+            vectors_file=values["vectors"],
+            content_key=values.get("mark", ""),
+            stills=values.get("stills", 0),
+            stored=values["stored"],
+            year=values.get("year"),
+            imdb=values.get("imdb"),
+            middle=values.get("middle"),
+        )
+
+
+@dataclass
+class IndexedModel:
+    """The model that an index was made with."""
+
+    architecture: str
+    fingerprint: str  # base64 of float32 [2, D], see collection.fingerprint
+
+
+@dataclass
+class Pack:
+    """A faiss index of many films."""
+
+    file: str
+    films: list[str]  # names of their vectors, in the order in which they were added
+    rows: list[int]  # vectors of each
+    memory: str  # "plenty" or "small"
+
+
+@dataclass
+class State:
+    """All that index.json says."""
+
+    model: IndexedModel
+    basis: str | None = None  # name of the projection's arrays
+    rule: Rule | None = None
+    films_at_fit: int = 0  # how many films there were when projection and thresholds were fitted
+    films: dict[str, Film] = field(default_factory=dict)  # by title
+    unknown_share: float = UNKNOWN_SHARE  # that the thresholds are fitted for
+    memory: str = "plenty"
+    pack: Pack | None = None
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def names(self) -> set[str]:
+        """Names of everything that was written beside this state and belongs to it."""
+        found = set()
+        for film in self.films.values():
+            found.update((film.rows_file, film.vectors_file))
+        found.add(self.basis)
+        if self.pack:
+            found.add(self.pack.file)
+        return found - {None}
+
+    def count_stills(self) -> int:
+        """Stills that the index holds."""
+        return sum(film.stored for film in self.films.values())
+
+    def to_json(self) -> dict:
+        """The state as index.json has it."""
+        return {
+            "format": FORMAT,
+            "model": dataclasses.asdict(self.model),
+            "basis": self.basis,
+            "rule": self.rule and self.rule.to_json(),
+            "scoring": dataclasses.asdict(self.scoring),
+            "settled": self.films_at_fit,
+            "films": {title: film.to_json() for title, film in self.films.items()},
+            "unknown_share": self.unknown_share,
+            "memory": self.memory,
+            "pack": self.pack and dataclasses.asdict(self.pack),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict) -> "State":
+        """Raises KeyError, TypeError, AttributeError or ValueError for what to_json did not write."""
+        rule = values["rule"]
+        pack = values.get("pack")
+        model = values["model"]
+        return cls(
+            model=IndexedModel(model["architecture"], model["fingerprint"]),
+            basis=values["basis"],
+            rule=rule and Rule.from_json(rule),
+            films_at_fit=values["settled"],
+            films={title: Film.from_json(film) for title, film in values["films"].items()},
+            unknown_share=values["unknown_share"],
+            memory=values.get("memory", "plenty"),
+            pack=pack and Pack(**pack),
+            scoring=Scoring(**values.get("scoring", {})),  # an index of before has none
+        )
