@@ -10,47 +10,66 @@ import argparse
 import asyncio
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from answering.console import one_line_errors
 from benchmarks.collection import bench_index, bench_moments
+from benchmarks.cuda import bench_cuda
+from benchmarks.filtering import bench_filter
 from benchmarks.harness import machine
 from benchmarks.inference import bench_infer, bench_isa
-from benchmarks.pipeline import bench_filter, bench_probe, bench_render, bench_scrape, bench_train
 from benchmarks.robust import bench_robust
+from benchmarks.stills import bench_render, bench_scrape
 from benchmarks.telegram import bench_bot
+from benchmarks.training import bench_probe, bench_train
 from benchmarks.web import bench_web
 
+COMMANDS = [
+    bench_render,
+    bench_scrape,
+    bench_filter,
+    bench_train,
+    bench_probe,
+    bench_infer,
+    bench_isa,
+    bench_bot,
+    bench_web,
+    bench_robust,
+    bench_cuda,
+    bench_index,
+    bench_moments,
+]
 
-def bench_cuda(
-    *, out: Path, minutes: int = 9, films: int = 257, per_film: int = 230, epochs: int = 10,
-    archs: str = "all", detector: str = "yolo11n.pt", again: str = "",
-) -> None:  # fmt: skip
-    """All that a GPU is for, on rendered films, each part in a process of its own: OUT/cuda.md and cuda.json.
 
-    What is left undone is done when it is called again; parts whose names begin with AGAIN are done anew.
-    """
-    options = dict(locals())
-    from benchmarks.cuda import run_all
+def add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
+    """The argument for a function's parameter: a flag, if it stands after the *."""
+    several = parameter.annotation == list[Path]
+    kind = Path if several else parameter.annotation
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        parser.add_argument(parameter.name, type=kind, nargs="+" if several else None)
+        return
+    flag = f"--{parameter.name.replace('_', '-')}"
+    if parameter.default is parameter.empty:
+        parser.add_argument(flag, type=kind, required=True)
+    else:
+        parser.add_argument(flag, type=kind, default=parameter.default, help="default: %(default)s")
 
-    run_all(**options)
+
+def add_command(commands, run: Callable) -> None:
+    """A command for a function bench_NAME, whose docstring is its help and whose parameters are its arguments."""
+    name = run.__name__.removeprefix("bench_")
+    parser = commands.add_parser(name, help=run.__doc__.split("\n")[0], description=run.__doc__)
+    parser.set_defaults(run=run)
+    for parameter in inspect.signature(run).parameters.values():
+        add_argument(parser, parameter)
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """A command a function, whose parameters are its arguments; those after * are flags."""
     parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
     commands = parser.add_subparsers(required=True)
-    runs = (bench_render, bench_scrape, bench_filter, bench_train, bench_probe, bench_infer, bench_isa, bench_bot)
-    for run in (*runs, bench_web, bench_robust, bench_cuda, bench_index, bench_moments):
-        about = run.__doc__.split("\n")[0]
-        sub = commands.add_parser(run.__name__.removeprefix("bench_"), help=about, description=run.__doc__)
-        sub.set_defaults(run=run)
-        for name, it in inspect.signature(run).parameters.items():
-            flag, required = it.kind is it.KEYWORD_ONLY, it.default is it.empty
-            how = {"required": True} if required else {"default": it.default, "help": "default: %(default)s"}
-            how = how if flag else {"nargs": "+"} if it.annotation == list[Path] else {}
-            kind = Path if it.annotation == list[Path] else it.annotation
-            sub.add_argument(f"--{name.replace('_', '-')}" if flag else name, type=kind, **how)
+    for run in COMMANDS:
+        add_command(commands, run)
     return parser
 
 
@@ -58,9 +77,10 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = vars(parser.parse_args(argv))
-    if any(isinstance(value, int) and value < 1 and name != "fold" for name, value in args.items()):
-        parser.error("every number must be 1 or more")
     run = args.pop("run")
+    numbers = {name: value for name, value in args.items() if isinstance(value, int)}
+    if any(value < 1 for name, value in numbers.items() if name != "fold"):
+        parser.error("every number must be 1 or more")
     print(machine())
     done = run(**args)
     if inspect.iscoroutine(done):

@@ -1,11 +1,11 @@
-"""harness"""
+"""What every benchmark needs: the machine in a line, tables in markdown, a fresh process, a sample of frames."""
 
-import itertools
 import multiprocessing
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,36 +15,53 @@ from answering.runtimes import cpu_flags
 from answering.stills import expand
 
 FLAGS = ["avx", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8"]  # that make a difference
+PACKAGES = ("torch", "onnxruntime", "openvino")
+
+Figures = dict[str, float | str]  # {column: value}, a row of a table
 
 
 def machine() -> str:
     """One line: CPU, cores, the flags that matter here, versions, date."""
     found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    cpu = " ".join([found[1] if found else os.uname().machine, *(flag for flag in FLAGS if flag in cpu_flags())])
-    packages = [package for package in ("torch", "onnxruntime", "openvino") if find_spec(package)]
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{cpu}, {os.cpu_count()} cores; Python {sys.version.split()[0]}, {versions}; {time.strftime('%Y-%m-%d')}"
+    cpu = found[1] if found else os.uname().machine
+    flags = [flag for flag in FLAGS if flag in cpu_flags()]
+    python = sys.version.split()[0]
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES if find_spec(package))
+    date = time.strftime("%Y-%m-%d")
+    return f"{' '.join([cpu, *flags])}, {os.cpu_count()} cores; Python {python}, {versions}; {date}"
 
 
-def show(title: str, rows: dict[str, dict[str, float | str]], *notes: str) -> None:
+def format_cell(column: str, value: float | str, first: float | str | None) -> str:
+    """A value; a number with its ratio to the first row's, if there is one, better if over 1."""
+    if isinstance(value, str):
+        return value
+    text = f"{value:,.{0 if value >= 100 else 2}f}"
+    if not first:
+        return text
+    ratio = value / first if column.endswith("/s") else first / value
+    return f"{text} ({ratio:.2f}x)"
+
+
+def show(title: str, rows: dict[str, Figures], *notes: str) -> None:
     """Print {row: {column: value}} as a markdown table; numbers with their ratio to the first row's, better if over 1.
 
     Less is better, as of times and sizes, but in columns whose name ends in "/s".
     """
-    columns, reference = list(dict.fromkeys(itertools.chain(*rows.values()))), next(iter(rows.values()))
+    columns = []
+    for row in rows.values():
+        columns += [column for column in row if column not in columns]
+    reference = next(iter(rows.values()))
     print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
     for name, row in rows.items():
         cells = []
-        for key in columns:
-            value, first = row.get(key, ""), reference.get(key)
-            cells.append(value if isinstance(value, str) else f"{value:,.{0 if value >= 100 else 2}f}")
-            if row is not reference and first and not isinstance(value, str):
-                cells[-1] += f" ({value / first if key.endswith('/s') else first / value:.2f}x)"
+        for column in columns:
+            first = None if row is reference else reference.get(column)
+            cells.append(format_cell(column, row.get(column, ""), first))
         print(f"| {name} | {' | '.join(cells)} |")
     print(*["", *notes], sep="\n")
 
 
-def in_process(function, *args):
+def in_process(function: Callable, *args):
     """function(*args) in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

@@ -1,17 +1,18 @@
 """`python bench.py robust`: what becomes of the answers when frames are changed as people change them."""
 
 import contextlib
-import itertools
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from answering.calibration import UNKNOWN_SHARE, named_right
+from answering.calibration import TARGETS, UNKNOWN_SHARE, named_right
 from answering.console import UserError, atomic_write
 from answering.model import Answer, Identifier
 from answering.pictures import read_image
@@ -20,8 +21,19 @@ from benchmarks.ways import WAYS
 from training.dataset import ManifestRow, choose_rows, read_manifest
 from training.report import save_figure
 
-FRONTIER = ["as it is", "crop, 60% of the sides", "crop, 40% of the sides", "JPEG at quality 15", "grey"]
-FRONTIER += ["photo of a screen", "a phone's screenshot"]
+FRONTIER = [  # ways that are drawn, of all WAYS
+    "as it is",
+    "crop, 60% of the sides",
+    "crop, 40% of the sides",
+    "JPEG at quality 15",
+    "grey",
+    "photo of a screen",
+    "a phone's screenshot",
+]
+SHARES = (0.1, UNKNOWN_SHARE, 0.6)  # of frames of unknown films among what people send
+SEED = 2027  # of the changes; nothing is fitted with it
+LAST_FOLD = 4
+MAX_SIDE = 1280  # pixels, as Telegram sends photos
 
 
 def bench_robust(
@@ -32,14 +44,82 @@ def bench_robust(
     --index answers with an index of the frames for training, which is made in that new folder; an embedder takes --fold
     (-1: the manifest's split), and SHEET-frontier.png shows how many frames could be named at which risk.
     """
-
-    figures, asked = measure_ways(data, model, index, frames, fold if fold >= 0 else None, sheet)
+    asked_fold = fold if fold >= 0 else None
+    identifier = Identifier(model)
+    check_fold(identifier, model, asked_fold)
+    chosen = choose_frames(identifier, data, model, asked_fold)
+    unknown_splits = ["unknown_test"]
+    if index:
+        attach_new_index(identifier, chosen["train"] + chosen["val"], model, Path(index))
+        unknown_splits.append("unknown_val")  # the rule of an index has seen neither
+    known = spread_rows(chosen["test"], frames)
+    unknown = spread_rows([row for split in unknown_splits for row in chosen[split]], frames)
+    films = np.array([row.movie for row in known])
+    draw_ways(known[0], sheet)
+    answers = {}
+    for name in tqdm(WAYS, unit="way", disable=None):
+        answers[name] = Answers(
+            answer_changed(identifier, known, name), films, answer_changed(identifier, unknown, name)
+        )
+    if index:
+        draw_frontier({name: answers[name] for name in FRONTIER}, sheet.with_stem(f"{sheet.stem}-frontier"))
+    figures = {name: measure_answers(given) for name, given in answers.items()}
+    asked = f"{len(known)} frames of {len(set(films))} films"
+    asked += f", {len(unknown)} of {len({row.movie for row in unknown})} unknown ones"
     title = f"Changed frames, {model}{f' with {index}' if index else ''}, {asked}"
     show(title, figures, f"{sheet} shows the ways.")
 
 
-def index_frames(rows: list[ManifestRow], model: Path, place: Path):
-    """An index at place of these rows of a manifest: the frames that a head would be trained on."""
+# ------------------------------------------------------------------------------------------- what is asked
+
+
+def check_fold(identifier: Identifier, model: Path, fold: int | None) -> None:
+    """Raises UserError where test frames would be frames that the model was trained on, or beside them."""
+    trained = identifier.contract.accuracy
+    if trained.get("split", "group") != "group":
+        raise UserError(f"{model}: was trained on a random split, which has seen what lies beside test frames", 2)
+    if fold is None:
+        return
+    if identifier.classes and fold != trained.get("fold"):
+        raise UserError(f"--fold {fold}: {model} was trained on fold {trained.get('fold')}", 2)
+    if fold > LAST_FOLD:
+        raise UserError(f"--fold {fold}: 0 to {LAST_FOLD}, or -1", 2)
+
+
+def choose_frames(identifier: Identifier, data: Path, model: Path, fold: int | None) -> dict[str, list[ManifestRow]]:
+    """The rows of a dataset by split: those of a classifier's training, or of the fold for an embedder."""
+    if identifier.classes:
+        fold = identifier.contract.accuracy.get("fold")
+    chosen, classes = choose_rows(read_manifest(data), fold=fold)
+    if identifier.classes and classes != identifier.classes:
+        raise UserError(f"{model}: its films are not those of {data}; name the data that it was trained on", 2)
+    return chosen
+
+
+def spread_rows(rows: list[ManifestRow], frames: int) -> list[ManifestRow]:
+    """At most so many of the rows of each film, evenly spread over it."""
+    films = {}
+    for row in rows:
+        films.setdefault(row.movie, []).append(row)
+    spread = []
+    for own in films.values():
+        places = np.linspace(0, len(own) - 1, min(frames, len(own))).astype(int)
+        spread += [own[place] for place in places]
+    return spread
+
+
+def attach_new_index(identifier: Identifier, rows: list[ManifestRow], model: Path, place: Path) -> None:
+    """Let the model answer with a new index of these rows: the frames that a head would be trained on."""
+    from answering.collection import Index
+
+    if (place / "index.json").exists():
+        raise UserError(f"--index {place}: is there and may hold test frames; name a new folder", 2)
+    index_frames(rows, model, place)
+    identifier.index = Index(str(place), identifier)
+
+
+def index_frames(rows: list[ManifestRow], model: Path, place: Path) -> None:
+    """Make an index of these rows of a manifest."""
     import index
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
@@ -50,14 +130,52 @@ def index_frames(rows: list[ManifestRow], model: Path, place: Path):
         index.main(["add", folder, "--model", str(model), "--index", str(place)])
 
 
-def answer_worn(identifier: Identifier, rows: list[ManifestRow], number: int) -> list[Answer]:
-    """Answers to the frames of these rows, changed in the way of this number; seeds that nothing is fitted with."""
-    change, answers = [*WAYS.values()][number], []
+def change_random(row: ManifestRow, name: str) -> np.random.Generator:
+    """What draws how this frame is changed in this way."""
+    return np.random.default_rng([SEED, list(WAYS).index(name), row.place])
+
+
+def answer_changed(identifier: Identifier, rows: list[ManifestRow], name: str) -> list[Answer]:
+    """Answers to the frames of these rows, changed in the way of this name."""
+    answers = []
     for row in rows:
         image = Image.fromarray(read_image(row.file))
-        image.thumbnail((1280, 1280))
-        answers.append(identifier.identify(change(image, np.random.default_rng([2027, number, row.place]))))
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        answers.append(identifier.identify(WAYS[name](image, change_random(row, name))))
     return answers
+
+
+# --------------------------------------------------------------------------------------------- what is found
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to frames that were changed in one way."""
+
+    known: list[Answer]
+    films: np.ndarray  # the titles of known's frames, str [N]
+    unknown: list[Answer]  # to frames of unknown films
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether the best guess is right, bool [N]."""
+        return np.array([answer.candidates[0].title for answer in self.known]) == self.films
+
+    @property
+    def listed(self) -> np.ndarray:
+        """Whether the film is among the candidates, bool [N]."""
+        pairs = zip(self.known, self.films, strict=True)
+        return np.array([film in [candidate.title for candidate in answer.candidates] for answer, film in pairs])
+
+
+def is_kind(answers: list[Answer], kind: str) -> np.ndarray:
+    """bool [N]."""
+    return np.array([answer.kind == kind for answer in answers], bool)
+
+
+def confidences(answers: list[Answer]) -> np.ndarray:
+    """Of the best guesses, float [N]."""
+    return np.array([answer.candidates[0].confidence for answer in answers])
 
 
 def film_interval(right: np.ndarray, films: np.ndarray) -> str:
@@ -68,113 +186,80 @@ def film_interval(right: np.ndarray, films: np.ndarray) -> str:
     return f"{shares.mean():.3f} ({low:.2f} to {high:.2f})"
 
 
-def measure_answers(known: list[Answer], films: np.ndarray, unknown: list[Answer]) -> dict[str, str]:
-    """Figures of answers to known frames of these films, and to frames of unknown films; ready to print.
+def measure_answers(answers: Answers) -> dict[str, str]:
+    """Figures of answers, ready to print. Every frame counts alike, but where it says "by films"."""
+    named = is_kind(answers.known, "movie")
+    offered = is_kind(answers.known, "shortlist")
+    right = answers.right
+    helpful = (named & right) | (offered & answers.listed)
+    row = {
+        "top-1": f"{right.mean():.3f}",
+        "balanced (95%, by films)": film_interval(right, answers.films),
+        "known named": f"{named.mean():.3f}",
+        "named, by films (95%)": film_interval(named, answers.films),
+    }
+    unknown_named = is_kind(answers.unknown, "movie")
+    for share in SHARES:
+        text = "-"
+        if len(unknown_named):
+            value = named_right(named.mean(), (named & right).mean(), unknown_named.mean(), share)
+            text = f"{value:.3f}".replace("nan", "-")
+        row[f"right of named, {share:.0%} unknown"] = text
+    row["helpful"] = f"{helpful.mean():.3f}"
+    row["unknown not named"] = f"{(~unknown_named).mean():.3f}" if len(unknown_named) else "-"
+    row["ms"] = f"{np.median([answer.ms for answer in answers.known]):.0f}"
+    return row
 
-    Every frame counts alike, but where it says "by films".
-    """
-    best = np.array([answer.candidates[0].title for answer in known])
-    held = np.array([film in [c.title for c in answer.candidates] for answer, film in zip(known, films, strict=True)])
-    kinds, others = (np.array([answer.kind for answer in part]) for part in (known, unknown))
-    named, right = kinds == "movie", best == films
-    helpful = (named & right) | ((kinds == "shortlist") & held)
-    row = {"top-1": f"{right.mean():.3f}", "balanced (95%, by films)": film_interval(right, films)}
-    row |= {"known named": f"{named.mean():.3f}", "named, by films (95%)": film_interval(named, films)}
-    shares = dict.fromkeys((0.1, UNKNOWN_SHARE, 0.6), "-")
-    if len(others):
-        wrong = (others == "movie").mean()
-        shares = {
-            share: f"{named_right(named.mean(), (named & right).mean(), wrong, share):.3f}".replace("nan", "-")
-            for share in shares
-        }
-    row |= {f"right of named, {share:.0%} unknown": value for share, value in shares.items()}
-    refused = f"{(others != 'movie').mean():.3f}" if len(others) else "-"
-    row |= {"helpful": f"{helpful.mean():.3f}", "unknown not named": refused}
-    return row | {"ms": f"{np.median([answer.ms for answer in known]):.0f}"}
+
+# ------------------------------------------------------------------------------------------------- pictures
 
 
-def draw_frontier(asked: dict[str, tuple], films: np.ndarray, path: Path) -> None:
+def draw_frontier(ways: dict[str, Answers], path: Path) -> None:
     """Which share of known frames could be named, and how many names would be right, at every threshold.
 
-    asked: {way: (answers to known frames, to unknown ones)}; the dots are the thresholds that answered. The answers'
-    confidence must rise with what the thresholds are of, as an index's does.
+    The dots are the thresholds that answered. The answers' confidence must rise with what the thresholds are of, as an
+    index's does.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    for name, (known, unknown) in asked.items():
-        right = np.array([answer.candidates[0].title for answer in known]) == films
-        score, other = (np.array([answer.candidates[0].confidence for answer in part]) for part in (known, unknown))
-        steps = np.sort(score)[: -max(5, len(score) // 50)]  # under fewer frames lies chance
-        if not len(steps) or not len(other):
-            continue
-
-        def point(named: np.ndarray, strangers: np.ndarray, right: np.ndarray = right) -> tuple[float, float]:
-            return named.mean(), named_right(named.mean(), (named & right).mean(), strangers.mean())
-
-        points = [point(score >= at, other >= at) for at in np.unique(steps)]
-        (line,) = axes.plot(*zip(*points, strict=True), lw=1.2, label=name)
-        named, strangers = (np.array([answer.kind == "movie" for answer in part]) for part in (known, unknown))
-        axes.plot(*point(named, strangers), "o", color=line.get_color())
-    axes.axhline(0.95, color="grey", lw=0.8)
+    for name, answers in ways.items():
+        draw_frontier_line(axes, name, answers)
+    axes.axhline(TARGETS["movie"], color="grey", lw=0.8)
     axes.set(xlabel="share of known frames named", ylabel="of the named right", xlim=(0, 1), ylim=(0.7, 1.005))
     axes.set_title(f"{UNKNOWN_SHARE:.0%} of frames of unknown films; dots: the thresholds in use")
     axes.legend(fontsize="small")
     save_figure(figure, path)
 
 
+def draw_frontier_line(axes: Axes, name: str, answers: Answers) -> None:
+    """The line and the dot of one way; nothing where there are too few frames."""
+    right = answers.right
+    known = confidences(answers.known)
+    unknown = confidences(answers.unknown)
+    thresholds = np.unique(np.sort(known)[: -max(5, len(known) // 50)])  # of fewer named frames, chance decides
+    if not len(thresholds) or not len(unknown):
+        return
+
+    def point(named: np.ndarray, unknown_named: np.ndarray) -> tuple[float, float]:
+        share = named.mean()
+        return share, named_right(share, (named & right).mean(), unknown_named.mean())
+
+    points = [point(known >= threshold, unknown >= threshold) for threshold in thresholds]
+    (line,) = axes.plot(*zip(*points, strict=True), lw=1.2, label=name)
+    dot = point(is_kind(answers.known, "movie"), is_kind(answers.unknown, "movie"))
+    axes.plot(*dot, "o", color=line.get_color())
+
+
 def draw_ways(row: ManifestRow, path: Path, side: int = 240) -> None:
-    """A contact sheet of a frame, changed in each way."""
-    sheet = Image.new("RGB", (5 * side, -(-len(WAYS) // 5) * side), "white")
+    """A contact sheet of a frame, changed in each way; side: pixels of a cell."""
+    columns = 5
+    sheet = Image.new("RGB", (columns * side, -(-len(WAYS) // columns) * side), "white")
     for k, (name, change) in enumerate(WAYS.items()):
-        image = change(Image.fromarray(read_image(row.file)), np.random.default_rng([2027, k, row.place]))
+        left = k % columns * side + 4
+        top = k // columns * side
+        image = change(Image.fromarray(read_image(row.file)), change_random(row, name))
         image.thumbnail((side - 8, side - 28))
-        sheet.paste(image, (k % 5 * side + 4, k // 5 * side + 4))
-        place = (k % 5 * side + 4, k // 5 * side + side - 20)
-        ImageDraw.Draw(sheet).text(place, name, fill="black", font=ImageFont.load_default(13))
+        sheet.paste(image, (left, top + 4))
+        ImageDraw.Draw(sheet).text((left, top + side - 20), name, fill="black", font=ImageFont.load_default(13))
     with atomic_write(path) as file:
         sheet.save(file, "PNG")
-
-
-def choose_asked(chosen: dict[str, list[ManifestRow]], parts: tuple[str, ...], frames: int) -> list[ManifestRow]:
-    """The rows of these splits, at most so many frames a film, evenly spread over it."""
-    films = {}
-    for row in itertools.chain.from_iterable(chosen[part] for part in parts):
-        films.setdefault(row.movie, []).append(row)
-    picks = [np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int) for rows in films.values()]
-    return [rows[k] for rows, pick in zip(films.values(), picks, strict=True) for k in pick]
-
-
-def measure_ways(data: Path, model: Path, place: str, frames: int, fold: int | None, sheet: Path) -> tuple[dict, str]:
-    """({way: figures}, what was asked, in words) on the test frames of the fold that the model was trained on.
-
-    place: of an index, or "". frames: at most so many a film. fold: of an embedder, which was trained on none. Unknown
-    frames are those of unknown_test, with an index those of unknown_val too: its rule has seen neither.
-    """
-    identifier = Identifier(model)
-    trained = identifier.contract.accuracy
-    if trained.get("split", "group") != "group":
-        raise UserError(f"{model}: was trained on a random split, which has seen what lies beside test frames", 2)
-    if fold is not None and (fold > 4 or (identifier.classes and fold != trained.get("fold"))):
-        have = f"{model} was trained on fold {trained.get('fold')}" if identifier.classes else "0 to 4, or -1"
-        raise UserError(f"--fold {fold}: {have}", 2)
-    chosen, classes = choose_rows(read_manifest(data), fold=trained.get("fold") if identifier.classes else fold)
-    if identifier.classes and classes != identifier.classes:
-        raise UserError(f"{model}: its films are not those of {data}; name the data that it was trained on", 2)
-    if place:
-        from answering.collection import Index
-
-        if Path(place, "index.json").exists():
-            raise UserError(f"--index {place}: is there and may hold test frames; name a new folder", 2)
-        index_frames(chosen["train"] + chosen["val"], model, Path(place))
-        identifier.index = Index(place, identifier)
-    known = choose_asked(chosen, ("test",), frames)
-    others = choose_asked(chosen, ("unknown_test", "unknown_val") if place else ("unknown_test",), frames)
-    draw_ways(known[0], sheet)
-    films, answers = np.array([row.movie for row in known]), {}
-    for number, name in enumerate(tqdm(WAYS, unit="way", disable=None)):
-        answers[name] = [answer_worn(identifier, rows, number) for rows in (known, others)]
-    if place:
-        draw_frontier({name: answers[name] for name in FRONTIER}, films, sheet.with_stem(f"{sheet.stem}-frontier"))
-    figures = {name: measure_answers(given, films, unknown) for name, (given, unknown) in answers.items()}
-    strangers = len({row.movie for row in others})
-    return figures, f"{len(films)} frames of {len(set(films))} films, {len(others)} of {strangers} unknown ones"

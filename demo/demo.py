@@ -7,11 +7,11 @@ python demo/demo.py --films 50 --arch resnet50       # better with a GPU
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts of the top level
-
 
 from answering.console import UserError, atomic_write, one_line_errors
 from answering.model import Answer, Identifier, format_answer
@@ -21,18 +21,36 @@ from training.dataset import ManifestRow, read_manifest
 
 RECIPE = {"batch_size": 32, "lr": 3e-3, "crop": 0.35, "balance": 0.0, "colour": 0.3}
 UNKNOWN_FRAMES = 15  # of each film that is never in the collection
+COLUMNS = 4  # of the sheet of pictures
+GREEN = "#5fd38d"
+AMBER = "#f0b34a"
+RED = "#ff6b6b"
+BACKGROUND = "#14161a"
 
 
-def run_demo(*, films: int, unknown: int, frames: int, arch: str, seed: int, out: Path, **recipe: int) -> dict:
-    """Run every phase under out and return the figures. Unknown films are rendered too, and never trained on."""
+@dataclass(frozen=True)
+class DemoFigures:
+    """How the frames of shots and films that were never trained on are answered; shares in 0..1."""
+
+    top1: float  # of known_frames
+    known_frames: int
+    known_named: float  # of known_frames
+    named_right: float  # of the frames whose film is named; nan where none is
+    unknown_refused: float  # of unknown_frames
+    unknown_frames: int
+
+
+def run_demo(*, films: int, unknown: int, frames: int, arch: str, seed: int, out: Path, **recipe: int) -> DemoFigures:
+    """Run every phase under out. Unknown films are rendered too, and never trained on."""
     from export import export_model  # torch and the runtimes load when they are needed
     from filter import filter_films
     from train import train_model
 
-    start, processed = time.time(), out / "processed"
+    start = time.time()
+    processed = out / "processed"
 
-    def stage(k: int, text: str) -> None:
-        print(f"\n[{k}/5] {text}  ({time.time() - start:.0f} s so far)", flush=True)
+    def stage(number: int, text: str) -> None:
+        print(f"\n[{number}/5] {text}  ({time.time() - start:.0f} s so far)", flush=True)
 
     stage(1, f"render {films} films of {frames} frames, and {unknown} films that the model will never see")
     # a folder of its own for every setting, or films of an earlier run would stay among these
@@ -42,66 +60,93 @@ def run_demo(*, films: int, unknown: int, frames: int, arch: str, seed: int, out
     stage(2, "filter: drop duplicates and dark frames, keep shots together, split by shot")
     filter_films([raw], processed, detector="none", min_frames=UNKNOWN_FRAMES + 1)
     stage(3, f"train {arch} from random weights")
-    settings = {"arch": arch, "pretrained": False, "recipe": RECIPE | recipe, "seed": seed}
-    run = train_model(processed, **settings, out=out / "runs", name="demo", overwrite=True)
+    run = train_model(
+        processed,
+        arch=arch,
+        pretrained=False,
+        recipe=RECIPE | recipe,
+        seed=seed,
+        out=out / "runs",
+        name="demo",
+        overwrite=True,
+    )
     stage(4, "export to ONNX and OpenVINO, calibrate the refusal")
     export_model(run / "best.pt", processed, out / "export", max_drop=3)
     stage(5, "name frames of shots never seen in training")
-    return answer_all(Identifier(out / "export"), processed, out / "answers.png") | {"seconds": time.time() - start}
+    return answer_all(Identifier(out / "export"), processed, out / "answers.png")
 
 
-def answer_all(identifier: Identifier, processed: Path, picture: Path) -> dict:
+Answered = tuple[ManifestRow, Answer]  # a frame with its true film, and what was answered
+
+
+def answer_all(identifier: Identifier, processed: Path, picture: Path) -> DemoFigures:
     """Answer every test and unknown_test frame, print and draw a sample, return the figures."""
     pairs = [(row, identifier.identify(row.file)) for row in read_manifest(processed) if "test" in row.split]
     known = [(row, answer) for row, answer in pairs if row.split == "test"]
-    foreign = [(row, answer) for row, answer in pairs if row.split == "unknown_test"]
-    if not known or not foreign:
+    unknown = [(row, answer) for row, answer in pairs if row.split == "unknown_test"]
+    if not known or not unknown:
         raise UserError("too few films or frames to test on; raise --films, --unknown or --frames")
-    films = sorted({row.movie for row, _ in known})
-    # for the eye: two frames of each of six films, from different shots, and six foreign ones
-    groups = [[pair for pair in known if pair[0].movie == film] for film in films[:6]]
-    sample = [pair for group in groups for pair in (group[0], group[-1])] + foreign[:: max(1, len(foreign) // 6)][:6]
+    sample = choose_sample(known, unknown)
     for row, answer in sample:
-        print(f"{row['movie'][:36]:36} {format_answer(answer)}")
-    draw_answers(sample, set(films), picture)
-    named = [row.movie == answer.candidates[0].title for row, answer in pairs if answer.kind == "movie"]
-    return {
-        "top1": fmean(row.movie == answer.candidates[0].title for row, answer in known),
-        "known_frames": len(known),
-        "known_named": fmean(answer.kind == "movie" for _, answer in known),
-        "named_right": fmean(named) if named else float("nan"),
-        "unknown_refused": fmean(answer.kind == "unknown" for _, answer in foreign),
-        "unknown_frames": len(foreign),
-    }
+        print(f"{row.movie[:36]:36} {format_answer(answer)}")
+    draw_answers(sample, {row.movie for row, _ in known}, picture)
+    named_right = [is_right(row, answer) for row, answer in pairs if answer.kind == "movie"]
+    return DemoFigures(
+        top1=fmean(is_right(row, answer) for row, answer in known),
+        known_frames=len(known),
+        known_named=fmean(answer.kind == "movie" for _, answer in known),
+        named_right=fmean(named_right) if named_right else float("nan"),
+        unknown_refused=fmean(answer.kind == "unknown" for _, answer in unknown),
+        unknown_frames=len(unknown),
+    )
 
 
-def draw_answers(sample: list[tuple[ManifestRow, Answer]], films: set[str], path: Path) -> None:
-    """A sheet of pictures with the answer, its confidence and the truth: green right, amber refused, red wrong.
+def is_right(row: ManifestRow, answer: Answer) -> bool:
+    """Whether the best guess is the film."""
+    return row.movie == answer.candidates[0].title
 
-    sample holds rows with "file" and "movie" (the truth) and their answers; films are the titles that are known.
-    """
+
+def choose_sample(known: list[Answered], unknown: list[Answered]) -> list[Answered]:
+    """For the eye: two frames of each of six films, from different shots, and six of unknown films."""
+    sample = []
+    for film in sorted({row.movie for row, _ in known})[:6]:
+        own = [pair for pair in known if pair[0].movie == film]
+        sample += [own[0], own[-1]]
+    return sample + unknown[:: max(1, len(unknown) // 6)][:6]
+
+
+def draw_answers(sample: list[Answered], films: set[str], path: Path) -> None:
+    """A sheet of pictures with the answer, its confidence and the truth. films: the titles that are known."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(sample) // 4)
-    figure = Figure(figsize=(15, 2.35 * rows), layout="constrained", facecolor="#14161a")
-    for cell in figure.subplots(rows, 4, squeeze=False).flat:
+    rows = -(-len(sample) // COLUMNS)
+    figure = Figure(figsize=(15, 2.35 * rows), layout="constrained", facecolor=BACKGROUND)
+    for cell in figure.subplots(rows, COLUMNS, squeeze=False).flat:
         cell.axis("off")
     for cell, (row, answer) in zip(figure.axes, sample, strict=False):
-        best, truth, known = answer.candidates[0], row.movie, row.movie in films
-        said = {
-            "movie": f"{best.title} ({best.confidence:.0%})",
-            "shortlist": "one of three",
-            "unknown": "I don't know",
-        }
-        titles = [c.title for c in answer.candidates][: 1 if answer.kind == "movie" else 3]
-        good = not known if answer.kind == "unknown" else truth in titles
-        colour = "#5fd38d" if good else "#f0b34a" if answer.kind == "unknown" else "#ff6b6b"
+        is_known = row.movie in films
         cell.imshow(read_image(row.file), aspect="auto")
-        cell.set_title(said[answer.kind], color=colour, fontsize=11, pad=3, loc="left")
-        note = truth if known else f"{truth} (not in the collection)"
+        colour = choose_colour(row.movie, answer, is_known)
+        cell.set_title(describe_answer(answer), color=colour, fontsize=11, pad=3, loc="left")
+        note = row.movie if is_known else f"{row.movie} (not in the collection)"
         cell.text(0.01, 0.03, note, transform=cell.transAxes, color="white", fontsize=8, backgroundcolor="#000000aa")
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=90, facecolor=figure.get_facecolor())
+
+
+def describe_answer(answer: Answer) -> str:
+    if answer.kind == "movie":
+        best = answer.candidates[0]
+        return f"{best.title} ({best.confidence:.0%})"
+    return "one of three" if answer.kind == "shortlist" else "I don't know"
+
+
+def choose_colour(film: str, answer: Answer, is_known: bool) -> str:
+    """Green for a right answer, amber for a known film that is refused, red for a wrong film."""
+    if answer.kind == "unknown":
+        return AMBER if is_known else GREEN
+    offered = answer.candidates[: 1 if answer.kind == "movie" else 3]
+    return GREEN if film in [candidate.title for candidate in offered] else RED
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -121,14 +166,16 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.films < 2 or args.unknown < 2 or args.frames < 40 or min(args.epochs, args.train_size) < 1 or args.seed < 0:
+    too_few = args.films < 2 or args.unknown < 2 or args.frames < 40
+    if too_few or min(args.epochs, args.train_size) < 1 or args.seed < 0:
         parser.error("the least are --films 2, --unknown 2, --frames 40, --epochs 1, --train-size 1 and --seed 0")
+    start = time.time()
     figures = run_demo(**vars(args))
     print(
-        f"\n{args.arch} from random weights, {figures['seconds']:.0f} s in all, on films rendered in this run:\n"
-        f"top-1 {figures['top1']:.3f} on {figures['known_frames']} frames of shots never seen in training, "
-        f"{figures['known_named']:.1%} of them named\n"
-        f"{figures['unknown_refused']:.1%} of {figures['unknown_frames']} frames of films never seen answered unknown\n"
+        f"\n{args.arch} from random weights, {time.time() - start:.0f} s in all, on films rendered in this run:\n"
+        f"top-1 {figures.top1:.3f} on {figures.known_frames} frames of shots never seen in training, "
+        f"{figures.known_named:.1%} of them named\n"
+        f"{figures.unknown_refused:.1%} of {figures.unknown_frames} frames of films never seen answered unknown\n"
         f"the picture: {args.out}/answers.png\nnext: python identify.py FRAME --model {args.out}/export"
     )
     return 0

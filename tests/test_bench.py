@@ -9,7 +9,7 @@ import pytest
 import bench
 from answering.model import Answer, Candidate
 from benchmarks import harness
-from benchmarks.robust import measure_answers
+from benchmarks.robust import Answers, measure_answers
 from benchmarks.ways import WAYS
 from training.dataset import read_manifest
 
@@ -87,7 +87,7 @@ def test_figures_of_answers():
     known += [Answer("shortlist", [Candidate("A", 0.5), Candidate("B", 0.4)], 1.0)]
     known += [Answer("unknown", [Candidate("B", 0.1)], 3.0)]
     unknown = [Answer("movie", [Candidate("A", 0.9)], 1.0), Answer("unknown", [Candidate("A", 0.2)], 1.0)]
-    row = measure_answers(known, films, unknown)
+    row = measure_answers(Answers(known, films, unknown))
     assert row["top-1"] == "0.500" and row["balanced (95%, by films)"].startswith("0.500 (0.50 to 0.50)")
     assert row["known named"] == "0.500" and row["helpful"] == "0.500"
     assert row["named, by films (95%)"].startswith("0.500 (0.00 to 1.00)")

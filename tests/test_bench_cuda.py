@@ -15,7 +15,7 @@ from conftest import SHARED
 
 import bench
 from answering.console import UserError
-from benchmarks.parts import run_parts
+from benchmarks.parts import Part, run_parts
 
 
 def read(out: Path) -> dict:
@@ -46,23 +46,23 @@ def test_dry_run_does_every_part(tmp_path, monkeypatch, capsys):
     assert bench.main(argv) == 0 and (read(out) == report or not weights.exists())  # what is done is not done again
 
 
-def fine(it, number: int) -> dict:
+def fine(settings, number: int) -> dict:
     return {"number": number}
 
 
-def fails(it) -> dict:
+def fails(settings) -> dict:
     print("on its way")
     return {"number": 1 / 0}
 
 
-def dies(it) -> dict:
+def dies(settings) -> dict:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hangs(it) -> dict:
+def hangs(settings) -> dict:
     """With a child, as parts have that use torchrun."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (it.out / "pids").write_text(f"{os.getpid()} {child.pid}")
+    (settings.out / "pids").write_text(f"{os.getpid()} {child.pid}")
     child.wait()
     return {}
 
@@ -75,10 +75,16 @@ def running(pid: int) -> bool:
 
 
 def test_parts_that_fail_or_overrun_are_reported_and_the_rest_goes_on(tmp_path):
-    it = SimpleNamespace(out=tmp_path)
-    parts = {"first": (fine, (1,), 60), "bad": (fails, (), 60), "slow": (hangs, (), 4), "shot": (dies, (), 60)}
+    settings = SimpleNamespace(out=tmp_path)
+    parts = {
+        "first": Part(fine, (1,), 60),
+        "bad": Part(fails, (), 60),
+        "slow": Part(hangs, (), 4),
+        "shot": Part(dies, (), 60),
+        "last": Part(fine, (2,), 60),
+    }
     with pytest.raises(UserError, match="bad, slow, shot failed or overran"):
-        run_parts(parts | {"last": (fine, (2,), 60)}, it, 9)
+        run_parts(parts, settings, 9)
     report, text = read(tmp_path), (tmp_path / "cuda.md").read_text()
     assert [row["state"] for row in report.values()] == ["done", "failed", "overran", "failed", "done"]
     assert report["last"]["figures"] == {"number": 2}
@@ -86,22 +92,26 @@ def test_parts_that_fail_or_overrun_are_reported_and_the_rest_goes_on(tmp_path):
     assert "in hangs" in report["slow"]["why"]  # where it was
     assert not any(running(int(pid)) for pid in (tmp_path / "pids").read_text().split())
     # once more: what failed is tried again, what is done is not, unless it is asked for
-    run_parts(
-        {"first": (fine, (3,), 60), "bad": (fine, (4,), 60)} | dict.fromkeys(("slow", "shot"), (fine, (5,), 60)), it, 9
-    )
+    parts = {
+        "first": Part(fine, (3,), 60),
+        "bad": Part(fine, (4,), 60),
+        "slow": Part(fine, (5,), 60),
+        "shot": Part(fine, (5,), 60),
+    }
+    run_parts(parts, settings, 9)
     assert [row["figures"]["number"] for row in read(tmp_path).values()] == [1, 4, 5, 5, 2]
-    run_parts({"first": (fine, (6,), 60)}, it, 9, again="fir")
+    run_parts({"first": Part(fine, (6,), 60)}, settings, 9, again="fir")
     assert read(tmp_path)["first"]["figures"] == {"number": 6}
 
 
 def test_without_time_nothing_is_begun(tmp_path):
-    run_parts({"first": (fine, (1,), 60)}, SimpleNamespace(out=tmp_path), 0.01)
+    run_parts({"first": Part(fine, (1,), 60)}, SimpleNamespace(out=tmp_path), 0.01)
     assert read(tmp_path) == {"first": {"state": "no time left"}}
 
 
 def test_a_run_that_is_killed_tells_what_it_had_done(tmp_path):
     code = "from test_bench_cuda import *\n"
-    code += "parts = {'first': (fine, (1,), 60), 'slow': (hangs, (), 60)}\n"
+    code += "parts = {'first': Part(fine, (1,), 60), 'slow': Part(hangs, (), 60)}\n"
     code += f"if __name__ == '__main__': run_parts(parts, SimpleNamespace(out=Path({str(tmp_path)!r})), 9)\n"
     (tmp_path / "main.py").write_text(code)
     environment = os.environ | {

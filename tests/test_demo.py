@@ -11,7 +11,7 @@ from PIL import Image
 
 from answering.model import Identifier
 from answering.pictures import find_bars
-from demo import demo, films
+from demo import demo, design, drawing, films
 
 FOLDER = Path(films.__file__).parent
 
@@ -31,10 +31,11 @@ def test_films_are_the_same_every_time_and_differ():
 
 
 def test_every_word_of_a_world_is_drawn():
-    for world in films.WORLDS:
-        _, ridges, things, floors, _, bodies, hats = (column.split() for column in world.split("|"))
-        assert {*ridges, *things, *bodies, *hats} - {"house"} <= films.shapes().keys(), world
-        assert {*floors} <= films.PATTERNS.keys(), world
+    for line in design.WORLDS:
+        world = design.read_world(line)
+        drawn = {*world.ridges, *world.things, *world.bodies, *world.hats}
+        assert drawn - {"house"} <= drawing.shapes().keys(), line
+        assert {*world.floors} <= drawing.PATTERNS.keys(), line
 
 
 def test_some_films_carry_bars():
@@ -75,8 +76,8 @@ def test_scripts_run_from_anywhere(script, tmp_path):
 
 def test_answers_are_counted_and_drawn(exported, dataset, tmp_path, capsys):
     figures = demo.answer_all(Identifier(exported), dataset, tmp_path / "answers.png")
-    assert figures["known_frames"] > 0 and figures["unknown_frames"] > 0
-    assert all(0 <= figures[key] <= 1 for key in ("top1", "known_named", "unknown_refused"))
+    assert figures.known_frames > 0 and figures.unknown_frames > 0
+    assert all(0 <= share <= 1 for share in (figures.top1, figures.known_named, figures.unknown_refused))
     with Image.open(tmp_path / "answers.png") as image:
         assert image.width > 1000
     assert "Film 0 (1990)" in capsys.readouterr().out

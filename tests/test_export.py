@@ -326,12 +326,12 @@ def test_rule_keeps_its_targets_on_new_frames(seed):
         return (known @ centres.T / 4).astype(np.float32), labels, (unknown @ centres.T / 4).astype(np.float32)
 
     rule, table = fit_rule(*draw(1500), 0.3)
-    assert {row["score"] for row in table} == set(SCORES)
+    assert {row.score for row in table} == set(SCORES)
     check = check_rule(rule, *draw(1500), 0.3)
-    assert check["named_right"] >= 0.92 and check["known_named"] > 0.3 and check["unknown_refused"] > 0.5
-    assert check["auroc"] > max(row["auroc"] for row in table) - 0.05
-    few, many = (check_rule(rule, *draw(1500), share)["named_right"] for share in (0.05, 0.8))
-    assert few > many  # the more often strangers are asked for, the more of the named are wrong
+    assert check.named_right >= 0.92 and check.known_named > 0.3 and check.unknown_refused > 0.5
+    assert check.auroc > max(row.auroc for row in table) - 0.05
+    few, many = (check_rule(rule, *draw(1500), share).named_right for share in (0.05, 0.8))
+    assert few > many  # the more often people send unknown films, the more of the named are wrong
 
 
 @pytest.mark.parametrize("score", SCORES)

@@ -35,20 +35,28 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """ECE in equal bins of the largest probability (Guo 2017). probabilities [N, C], labels [N]."""
-    top, right = probabilities.max(1), probabilities.argmax(1) == labels
-    index = np.minimum((top * bins).astype(int), bins - 1)
-    return float(sum(abs(top[index == b].mean() - right[index == b].mean()) * (index == b).mean() for b in set(index)))
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    error = 0.0
+    for b in set(index):
+        inside = index == b
+        error += abs(confidence[inside].mean() - right[inside].mean()) * inside.mean()
+    return float(error)
 
 
-def known_unknown(known: np.ndarray, unknown: np.ndarray) -> dict:
-    """AUROC and FPR at 95% TPR of scores (higher = known), float [N] and [M]; None without unknown frames."""
+def auroc_fpr95(known: np.ndarray, unknown: np.ndarray) -> tuple[float | None, float | None]:
+    """AUROC, and false positives at 95% true positives, of scores (higher = known), float [N] and [M].
+
+    (None, None) where there are no known or no unknown frames.
+    """
     from sklearn.metrics import roc_auc_score
 
     if not len(known) or not len(unknown):
-        return {"auroc": None, "fpr95": None}
+        return None, None
     truth = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
     threshold = np.sort(known)[int(0.05 * len(known))]
-    return {"auroc": float(roc_auc_score(truth, np.r_[known, unknown])), "fpr95": float((unknown >= threshold).mean())}
+    return float(roc_auc_score(truth, np.r_[known, unknown])), float((unknown >= threshold).mean())
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,11 @@ def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None =
     probabilities = softmax(logits)
     order = np.argsort(-logits, axis=1)
     options = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
-    separation = {}
+    auroc = None
+    fpr95 = None
     if unknown is not None:
-        rest = generalised_entropy(softmax(unknown)) if len(unknown) else np.zeros(0)
-        separation = known_unknown(generalised_entropy(probabilities), rest)
+        scores = generalised_entropy(softmax(unknown)) if len(unknown) else np.zeros(0)
+        auroc, fpr95 = auroc_fpr95(generalised_entropy(probabilities), scores)
     return Figures(
         top1=float((order[:, 0] == labels).mean()),
         top5=float((order[:, :5] == labels[:, None]).any(1).mean()),
@@ -83,7 +92,8 @@ def measure(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray | None =
         macro_f1=float(f1_score(labels, order[:, 0], **options)),
         loss=float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()),
         ece=expected_calibration_error(probabilities, labels),
-        **separation,
+        auroc=auroc,
+        fpr95=fpr95,
     )
 
 
@@ -94,16 +104,28 @@ def significantly_worse(reference: np.ndarray, other: np.ndarray) -> bool:
     """
     from scipy.stats import binomtest
 
-    lost, won = int((reference & ~other).sum()), int((other & ~reference).sum())
+    lost = int((reference & ~other).sum())
+    won = int((other & ~reference).sum())
     return lost > won and binomtest(lost, lost + won, alternative="greater").pvalue < 0.05
 
 
 def area_under_risk_coverage(score: np.ndarray, right: np.ndarray) -> float:
-    """AURC: mean error of the frames answered, over all coverages, most certain first (Geifman 2017)."""
-    ordered = ~right[np.argsort(-score, kind="stable")]
-    return float((np.cumsum(ordered) / np.arange(1, len(ordered) + 1)).mean()) if len(ordered) else 0.0
+    """AURC: mean error of the frames answered, over all coverages, most certain first (Geifman 2017).
+
+    score: float [N]; right: bool [N]. 0 where there are no frames.
+    """
+    if not len(score):
+        return 0.0
+    wrong = ~right[np.argsort(-score, kind="stable")]
+    risk = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
+    return float(risk.mean())
 
 
-def weighted_share(of: np.ndarray, where: np.ndarray, weights: np.ndarray | None = None) -> float | None:
-    """Share of True in bool [N] among the frames where bool [N], weighted; None if there are none."""
-    return float(np.average(of[where], weights=None if weights is None else weights[where])) if where.any() else None
+def weighted_share(hits: np.ndarray, where: np.ndarray, weights: np.ndarray | None = None) -> float | None:
+    """Share of True in hits, bool [N], among the frames where where, bool [N], is True; weighted by weights [N].
+
+    None where there are no such frames.
+    """
+    if not where.any():
+        return None
+    return float(np.average(hits[where], weights=None if weights is None else weights[where]))

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+PRODUCTS = ["MatMul", "Gemm"]  # operations of a transformer that multiply by weights
+
 
 def head_nodes(model) -> list[str]:
     """Names of the nodes behind the embedding of an onnx.ModelProto: head, probabilities and known stay in float."""
-    seen, names = {"embedding"}, []
+    values = {"embedding"}
+    names = []
     for node in model.graph.node:  # in topological order
-        if seen & set(node.input):
-            seen |= set(node.output)
+        if values & set(node.input):
+            values |= set(node.output)
             names.append(node.name)
     return names
 
@@ -44,51 +47,148 @@ def quantise(model, frames: np.ndarray, *, transformer: bool, depthwise: bool, k
         "ignored_scope": nncf.IgnoredScope(patterns=[f"{name}(/.*)?" for name in keep], validate=False),
         "advanced_parameters": advanced,
     }
-    data = nncf.Dataset(list(frames[:, None]))
+    data = nncf.Dataset(list(frames[:, None]))  # in batches of one
     with contextlib.redirect_stdout(io.StringIO()):
         return nncf.quantize(model, data, **options, fast_bias_correction=transformer or not depthwise)
 
 
 def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndarray | None, transformer: bool) -> None:
-    """int8 by ONNX Runtime, which runs its own best, and for OpenVINO; without a sample only what needs none."""
+    """int8 for ONNX Runtime, quantised by its own tools, and for OpenVINO; without a sample only what needs none.
+
+    sample: frames uint8 [N, S, S, 3] to calibrate with. A transformer's file for ONNX Runtime needs none.
+    """
     import onnx
-    import openvino
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+
+    prepared_path = fp32.with_suffix(".prepared.onnx")
+    with quiet_root_logger():
+        prepare(fp32, prepared_path)
+        prepared = onnx.load(prepared_path)
+        if transformer:
+            write_dynamic(prepared_path, onnx_path, head_nodes(prepared))
+        elif sample is not None:
+            write_static(prepared_path, onnx_path, head_nodes(prepared), sample)
+    prepared_path.unlink()
+    if sample is None:
+        return
+    convolutions = [node for node in prepared.graph.node if node.op_type == "Conv"]
+    keep = head_nodes(prepared)
+    if transformer:
+        # patches and first block, one in fifteen products, make a third of the error of int8
+        products = [node.name for node in onnx.load(fp32).graph.node if node.op_type in PRODUCTS]
+        keep += [node.name for node in convolutions[:1]] + products[:6]
+    depthwise = any(item.name == "group" and item.i > 1 for node in convolutions for item in node.attribute)
+    write_openvino(fp32, openvino_path, sample, transformer=transformer, depthwise=depthwise, keep=keep)
+
+
+@contextlib.contextmanager
+def quiet_root_logger():
+    """ONNX Runtime's tools log through the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def prepare(fp32: Path, path: Path) -> None:
+    """Fold and name what ONNX Runtime's quantisation asks for."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(str(fp32), str(path), skip_symbolic_shape=True)
+
+
+def write_dynamic(prepared: Path, path: Path, keep: list[str]) -> None:
+    """Products by weights in 7 bits, activations in 8 with a scale that is found at run time. keep: nodes in float."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        prepared,
+        path,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        reduce_range=True,
+        op_types_to_quantize=PRODUCTS,
+        nodes_to_exclude=keep,
+    )
+
+
+def write_static(prepared: Path, path: Path, keep: list[str], sample: np.ndarray) -> None:
+    """Convolutions and what lies between in 8 bits, with scales from the sample. keep: nodes in float."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Frames(CalibrationDataReader):
         def __init__(self):
-            self.rows = iter(sample)
+            self.frames = iter(sample)
 
         def get_next(self) -> dict | None:
-            return next(({"image": row[None]} for row in self.rows), None)
+            return next(({"image": frame[None]} for frame in self.frames), None)
 
-    prepared, root = fp32.with_suffix(".prepared.onnx"), logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it logs through the root logger
-    quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
-    model = onnx.load(prepared)
-    keep, options = head_nodes(model), {"per_channel": True, "weight_type": QuantType.QInt8}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    if transformer:
-        kinds = ["MatMul", "Gemm"]
-        options |= {"reduce_range": True, "op_types_to_quantize": kinds, "nodes_to_exclude": keep}
-        quantize_dynamic(prepared, onnx_path, **options)
-        # patches and first block, one in fifteen products, make a third of the error of int8
-        products = [node.name for node in onnx.load(fp32).graph.node if node.op_type in kinds]
-        keep += [node.name for node in convolutions[:1]] + products[:6]
-    elif sample is not None:
-        kinds = ["Conv", "Gemm", "Add", "Clip", "Relu"]  # in 8 bits: 7 put MobileNetV2 off by 25% instead of 16%
-        options |= {"activation_type": QuantType.QUInt8, "op_types_to_quantize": kinds, "nodes_to_exclude": keep}
-        quantize_static(prepared, onnx_path, Frames(), **options)
-    root.setLevel(level)
-    prepared.unlink()
-    if sample is not None:
-        depthwise = any(a.name == "group" and a.i > 1 for node in convolutions for a in node.attribute)
-        model = openvino.convert_model(fp32)
-        model = quantise(model, sample, transformer=transformer, depthwise=depthwise, keep=keep)
-        openvino_path.parent.mkdir(exist_ok=True)
-        openvino.save_model(model, openvino_path, compress_to_fp16=False)
+    quantize_static(
+        prepared,
+        path,
+        Frames(),
+        per_channel=True,
+        weight_type=QuantType.QInt8,  # in 8 bits: 7 put MobileNetV2 off by 25% instead of 16%
+        activation_type=QuantType.QUInt8,
+        op_types_to_quantize=["Conv", "Gemm", "Add", "Clip", "Relu"],
+        nodes_to_exclude=keep,
+    )
+
+
+def write_openvino(
+    fp32: Path, path: Path, sample: np.ndarray, *, transformer: bool, depthwise: bool, keep: list[str]
+) -> None:
+    """What quantise makes of an .onnx in float, as an .xml and its .bin."""
+    import openvino
+
+    model = openvino.convert_model(fp32)
+    model = quantise(model, sample, transformer=transformer, depthwise=depthwise, keep=keep)
+    path.parent.mkdir(exist_ok=True)
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+# ------------------------------------------------------------------------------------------------ a browser
+
+
+def fuse_gelu(model) -> None:
+    """GELU, of an onnx.ModelProto, by tanh in one node."""
+    from onnxruntime.transformers.fusion_gelu import FusionGelu
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    fused = OnnxModel(model)
+    FusionGelu(fused).apply()
+    fused.topological_sort()
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == ("com.microsoft", "Gelu"):
+            node.op_type = "FastGelu"
+
+
+def scale_product(node) -> list:
+    """The nodes that divide each token by its largest number, multiply by the weights, and multiply by that number.
+
+    node: a MatMul of tokens by weights, which is among them then.
+    """
+    from onnx import helper
+
+    tokens = node.input[0]
+    result = node.output[0]
+    size = f"{node.name}_size"
+    largest = f"{node.name}_most"
+    scale = f"{node.name}_scale"
+    scaled = f"{node.name}_even"
+    product = f"{node.name}_product"
+    node.input[0] = scaled
+    node.output[0] = product
+    return [
+        helper.make_node("Abs", [tokens], [size], size),
+        helper.make_node("ReduceMax", [size, "last_axis"], [largest], largest, keepdims=1),
+        helper.make_node("Max", [largest, "least"], [scale], scale),
+        helper.make_node("Div", [tokens, scale], [scaled], scaled),
+        node,
+        helper.make_node("Mul", [product, scale], [result], f"{node.name}_result"),
+    ]
 
 
 def scale_tokens(model) -> list[str]:
@@ -97,72 +197,83 @@ def scale_tokens(model) -> list[str]:
     It computes the same, but for GELU, by tanh in one node: what is multiplied by weights is divided token by token by
     its largest number, since some tokens have a hundred times what others have and all get one scale.
     """
-    from onnx import helper, numpy_helper
-    from onnxruntime.transformers.fusion_gelu import FusionGelu
-    from onnxruntime.transformers.onnx_model import OnnxModel
+    from onnx import numpy_helper
 
-    graph, fused = model.graph, OnnxModel(model)
-    FusionGelu(fused).apply()
-    fused.topological_sort()
-    for node in graph.node:
-        if (node.domain, node.op_type) == ("com.microsoft", "Gelu"):
-            node.op_type = "FastGelu"
-    weights, head = {tensor.name for tensor in graph.initializer}, head_nodes(model)
+    fuse_gelu(model)
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    head = head_nodes(model)
     graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last_axis"))
     graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "least"))
-    nodes, products = [], []
+    nodes = []
+    products = []
     for node in graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in weights or node.name in head:
+        if node.op_type == "MatMul" and node.input[1] in weights and node.name not in head:
+            nodes += scale_product(node)
+            products.append(node.name)
+        else:
             nodes.append(node)
-            continue
-        given, result = node.input[0], node.output[0]
-        size, most, scale, even, product = (f"{node.name}_{k}" for k in ("size", "most", "scale", "even", "product"))
-        node.input[0], node.output[0] = even, product
-        nodes.append(helper.make_node("Abs", [given], [size], size))
-        nodes.append(helper.make_node("ReduceMax", [size, "last_axis"], [most], most, keepdims=1))
-        nodes.append(helper.make_node("Max", [most, "least"], [scale], scale))
-        nodes.append(helper.make_node("Div", [given, scale], [even], even))
-        nodes += [node, helper.make_node("Mul", [product, scale], [result], f"{node.name}_result")]
-        products.append(node.name)
+    replace_nodes(graph, nodes)
+    return products
+
+
+def replace_nodes(graph, nodes: list) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
-    return products
 
 
 def write_web(fp32: Path, path: Path, transformer: bool) -> None:
     """The .onnx that one thread of WebAssembly runs best (`bench.py web`): small, and nothing slower than float.
 
-    A transformer multiplies in 8 bits, which takes half the time. Weights are unsigned, so that no CPU's sums saturate,
-    and have all 8 bits. Of a convolutional network only the weights are kept in 8 bits, one scale a filter, and
-    computed with in float: 8-bit convolutions are slower there.
+    A transformer multiplies in 8 bits, which takes half the time. Of a convolutional network only the weights are kept
+    in 8 bits and computed with in float: 8-bit convolutions are slower there.
     """
+    if transformer:
+        write_web_transformer(fp32, path)
+    else:
+        write_web_convolutions(fp32, path)
+
+
+def write_web_transformer(fp32: Path, path: Path) -> None:
+    """Products in 8 bits. Weights are unsigned, so that no CPU's sums saturate, and have all 8 bits."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    prepare(fp32, path)
+    model = onnx.load(path)
+    # the first block's third product, one of 48, makes a fifth of the error (DINOv2-S)
+    keep = head_nodes(model) + scale_tokens(model)[2:3]
+    onnx.save(model, path)
+    quantize_dynamic(
+        path,
+        path,
+        per_channel=True,
+        weight_type=QuantType.QUInt8,
+        extra_options={"WeightSymmetric": True},
+        op_types_to_quantize=PRODUCTS,
+        nodes_to_exclude=keep,
+    )
+
+
+def write_web_convolutions(fp32: Path, path: Path) -> None:
+    """Weights of convolutions in 8 bits with a scale a filter, turned back into float when the file is loaded."""
     import onnx
     from onnx import helper, numpy_helper
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    if transformer:
-        quant_pre_process(str(fp32), str(path), skip_symbolic_shape=True)
-        model = onnx.load(path)
-        # the first block's third product, one of 48, makes a fifth of the error (DINOv2-S)
-        keep = head_nodes(model) + scale_tokens(model)[2:3]
-        onnx.save(model, path)
-        how = {"per_channel": True, "weight_type": QuantType.QUInt8, "extra_options": {"WeightSymmetric": True}}
-        quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=keep, **how)
-        return
     model = onnx.load(fp32)
-    weights, scaled = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}, []
-    for tensor in list(model.graph.initializer):
-        if tensor.name in weights:
-            values = numpy_helper.to_array(tensor)
-            scale = np.abs(values).max(axis=(1, 2, 3)).clip(1e-12) / 127
-            rounded = np.round(values / scale[:, None, None, None]).astype(np.int8)
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(rounded, f"{name}_int8"))
-            model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-            inputs = [f"{name}_int8", f"{name}_scale"]
-            scaled.append(helper.make_node("DequantizeLinear", inputs, [name], f"{name}_scaled", axis=0))
-    nodes = [*scaled, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    graph = model.graph
+    weights = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    nodes = []
+    for tensor in list(graph.initializer):
+        if tensor.name not in weights:
+            continue
+        name = tensor.name
+        values = numpy_helper.to_array(tensor)
+        scale = np.abs(values).max(axis=(1, 2, 3)).clip(1e-12) / 127
+        rounded = np.round(values / scale[:, None, None, None]).astype(np.int8)
+        tensor.CopyFrom(numpy_helper.from_array(rounded, f"{name}_int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        inputs = [f"{name}_int8", f"{name}_scale"]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [name], f"{name}_scaled", axis=0))
+    replace_nodes(graph, [*nodes, *graph.node])
     onnx.save(model, path)

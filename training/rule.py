@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from answering.calibration import MARGIN, TARGETS, lowest_threshold
-from training.metrics import area_under_risk_coverage, fit_temperature, known_unknown, weighted_share
+from training.metrics import area_under_risk_coverage, auroc_fpr95, fit_temperature, weighted_share
 
 
 def standardise(logits: torch.Tensor) -> torch.Tensor:
     """Logits [N, C] with mean 0 and unbiased standard deviation 1 in each row."""
     centred = logits - logits.mean(1, keepdim=True)
-    return centred / ((centred**2).sum(1, keepdim=True) / max(1, logits.shape[1] - 1)).sqrt().clamp(min=1e-12)
+    variance = (centred**2).sum(1, keepdim=True) / max(1, logits.shape[1] - 1)
+    return centred / variance.sqrt().clamp(min=1e-12)
 
 
 def maximum_probability(logits: torch.Tensor) -> torch.Tensor:
@@ -23,7 +24,8 @@ def maximum_probability(logits: torch.Tensor) -> torch.Tensor:
 def generalised_entropy(logits: torch.Tensor) -> torch.Tensor:
     """GEN of the 100 largest probabilities, gamma 0.1, negated (Liu 2023)."""
     top = logits.softmax(1)
-    top = top.topk(100, 1).values if top.shape[1] > 100 else top
+    if top.shape[1] > 100:
+        top = top.topk(100, 1).values
     return -((top * (1 - top)).clamp(min=1e-30) ** 0.1).sum(1)
 
 
@@ -43,8 +45,13 @@ def standardised(logits: torch.Tensor) -> torch.Tensor:
     return standardise(logits).amax(1)
 
 
-SCORES = {"maximum_probability": maximum_probability, "gen": generalised_entropy, "energy": energy}
-SCORES |= {"p_norm": p_norm, "standardised": standardised}
+SCORES = {
+    "maximum_probability": maximum_probability,
+    "gen": generalised_entropy,
+    "energy": energy,
+    "p_norm": p_norm,
+    "standardised": standardised,
+}
 
 
 @dataclass
@@ -55,7 +62,7 @@ class Rule:
     temperature: float = 1.0
     slope: float = 1.0  # known = sigmoid(slope * score + offset)
     offset: float = 0.0
-    movie: float = 0.9
+    movie: float = 0.9  # threshold of known
     shortlist: float = 0.83
     sigmoids: bool = False  # confidences are sigmoids of standardised logits, as the original's were
 
@@ -65,23 +72,51 @@ class Rule:
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """A confidence a film, float [N, C]."""
-        return (
-            torch.sigmoid(self.slope * standardise(logits)) if self.sigmoids else (logits / self.temperature).softmax(1)
-        )
+        if self.sigmoids:
+            return torch.sigmoid(self.slope * standardise(logits))
+        return (logits / self.temperature).softmax(1)
 
     def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(known float [N], "movie", "shortlist" or "unknown" [N]) of logits [N, C]."""
         known = self.known(torch.from_numpy(logits)).numpy()
-        return known, np.where(known >= self.movie, "movie", np.where(known >= self.shortlist, "shortlist", "unknown"))
+        below_movie = np.where(known >= self.shortlist, "shortlist", "unknown")
+        return known, np.where(known >= self.movie, "movie", below_movie)
 
 
 ORIGINAL_RULE = Rule("standardised", slope=1 / 2.5, sigmoids=True)
 
 
+@dataclass(frozen=True)
+class ScoreFigures:
+    """How well a score tells known films from unknown ones, on the frames that the rule is fitted on."""
+
+    score: str  # of SCORES
+    auroc: float | None  # None where there are no unknown frames
+    fpr95: float | None
+    aurc: float  # area under the risk-coverage curve; unknown films count as wrong
+
+
+@dataclass(frozen=True)
+class RuleCheck:
+    """How a rule answers frames that it was not fitted on: shares in 0..1, None where there are no such frames."""
+
+    named_right: float | None  # of the frames whose film is named, weighted by how often people send unknown films
+    shortlist_right: float | None  # of the shortlists, those that hold the film; weighted, too
+    known_named: float | None  # of the frames of known films
+    known_shortlist: float | None
+    known_refused: float | None
+    helpful: float | None  # of the frames of known films: named right, or a shortlist that holds the film
+    unknown_refused: float | None  # of the frames of unknown films
+    auroc: float | None
+    fpr95: float | None
+    aurc: float
+
+
 def right_answers(logits: np.ndarray, labels: np.ndarray, unknown: int) -> tuple[np.ndarray, np.ndarray]:
     """(best guess is right, the film is among the best three), bool [N + unknown]; unknown films are always wrong."""
     hits = np.argsort(-logits, axis=1)[:, :3] == labels[:, None]
-    return tuple(np.r_[hit, np.zeros(unknown, bool)] for hit in (hits[:, 0], hits.any(1)))
+    wrong = np.zeros(unknown, bool)
+    return np.r_[hits[:, 0], wrong], np.r_[hits.any(1), wrong]
 
 
 def frame_weights(known: int, unknown: int, share: float) -> np.ndarray:
@@ -90,7 +125,16 @@ def frame_weights(known: int, unknown: int, share: float) -> np.ndarray:
     return np.r_[np.ones(known), np.full(unknown, each)]
 
 
-def fit_rule(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray, share: float) -> tuple[Rule, list[dict]]:
+def spread_known(score: str, values: np.ndarray, temperature: float) -> Rule:
+    """A rule whose sigmoid spans the whole range of these values, where float32 still tells them apart."""
+    middle = (values.max() + values.min()) / 2
+    width = max(float(np.ptp(values)), 1e-6)
+    return Rule(score, temperature, slope=8 / width, offset=float(-8 / width * middle))
+
+
+def fit_rule(
+    logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray, share: float
+) -> tuple[Rule, list[ScoreFigures]]:
     """The calibrated rule and the comparison of scores it was chosen from.
 
     logits [N, C], labels [N]: of frames that the head had not seen. unknown: logits [M, C] of other films, which are
@@ -98,44 +142,44 @@ def fit_rule(logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray, share:
     AURC (unknown films count as wrong) breaks ties and decides where there are no unknown films.
     """
     temperature = fit_temperature(logits, labels)
+    all_logits = torch.from_numpy(np.concatenate([logits, unknown]))
     right, listed = right_answers(logits, labels, len(unknown))
-    weights, every = (
-        frame_weights(len(logits), len(unknown), share),
-        torch.from_numpy(np.concatenate([logits, unknown])),
-    )
-    table, rules = [], {}
-    for name, function in SCORES.items():
-        score = function(every / temperature).numpy()
-        # the whole range of scores inside the sigmoid's, where float32 still tells them apart
-        middle, width = (score.max() + score.min()) / 2, max(float(np.ptp(score)), 1e-6)
-        rule = Rule(name, temperature, 8 / width, float(-8 / width * middle))
-        known = rule.known(every).numpy()
+    weights = frame_weights(len(logits), len(unknown), share)
+    table = []
+    rules = {}
+    for name, score in SCORES.items():
+        rule = spread_known(name, score(all_logits / temperature).numpy(), temperature)
+        known = rule.known(all_logits).numpy()
         rule.movie = lowest_threshold(known, right, weights, TARGETS["movie"] + MARGIN)
         below = known < rule.movie  # a shortlist is given only where no film is named
-        rule.shortlist = min(
-            rule.movie, lowest_threshold(known[below], listed[below], weights[below], TARGETS["shortlist"])
-        )
+        shortlist = lowest_threshold(known[below], listed[below], weights[below], TARGETS["shortlist"])
+        rule.shortlist = min(rule.movie, shortlist)
         rules[name] = rule
-        row = {"score": name, **known_unknown(known[: len(logits)], known[len(logits) :])}
-        table.append(row | {"aurc": area_under_risk_coverage(known, right)})
-    best = max(table, key=lambda row: (round(row["auroc"] or 0, 3), -row["aurc"]))
-    return rules[best["score"]], table
+        auroc, fpr95 = auroc_fpr95(known[: len(logits)], known[len(logits) :])
+        table.append(ScoreFigures(name, auroc, fpr95, area_under_risk_coverage(known, right)))
+    best = max(table, key=lambda row: (round(row.auroc or 0, 3), -row.aurc))
+    return rules[best.score], table
 
 
-def check_rule(rule: Rule, logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray, share: float) -> dict:
-    """How the rule answers frames it was not fitted on: shares of answers, and of them how many are right."""
+def check_rule(rule: Rule, logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray, share: float) -> RuleCheck:
+    """How the rule answers logits [N, C] with labels [N], and logits [M, C] of unknown films, this share of all."""
     known, kinds = rule.decide(np.concatenate([logits, unknown]))
-    weights, n = frame_weights(len(logits), len(unknown), share), len(logits)
     right, listed = right_answers(logits, labels, len(unknown))
-    helpful = ((kinds == "movie") & right) | ((kinds == "shortlist") & listed)
-    return {
-        "named_right": weighted_share(right, kinds == "movie", weights),
-        "shortlist_right": weighted_share(listed, kinds == "shortlist", weights),
-        "known_named": weighted_share(kinds == "movie", np.arange(len(kinds)) < n),
-        "known_shortlist": weighted_share(kinds == "shortlist", np.arange(len(kinds)) < n),
-        "known_refused": weighted_share(kinds == "unknown", np.arange(len(kinds)) < n),
-        "helpful": weighted_share(helpful, np.arange(len(kinds)) < n),
-        "unknown_refused": weighted_share(kinds == "unknown", np.arange(len(kinds)) >= n),
-        **known_unknown(known[:n], known[n:]),
-        "aurc": area_under_risk_coverage(known, right),
-    }
+    weights = frame_weights(len(logits), len(unknown), share)
+    named = kinds == "movie"
+    offered = kinds == "shortlist"
+    refused = kinds == "unknown"
+    of_known_film = np.arange(len(kinds)) < len(logits)
+    auroc, fpr95 = auroc_fpr95(known[: len(logits)], known[len(logits) :])
+    return RuleCheck(
+        named_right=weighted_share(right, named, weights),
+        shortlist_right=weighted_share(listed, offered, weights),
+        known_named=weighted_share(named, of_known_film),
+        known_shortlist=weighted_share(offered, of_known_film),
+        known_refused=weighted_share(refused, of_known_film),
+        helpful=weighted_share((named & right) | (offered & listed), of_known_film),
+        unknown_refused=weighted_share(refused, ~of_known_film),
+        auroc=auroc,
+        fpr95=fpr95,
+        aurc=area_under_risk_coverage(known, right),
+    )
