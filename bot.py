@@ -91,14 +91,15 @@ def get_parser() -> argparse.ArgumentParser:
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--model", default="export", help=f"folder from export.py, .onnx or .xml {default}")
     add("--check", action="store_true", help="load the model, ask Telegram who we are, and exit")
-    add("--index", help="from index.py (default: index beside the model, if there is one)")
+    add("--index", help="the index that index.py made (default: index beside the model, if there is one)")
     add("--owner", type=int, default=0, metavar="ID", help="the Telegram user who may ask for /stats (default: nobody)")
-    add("--metrics", type=int, default=0, metavar="PORT", help="figures for Prometheus on 127.0.0.1 (default: none)")
-    add("--db", type=Path, default=Path("bot.sqlite"), help=f"answers and verdicts {default}")
+    add("--metrics", type=int, default=0, metavar="PORT", help="port on 127.0.0.1 for Prometheus (default: none)")
+    add("--db", type=Path, default=Path("bot.sqlite"), help=f"database of answers and verdicts {default}")
     add("--titles", type=Path, default=Path("titles.csv"), help=f"Russian titles and IMDb ids from scrape.py {default}")
     add("--queue", type=int, default=200, help=f"frames that may wait {default}")
-    add("--threads", type=int, default=0, help=f"of the model, 0 for all cores {default}")
-    add("--runtime", choices=["openvino", "onnxruntime"], help="the second takes less memory (default: the faster)")
+    add("--threads", type=int, default=0, help=f"CPU threads of the model, 0 for all cores {default}")
+    text = "onnxruntime takes less memory (default: the faster one)"
+    add("--runtime", choices=["openvino", "onnxruntime"], help=text)
     add("--api-base", metavar="URL", help="a Bot API server of your own, --local or not (default: api.telegram.org)")
     add("--feedback", type=Path, metavar="CSV", help=argparse.SUPPRESS)  # both went to learn.py
     add("--wishes", action="store_true", help=argparse.SUPPRESS)

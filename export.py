@@ -399,8 +399,8 @@ def read_classes(path: Path) -> list[str]:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Export a model to ONNX and OpenVINO.")
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="best.pt of a run (none for an embedder)")
-    parser.add_argument("--data", type=Path, help=f"what it was trained on (default: {DATA})")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="best.pt of a run; leave it out for an embedder")
+    parser.add_argument("--data", type=Path, help=f"the dataset that it was trained on (default: {DATA})")
     parser.add_argument("--out", type=Path, default=Path("export"), help="default: %(default)s")
     parser.add_argument(
         "--max-drop",
@@ -412,13 +412,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--unknown-share",
         type=float,
         metavar="SHARE",
-        help=f"share of frames of other films among those that people send (default: {UNKNOWN_SHARE})",
+        help=f"share of the frames people send that are of unknown films (default: {UNKNOWN_SHARE})",
     )
     parser.add_argument("--web", action="store_true", help=f"write {WEB} too, for the browser page in web/")
     group = parser.add_argument_group("weights of the original project, or an embedder without films")
     group.add_argument("--classes", type=Path, help="the original's classes.txt, lines `Title (Year): index`")
     group.add_argument("--arch", help=f"one of the six or a timm name (default: {ORIGINAL_ARCH})")
-    group.add_argument("--init", help="of an embedder: a local file of weights, or hub for the official ones")
+    group.add_argument("--init", help="weights of an embedder: a local file, or hub for the official ones")
     group.add_argument("--frames", type=Path, help="folder of any frames, to calibrate int8 with (default: none)")
     return parser
 

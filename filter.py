@@ -3,7 +3,7 @@
 python filter.py data/raw --out data/processed                       # keeps frames in which a person is seen
 python filter.py my_screenshots --detector none --min-frames 20      # keeps all good frames; seconds on a laptop
 python filter.py data/raw --detector yolo11n.onnx --subsets 5 50     # and the archives of the original project
-torchrun --nproc-per-node 4 filter.py data/raw                       # films shared out among processes, GPUs or hosts
+torchrun --nproc-per-node 4 filter.py data/raw                       # films divided among processes, GPUs or hosts
 """
 
 import argparse
@@ -547,19 +547,23 @@ def write_archive(out: Path, titles: list[str], count: int | None) -> None:
 def get_parser() -> argparse.ArgumentParser:
     default = "(default: %(default)s)"
     parser = argparse.ArgumentParser(description="Filter raw stills and split them by shot.")
-    parser.add_argument("raw", nargs="+", type=Path, metavar="RAW", help="folders that hold a folder of images a film")
+    text = "folders that hold one folder of images per film"
+    parser.add_argument("raw", nargs="+", type=Path, metavar="RAW", help=text)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Path("data/processed"), help=default)
     group.add_argument("--size", default="600x256", help=f"WxH in pixels or keep-aspect {default}")
-    group.add_argument("--subsets", type=int, nargs="*", metavar="N", help="write archives of N films, and of all")
-    group = parser.add_argument_group("what stays")
-    group.add_argument("--min-frames", type=int, default=100, help=f"fewer make a film unknown {default}")
+    text = "also write archives of N films, and of all films"
+    group.add_argument("--subsets", type=int, nargs="*", metavar="N", help=text)
+    group = parser.add_argument_group("what is kept")
+    text = f"a film with fewer becomes an unknown one {default}"
+    group.add_argument("--min-frames", type=int, default=100, help=text)
     group.add_argument("--detector", default="yolo11n.pt", help=f"YOLO .pt or .onnx, or none {default}")
-    group.add_argument("--conf", dest="confidence", type=float, default=0.25, help=f"least for a person {default}")
+    text = f"confidence from which a detection counts as a person {default}"
+    group.add_argument("--conf", dest="confidence", type=float, default=0.25, help=text)
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="for the detector: cpu, 0, 1 ... (default: a GPU where there is one)")
     group.add_argument(
-        "--batch", type=int, default=32, help=f"frames a call of a detector on a GPU, {CHUNK} at most {default}"
+        "--batch", type=int, default=32, help=f"frames per call of the detector on a GPU, {CHUNK} at most {default}"
     )
     group.add_argument("--threads", type=int, default=0, help=f"for decoding, 0 for all cores up to 8 {default}")
     return parser

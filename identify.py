@@ -1,9 +1,9 @@
 """Name the film that a frame comes from, with an exported model: numpy, Pillow and one runtime, no torch.
 
 python identify.py frame.jpg                                  # one frame, with the model in export/
-python identify.py frames/ more.png --json > answers.jsonl    # an object a line
+python identify.py frames/ more.png --json > answers.jsonl    # one object per line
 cat frame.jpg | python identify.py - --model export/openvino/model.xml
-python identify.py --self-test                                # which files this CPU computes right, and how fast
+python identify.py --self-test                                # which files this CPU computes correctly, and how fast
 """
 
 import argparse
@@ -87,14 +87,17 @@ def get_parser() -> argparse.ArgumentParser:
     picked = "(default: what is fastest on this kind of CPU)"
     group.add_argument("--runtime", choices=["openvino", "onnxruntime"], help=picked)
     group.add_argument("--format", choices=["int8", "fp32"], help=picked)
-    group.add_argument("--precision", choices=["f32", "bf16"], help="of OpenVINO (default: what the CPU does best)")
+    text = "for OpenVINO (default: what is fastest on this CPU)"
+    group.add_argument("--precision", choices=["f32", "bf16"], help=text)
     group.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores (default: %(default)s)")
-    group.add_argument("--index", help="where index.py keeps it (default: index beside the model, if there is one)")
-    group.add_argument("--self-test", action="store_true", help="say which files this CPU computes right, and how fast")
+    text = "the index that index.py made (default: index beside the model, if there is one)"
+    group.add_argument("--index", help=text)
+    text = "check which model files this CPU computes correctly, and how fast"
+    group.add_argument("--self-test", action="store_true", help=text)
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print one JSON object a frame")
+    group.add_argument("--json", action="store_true", help="print one JSON object per frame")
     group.add_argument("--evidence", type=Path, help="draw the frame and its proof from the index into this file")
-    group.add_argument("--top", type=int, default=3, help="candidates a frame (default: %(default)s)")
+    group.add_argument("--top", type=int, default=3, help="candidates per frame (default: %(default)s)")
     group.add_argument("--guess", action="store_true", help="show the best guess for an unknown film too")
     group.add_argument("--verbose", action="store_true", help="say which runtime and format were picked, and why")
     return parser

@@ -124,7 +124,7 @@ def check_index(engine: Folder | Milvus) -> State:
     engine.read_arrays(state.basis, "project", "offset")
     for title, film in sorted(state.films.items()):
         time_ms = check_film(engine, title, film)
-        asked = "from video, asked between its stills" if is_dense(time_ms) else "scattered, asked by unseen scenes"
+        asked = "from video, tested between its stills" if is_dense(time_ms) else "scattered, tested on unseen scenes"
         print(f"{len(time_ms):6} stills, {asked:36}  {title}")
     engine.searcher(state, [film.vectors_file for film in state.films.values()])
     print_promise(state)
@@ -151,8 +151,8 @@ def print_promise(state: State) -> None:
     if figures is None:
         return
     print(
-        f"asked by itself: {figures.named:.0%} of known frames named, {figures.strangers:.1%} of the frames "
-        f"of films left out; AUROC {figures.auroc:.3f}"
+        f"tested on itself: {figures.named:.0%} of known frames named, {figures.strangers:.1%} of the frames "
+        f"of held-out films; AUROC {figures.auroc:.3f}"
     )
     parts = []
     for share in sorted({0.1, 0.3, 0.6, state.unknown_share}):
@@ -166,7 +166,7 @@ def show_drift(engine: Folder | Milvus, state: State) -> None:
     """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
     samples = sample_films(engine, state.films)
     share = state.unknown_share
-    print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'strangers named':>16}{'AUROC':>9}")
+    print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'unknown named':>16}{'AUROC':>9}")
     for count in sorted({min(10 * 2**k, len(samples)) for k in range(9)}):
         part = samples[:count]
         sizes = np.array([len(sample.time_ms) for sample in part])
@@ -197,9 +197,11 @@ def run_search(args: argparse.Namespace) -> int:
 
 
 def add_fit_options(parser: argparse.ArgumentParser) -> None:
-    text = "small keeps 1 bit a number of large indexes in memory (default: as before, at first plenty)"
+    default = "(default: as the index has it; plenty for a new one)"
+    text = f"small keeps 1 bit instead of 8 per number of a large index in memory {default}"
     parser.add_argument("--memory", choices=["plenty", "small"], help=text)
-    text = f"share of frames of other films in what people send (default: as before, at first {UNKNOWN_SHARE})"
+    default = f"(default: as the index has it; {UNKNOWN_SHARE} for a new one)"
+    text = f"share of the frames people send that are of unknown films {default}"
     parser.add_argument("--unknown-share", type=float, metavar="SHARE", help=text)
 
 
@@ -223,28 +225,29 @@ def get_parser() -> argparse.ArgumentParser:
     add = add_command("add", run_add, "add or update films from folders of stills")
     add_fit_options(add)
     add_model_option(add)
-    add.add_argument("raw", nargs="+", type=Path, metavar="RAW", help="folders of folders of stills, or of one film")
-    add.add_argument("--title", help="of the one film in RAW (default: the folder's name)")
+    text = "folders that hold a folder of stills per film, or the folder of one film"
+    add.add_argument("raw", nargs="+", type=Path, metavar="RAW", help=text)
+    add.add_argument("--title", help="title, if RAW is one film (default: the folder's name)")
     add.add_argument("--every", type=int, default=1, help="take every Nth still (default: %(default)s, all)")
 
     remove = add_command("remove", run_remove, "take a film out")
     which = remove.add_mutually_exclusive_group(required=True)
-    which.add_argument("title", nargs="?", metavar="TITLE", help="as list shows it")
-    which.add_argument("--source", choices=["telegram"], help="instead: all stills that learn.py added")
+    which.add_argument("title", nargs="?", metavar="TITLE", help="title, as list prints it")
+    which.add_argument("--source", choices=["telegram"], help="instead of a film: all stills that learn.py added")
 
-    add_command("list", run_list, "the films")
+    add_command("list", run_list, "list the films")
 
     check = add_command("check", run_check, "read every file, and show what the thresholds promise")
-    text = "fit the thresholds on few films and on more, too (seconds to a minute; default: off)"
+    text = "also show how the thresholds change with the number of films (takes up to a minute; default: off)"
     check.add_argument("--drift", action="store_true", help=text)
 
-    search = add_command("search", run_search, "the nearest stills to a frame")
+    search = add_command("search", run_search, "show the stills that are nearest to a frame")
     add_model_option(search)
     search.add_argument("frame", metavar="FRAME", help="an image file")
-    search.add_argument("--top", type=int, default=5, help="films (default: %(default)s)")
+    search.add_argument("--top", type=int, default=5, help="how many films (default: %(default)s)")
     search.add_argument("--sheet", type=Path, help="draw frame and stills side by side into this file (default: none)")
 
-    add_fit_options(add_command("rebuild", run_rebuild, "fit projection and thresholds anew on the films of now"))
+    add_fit_options(add_command("rebuild", run_rebuild, "fit projection and thresholds again, on all its films"))
     return parser
 
 

@@ -40,8 +40,8 @@ def choose_pictures(
 ) -> list[tuple[Path, str]]:
     """(where to put it, file id) of each confirmed picture that is new; says which films the index lacks.
 
-    base: the bot's database; films: of the index; per_user: pictures of a film that one user may give, at most; place:
-    of the index.
+    base: the bot's database; films: of the index; per_user: pictures of a film that count from one user, at most;
+    place: of the index.
     """
     files = user_stills.all_files()
     done = {file.name for file in files}
@@ -213,8 +213,10 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("pictures for the index").add_argument
     add("--index", default="index", help="a folder from index.py (default: %(default)s)")
     add("--model", default="export", help="folder from export.py (default: %(default)s)")
-    add("--per-user", type=int, default=5, help="pictures of a film that one user may give (default: %(default)s)")
-    add("--sheet", type=Path, default=Path("learn.png"), help="picture for you, its list beside (default: %(default)s)")
+    text = "most pictures of a film that count from one user (default: %(default)s)"
+    add("--per-user", type=int, default=5, help=text)
+    text = "where to draw the pictures for you to look at; the list is written beside it (default: %(default)s)"
+    add("--sheet", type=Path, default=Path("learn.png"), help=text)
     add("--api-base", metavar="URL", help="a Bot API server of your own (default: api.telegram.org)")
     return parser
 

@@ -1,6 +1,6 @@
-"""Collect stills of films: from FLIM, from your own video files, and the list of titles to ask for.
+"""Collect stills of films: from FLIM, from your own video files, and make the list of films to ask for.
 
-python scrape.py flim movies.txt --out data/raw              # a line a film, "Title (Year)"; run again to continue
+python scrape.py flim movies.txt --out data/raw              # one film per line, "Title (Year)"; run again to continue
 python scrape.py video ~/films --out data/raw                # a frame of every shot of your own video files
 python scrape.py video ~/films --every 2                     # or one every two seconds
 python scrape.py titles --basics title.basics.tsv.gz --ratings title.ratings.tsv.gz --top 800 > movies.txt
@@ -405,8 +405,9 @@ def scrape_flim(
 ) -> dict:
     """Download the stills of the wanted films to out/<Title (Year)>/; a run that was stopped continues.
 
-    rate: API calls a second. max_frames: a film, None for all. Returns {"films": {title: counts}, "unmatched": {title:
-    near names}, "errors": {title: reason}, "stopped": bool}. Raises UserError or OSError where nothing can go on.
+    rate: API calls per second. max_frames: per film, None for all. Returns {"films": {title: counts}, "unmatched":
+    {title: near names}, "errors": {title: reason}, "stopped": bool}. Raises UserError or OSError where nothing can go
+    on.
     """
     flim = Flim(api, token, rate)
     with lock(out), tqdm(wanted, unit="film", disable=None) as titles:
@@ -679,36 +680,42 @@ def add_russian_titles(films: list[RankedFilm], akas: Path) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Collect stills of films, and the list of titles.")
+    parser = argparse.ArgumentParser(description="Collect stills of films, or make the list of films to collect.")
     commands = parser.add_subparsers(dest="command", required=True)
-    flim = commands.add_parser("flim", help="stills from FLIM", description="Download stills of a list of films.")
+    text = "Download stills of a list of films."
+    flim = commands.add_parser("flim", help="download stills from FLIM", description=text)
     add_flim_arguments(flim)
-    video = commands.add_parser("video", help="frames of video files", description="Take frames of video files.")
+    text = "Take frames from video files."
+    video = commands.add_parser("video", help="take frames from video files", description=text)
     add_video_arguments(video)
-    titles = commands.add_parser("titles", help="the list of titles", description="The best films of IMDb's datasets.")
+    text = "List the best-rated films of IMDb's datasets."
+    titles = commands.add_parser("titles", help="make the list of films, from IMDb's datasets", description=text)
     add_titles_arguments(titles)
     return parser
 
 
 def add_flim_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("titles", type=Path, help="text file, a line a film: Title (Year)")
+    add("titles", type=Path, help="text file, one film per line: Title (Year)")
     add("--out", type=Path, default=Path("data/raw"), help="default: %(default)s")
-    add("--max-frames", type=int, help="at most this many a film (default: all)")
+    add("--max-frames", type=int, help="at most this many per film (default: all)")
     add("--api", default=API, help="base URL (default: %(default)s); FLIM_TOKEN holds the token, if any")
-    add("--rate", type=float, default=2.0, help="API calls a second (default: %(default)s)")
+    add("--rate", type=float, default=2.0, help="API calls per second (default: %(default)s)")
 
 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("films", nargs="+", type=Path, help="video files or folders of them")
     add("--out", type=Path, default=Path("data/raw"), help="default: %(default)s")
-    add("--title", help="Title (Year), for a single film (default: from the file's name)")
+    add("--title", help="Title (Year), if there is a single film (default: from the file's name)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--per-shot", type=int, default=1, help="frames a shot, from its middle (default: %(default)s)")
-    which.add_argument("--every", type=float, metavar="SECONDS", help="instead: a frame every so many seconds")
-    add("--blur", type=float, default=10.0, help="least sharpness; 0 keeps all (default: %(default)s)")
-    add("--width", type=int, default=960, help="pixels; wider frames shrink (default: %(default)s)")
+    text = "frames per shot, from its middle (default: %(default)s)"
+    which.add_argument("--per-shot", type=int, default=1, help=text)
+    text = "instead of a frame per shot: one every so many seconds"
+    which.add_argument("--every", type=float, metavar="SECONDS", help=text)
+    text = "drop frames that are less sharp than this; 0 keeps all (default: %(default)s)"
+    add("--blur", type=float, default=10.0, help=text)
+    add("--width", type=int, default=960, help="pixels; wider frames are scaled down (default: %(default)s)")
 
 
 def add_titles_arguments(parser: argparse.ArgumentParser) -> None:
@@ -716,9 +723,10 @@ def add_titles_arguments(parser: argparse.ArgumentParser) -> None:
     add("--basics", type=Path, required=True, help="title.basics.tsv.gz of datasets.imdbws.com")
     add("--ratings", type=Path, required=True, help="title.ratings.tsv.gz")
     add("--akas", type=Path, help="title.akas.tsv.gz, for the Russian titles")
-    add("--titles-csv", default="titles.csv", help="with --akas (default: %(default)s)")
-    add("--top", type=int, default=800, help="films (default: %(default)s)")
-    add("--min-votes", type=int, default=25_000, help="fewer do not count (default: %(default)s)")
+    text = "where to write Russian titles and IMDb ids, with --akas (default: %(default)s)"
+    add("--titles-csv", default="titles.csv", help=text)
+    add("--top", type=int, default=800, help="how many films (default: %(default)s)")
+    add("--min-votes", type=int, default=25_000, help="leave out films with fewer votes (default: %(default)s)")
 
 
 def run_flim(args: argparse.Namespace) -> int:

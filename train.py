@@ -3,7 +3,7 @@
 python train.py data/processed --arch deit_base_patch16_224         # the best of the original's six
 python train.py data/processed --arch all                           # all six, compared in runs/results.md
 python train.py data/processed --arch mobilenetv2 --limit 200 --epochs 2     # a quick look, on a laptop
-torchrun --nproc-per-node 4 train.py data/processed                 # on four GPUs; --batch-size stays that of all
+torchrun --nproc-per-node 4 train.py data/processed                 # on four GPUs, which share one --batch-size
 """
 
 import argparse
@@ -352,34 +352,36 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("data")
     group.add_argument("data", type=Path, help="folder that filter.py wrote")
     group.add_argument("--subset", default="all", help="films drawn with seed 13: 5, 50 ... (default: %(default)s)")
-    group.add_argument("--split", choices=["group", "random"], default="group", help="default: %(default)s")
-    text = "which fifth of the groups is test, all: five runs and their mean (default: the manifest's split)"
+    text = "group: no shot in two splits; random: frames at random, as the original did (default: %(default)s)"
+    group.add_argument("--split", choices=["group", "random"], default="group", help=text)
+    text = "which fifth of the groups is the test set; all: five runs and their mean (default: the manifest's split)"
     group.add_argument("--fold", choices=[*"01234", "all"], help=text)
-    text = "only show how much a random split flatters, by a probe"
+    text = "only show by how much a random split flatters, with a probe"
     group.add_argument("--leak-check", action="store_true", help=text)
-    group.add_argument("--limit", type=int, help="at most this many frames a split (default: all)")
+    group.add_argument("--limit", type=int, help="at most this many frames per split (default: all)")
     group = parser.add_argument_group("model")
-    text = "one of the six, all, or a timm name (default: %(default)s)"
+    text = "one of the six, all of them, or a timm name (default: %(default)s)"
     group.add_argument("--arch", default=Options.arch, help=text)
     text = "local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
     group.add_argument("--init", help=text)
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
     add_recipe_arguments(parser)
     group = parser.add_argument_group("machine")
-    group.add_argument("--seed", type=int, default=Options.seed, help="default: %(default)s")
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    group.add_argument("--seed", type=int, default=Options.seed, help="of splits and training (default: %(default)s)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     text = "auto: bf16 where the hardware has it, fp32 for the recipe original (default: %(default)s)"
     group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help=text)
-    text = "compile the model, which takes minutes; epochs are faster then"
+    text = "compile the network: costs minutes at first, then epochs are faster"
     group.add_argument("--compile", dest="compiled", action="store_true", help=text)
     group.add_argument("--cache", type=Path, help="folder for decoded frames (default: .frames in the data)")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, default=Options.out, help="default: %(default)s")
+    group.add_argument("--out", type=Path, default=Options.out, help="folder of the runs (default: %(default)s)")
     group.add_argument("--name", help="name of the run folder (default: from arch, data and split)")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue the run from last.pt")
     either.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
-    group.add_argument("--wandb", nargs="?", const="movie-by-frame", metavar="PROJECT", help="log there (default: off)")
+    text = "log to Weights & Biases (default: off)"
+    group.add_argument("--wandb", nargs="?", const="movie-by-frame", metavar="PROJECT", help=text)
     return parser
 
 

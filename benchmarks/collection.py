@@ -152,7 +152,7 @@ def search_drawn(folder: Path, asked: list[tuple]) -> dict[str, float]:
 
 
 def bench_index(*, frames: str = "10000,1000000", memory: str = "plenty,small", folder: Path = Path(".")) -> None:
-    """Search among so many drawn frames, on one thread: times, recall@1 of exact, memory, time to build, disk.
+    """Search among random vectors on one thread: time, recall@1 against exact search, memory, time to build, disk.
 
     frames and memory: several, with commas; folder: where the index of the moment lies.
     """
@@ -283,7 +283,7 @@ def ask_moments(way: str, kept: list, asked: list, others: Fingerprints, ours: I
 
 
 def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds: int = 4, count: int = 200) -> None:
-    """Title, and title and moment within 5 s, of frames between indexed ones: ours, ColorLayout of MPEG-7, pHash.
+    """How often title and moment (within 5 s) are right between indexed frames: ours, MPEG-7's ColorLayout, pHash.
 
     episodes: folders of stills with their times, as scrape.py video --every leaves them; an index with a still every so
     many seconds is made, and at most count stills of a film between them are asked for, degraded in four ways.

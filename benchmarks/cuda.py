@@ -58,7 +58,7 @@ def bench_cuda(
     detector: str = "yolo11n.pt",
     again: str = "",
 ) -> None:
-    """All that a GPU is for, on rendered films, each part in a process of its own: OUT/cuda.md and cuda.json.
+    """Everything that needs a GPU, on rendered films, one process per part; writes OUT/cuda.md and cuda.json.
 
     What is left undone is done when it is called again; parts whose names begin with AGAIN are done anew.
     """

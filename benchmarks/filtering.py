@@ -43,7 +43,7 @@ def read_verdicts(path: Path) -> dict[str, str]:
 
 
 def bench_filter(raw: Path, *, detector: str, frames: int = 200) -> None:
-    """File to filtered file, with persons, on the CPU: the original's way, ours, and our detector alone."""
+    """Frames per second from file to filtered file on the CPU: the original's way, ours, our detector alone."""
     from filter import filter_films
     from training.detector import import_yolo, person_detector
 

@@ -115,7 +115,7 @@ def time_files(model: Path, threads: int, isa: str | None) -> tuple[Figures, dic
 
 
 def bench_isa(*, model: Path = Path("export")) -> None:
-    """Ms a frame, tensor to answer, as on lesser CPUs, and what identify.py's rule for such a CPU loses.
+    """Milliseconds per frame as on older CPUs, and what identify.py's choice of file loses on them.
 
     OpenVINO alone can be told to be such a CPU; the rule is compared with what was measured in its row.
     """

@@ -39,7 +39,7 @@ MAX_SIDE = 1280  # pixels, as Telegram sends photos
 def bench_robust(
     data: Path, model: Path, *, index: str = "", frames: int = 40, fold: int = -1, sheet: Path = Path("robust.png")
 ) -> None:
-    """Answers to test frames as they are and changed as people change them, at most so many a film; draws each way.
+    """Answers to test frames, as they are and changed as people change them; draws each change.
 
     --index answers with an index of the frames for training, which is made in that new folder; an embedder takes --fold
     (-1: the manifest's split), and SHEET-frontier.png shows how many frames could be named at which risk.

@@ -17,7 +17,7 @@ FILM = "Bench (2026)"
 
 
 def bench_render(*, frames: int = 240) -> None:
-    """Frames a second of the renderer on one core, JPEG included."""
+    """Frames per second of the renderer on one core, JPEG included."""
     import cv2
 
     from demo.design import film_design
@@ -76,7 +76,7 @@ def scrape_one_by_one(url: str, images: int, folder: Path) -> None:
 
 
 async def bench_scrape(*, images: int = 300, latency: int = 50) -> None:
-    """Images a second from a server that gives each latency ms late: one by one, and scrape.py at 2 API calls/s."""
+    """Images per second from a server with that latency: one at a time, and scrape.py at 2 API calls/s."""
     from scrape import scrape_flim
 
     with tempfile.TemporaryDirectory() as folder:

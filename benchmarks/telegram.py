@@ -177,7 +177,7 @@ async def ask_at_once(api: BotApi, bot: BotProcess, users: int, each: int) -> li
 async def bench_bot(
     *, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10, index: str = ""
 ) -> None:
-    """bot.py as a process against a Bot API on loopback: 30 frames alone, then all users' at once (each 20 at most).
+    """bot.py against a Bot API on loopback: 30 frames one by one, then all users at once (20 frames each at most).
 
     index: a folder; one of 100,000 stills is drawn where there is none.
     """

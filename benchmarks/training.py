@@ -48,7 +48,7 @@ def original_loop(data: Path, arch: str, classes: list[str], batch: int, steps: 
 
 
 def bench_train(data: Path, *, arch: str = "mobilenetv2", steps: int = 12, batch_size: int = 64) -> None:
-    """Training images a second at 224 pixels, from random weights: the original's loop and train.py."""
+    """Training images per second at 224 pixels, from random weights: the original's loop and train.py."""
     from train import train_model
     from training.dataset import choose_rows, read_manifest
     from training.device import choose_device
@@ -77,7 +77,7 @@ def draw_features(rng: np.random.Generator, count: int, classes: int, dims: int)
 
 
 def bench_probe(*, frames: int = 60_000, films: int = 257, dims: int = 2688) -> None:
-    """Seconds of a probe's fits in closed form on drawn features; of one, on a fifth of the frames, L-BFGS's too."""
+    """Seconds to fit a probe in closed form on random features; L-BFGS is timed beside it on a fifth of the frames."""
     import torch
     from sklearn.linear_model import LogisticRegression
 

@@ -102,7 +102,7 @@ def time_pages(
 
 
 def bench_web(*, frames: Path, model: Path = Path("export"), count: int = 30) -> None:
-    """The page of web/ in Chromium, headless, one thread: every .onnx of an export, from drop to answer.
+    """The page of web/ in headless Chromium on one thread: time from drop to answer, for every .onnx of an export.
 
     Cold is a new browser's first visit, to its first answer. The longest block is of the page's main thread, from 50 ms
     on (Long Tasks). count: frames, each alone, after as many that warm up. Needs playwright and a browser.

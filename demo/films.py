@@ -1,4 +1,4 @@
-"""Render films that never were, to try and measure the whole pipeline on: any number, offline, the same every time.
+"""Render made-up films to try and measure the whole pipeline on: any number, offline, always the same.
 
 python demo/films.py --films 5 --frames 120 --out data/raw      # some seconds on a laptop
 python demo/films.py --films 257 --frames 330 --out data/raw    # the size of the original's collection
