@@ -511,7 +511,7 @@ def test_bot_check(home, embedder, indexed, telegram):
 def answer_and_stop(bot: subprocess.Popen, telegram: TelegramServer) -> None:
     try:
         said = ("sendMessage", "sendPhoto")
-        assert telegram.wait_for(lambda calls: any(call["method"] in said for call in calls), SECONDS)
+        assert telegram.wait_for(lambda calls: any(call["method"] in said for call in calls), SECONDS / 4)
     finally:
         bot.send_signal(signal.SIGTERM)
         error = bot.communicate(timeout=SECONDS)[1].decode()

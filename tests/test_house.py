@@ -149,6 +149,13 @@ def arrow_faults(files: dict[str, str]) -> list[str]:
     return faults
 
 
+def missing_faults(files: dict[str, str]) -> list[str]:
+    """An import of a wing's file that is not there, even where it would only fail in use."""
+    every = [found for path, source in files.items() for found in find_imports(path, source)]
+    lost = [found for found in every if found.package in FOLDERS and not target_of(found, files)]
+    return [f"{found}: there is no such file; did it move?" for found in lost]
+
+
 def circle_faults(files: dict[str, str]) -> list[str]:
     """A file that is reached from itself, each circle once."""
     arrows: dict[str, set[str]] = {path: set() for path in files}
@@ -281,6 +288,7 @@ def dense_faults(files: dict[str, str]) -> list[str]:
 RULES = [
     layout_faults,
     arrow_faults,
+    missing_faults,
     circle_faults,
     package_faults,
     bot_host_faults,
@@ -368,6 +376,7 @@ def test_the_small_house_is_without_faults():
         (arrow_faults, "train.py", SCRIPT + "from benchmarks.p import x", "train.py:5"),
         (arrow_faults, "benchmarks/p.py", "import bench", "benchmarks/p.py:1"),
         (arrow_faults, "demo/demo.py", "import bench", "demo/demo.py:1"),
+        (missing_faults, "demo/demo.py", "def f():\n    from answering.gone import x", "demo/demo.py:2"),
         (circle_faults, "answering/a.py", "from answering.a import x", "answering/a.py -> answering/a.py"),
         (bot_host_faults, "bot.py", SCRIPT + "from models import x", "bot.py:5"),
         (bot_host_faults, "learn.py", SCRIPT + "def f():\n    from training.t import x", "learn.py:6"),
