@@ -23,7 +23,7 @@ from answering.editing import add_user_stills
 from answering.embedding import THUMBNAIL, embed_film
 from answering.model import Identifier
 from answering.projection import project_all
-from answering.state import short_hash
+from answering.state import hashed_name
 from answering.stills import list_stills
 from answering.store import UserStills, open_engine, read_state, require_user_stills
 from telegram_bot.database import open_existing, print_wishes, write_feedback
@@ -52,8 +52,8 @@ def choose_pictures(
         if film not in films:
             not_in_index[film] += 1
             continue
-        name = f"{short_hash(user)}-{short_hash(answer)}.jpg"
-        giver = (short_hash(film), short_hash(user))
+        name = f"{hashed_name(user)}-{hashed_name(answer)}.jpg"
+        giver = (hashed_name(film), hashed_name(user))
         if name not in done and given[giver] < per_user and len(wanted) < SHEET:
             given[giver] += 1
             wanted.append((user_stills.pending_file(film, name), file_id))
@@ -106,7 +106,7 @@ class PendingPicture:
 
 def find_pending(user_stills: UserStills, index: Index, identifier: Identifier) -> list[PendingPicture]:
     """What may be accepted; near-duplicates and what can't be read are refused."""
-    titles = {short_hash(title): title for title in index.titles}
+    titles = {hashed_name(title): title for title in index.titles}
     pending = []
     for folder in user_stills.pending_folders():
         title = titles.get(folder.name)
@@ -124,7 +124,7 @@ def compare_pending(
         rows = embed_film(list_stills(folder), identifier)
     except UserError:  # none of them can be read
         rows = None
-    for name in files - set(rows.name.tolist() if rows else []):
+    for name in files - set([] if rows is None else rows.name.tolist()):
         user_stills.refuse(folder / name)
     if rows is None:
         return []
@@ -195,7 +195,7 @@ def run_pictures(args: argparse.Namespace) -> int:
             show_pending(args.sheet, find_pending(user_stills, Index(args.index, identifier), identifier))
             return 1 if failed else 0
         sort_pending(user_stills, args.accept)
-        for title, count in add_user_stills(engine, state, identifier).items():
+        for title, count in add_user_stills(engine, state, identifier):
             print(f"{title}: {count} stills added")
         engine.pack(state)
         engine.commit(state)

@@ -551,10 +551,11 @@ def scrape_video(path: Path, folder: Path, *, per_shot: int, every: float | None
     before = [line for line in read_lines(sidecar) if mark in str(line.get("file"))]
     if before and all(line.get("made") == made and (folder / line["file"]).exists() for line in before):
         return len(before)
-    remove_video(folder.parent, mark)
     moments = every_so_often(every) if every else moments_of_shots(path, mark, per_shot)
+    video = open_video(path)
+    remove_video(folder.parent, mark)  # last: if a package is missing, the frames of an earlier run stay
     lines = []
-    for moment, ms, bgr in read_moments(path, moments):
+    for moment, ms, bgr in read_moments(video, moments):
         if ms < moment.end * 1000 and sharpness(bgr) >= blur:
             line = save_video_frame(bgr, folder, f"{mark}_{round(ms):08}", width, round(ms), moment.shot)
             lines.append({**line, "made": made})
@@ -583,11 +584,20 @@ def moments_of_shots(path: Path, mark: str, per_shot: int) -> list[Moment]:
     return moments
 
 
-def read_moments(path: Path, moments: Iterable[Moment]) -> Iterator[tuple[Moment, float, np.ndarray]]:
-    """Yield (moment, milliseconds, BGR uint8 [H, W, 3]) of the first frame from each moment on, to the video's end."""
+def open_video(path: Path):
+    """OpenCV's reader of a video."""
     import cv2
 
-    video = cv2.VideoCapture(str(path))
+    return cv2.VideoCapture(str(path))
+
+
+def read_moments(video, moments: Iterable[Moment]) -> Iterator[tuple[Moment, float, np.ndarray]]:
+    """Yield (moment, milliseconds, BGR uint8 [H, W, 3]) of the first frame from each moment on, to the video's end.
+
+    video: an open cv2.VideoCapture.
+    """
+    import cv2
+
     clock = (video.get(cv2.CAP_PROP_POS_MSEC) for _ in iter(video.grab, False))  # frame rates vary
     for moment in moments:
         ms = next((ms for ms in clock if ms >= moment.seconds * 1000 - 1), None)

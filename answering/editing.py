@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,17 +173,18 @@ def merge_user_stills(engine: Folder | Milvus, title: str, rows: FilmRows, ident
     return rows.append(new.select(np.flatnonzero(is_new)))
 
 
-def add_user_stills(engine: Folder, state: State, identifier: Identifier) -> dict[str, int]:
-    """Merge what the owner accepted into the films of a state; {title: stills that were new} of those that grew."""
-    added = {}
+def add_user_stills(engine: Folder, state: State, identifier: Identifier) -> Iterator[tuple[str, int]]:
+    """Merge what the owner accepted into the films of a state; yields (title, stills that were new) of each that grew.
+
+    Raises UserError where none of a film's new stills can be read.
+    """
     for title, film in state.films.items():
         if not require_user_stills(engine).accepted(title):
             continue
         rows = merge_user_stills(engine, title, read_rows(engine, film), identifier)
         if len(rows) > film.stored:
             replace_film(engine, state, title, rows)
-            added[title] = len(rows) - film.stored
-    return added
+            yield title, len(rows) - film.stored
 
 
 def remove_user_stills(engine: Folder) -> int:

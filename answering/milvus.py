@@ -38,7 +38,7 @@ class Milvus:
     def __init__(self, place: str):
         self.place = place
         self.seen: str | None = None  # version that was last read or written here, to write the next
-        self.seen_state: dict | None = None  # as load gives it
+        self.seen_names: set[str] = set()  # that the state of this version names
         self.made = False  # whether FILES is there
         try:
             from pymilvus import MilvusClient
@@ -106,10 +106,10 @@ class Milvus:
     def writing(self):
         """Remember what is there, so that commit sees whether another writer came between."""
         self.seen = None
-        self.seen_state = None
+        self.seen_names = set()
         with contextlib.suppress(FileNotFoundError):
             self.seen = self.version("Strong")
-            self.seen_state = self.load()
+            self.seen_names = State.from_json(self.load()).names()
         yield
 
     def commit(self, state: State) -> None:
@@ -120,12 +120,10 @@ class Milvus:
             raise UserError(f"--index {self}: another index.py wrote to it meanwhile; run this again")
         with self.asking():
             self.client.upsert(FILES, [{"key": "now", "file": "now", "about": name, "data": "", "vector": [0, 1]}])
-        gone = {self.seen} - {None}
-        if self.seen_state:
-            gone |= State.from_json(self.seen_state).names()
+        gone = ({self.seen} | self.seen_names) - {None} - state.names()
         self.seen = name
-        self.seen_state = state.to_json()
-        self.remove(gone - state.names())
+        self.seen_names = state.names()
+        self.remove(gone)
 
     def remove(self, names: set[str]) -> None:
         """Remove the rows of arrays and vectors with these names."""

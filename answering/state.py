@@ -1,8 +1,10 @@
 """What index.json says, a dataclass for each of its parts; to_json and from_json know its keys."""
 
+import base64
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from answering.calibration import UNKNOWN_SHARE, Rule
@@ -11,14 +13,14 @@ from answering.projection import Scoring
 FORMAT = "movie-by-frame index 3"
 
 
-def short_hash(text) -> str:
+def hashed_name(text) -> str:
     """What titles, users and answers are called on the disk, whatever characters they have."""
     return hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:12]
 
 
 def new_name(title: str | None) -> str:
     """A name that was not there before: of a film's arrays, or of the projection's where title is None."""
-    stem = "basis" if title is None else f"films/{short_hash(title)}"
+    stem = "basis" if title is None else f"films/{hashed_name(title)}"
     return f"{stem}-{os.urandom(4).hex()}"
 
 
@@ -107,6 +109,35 @@ class State:
             found.add(self.pack.file)
         return found - {None}
 
+    def check(self) -> None:
+        """Raise TypeError or ValueError for values that to_json did not write."""
+        for what, value in self.numbers():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{what} is no number")
+        if len(base64.b64decode(self.model.fingerprint, validate=True)) % 8:  # of float32 [2, D]
+            raise ValueError("fingerprint")
+        searched = [film for film in self.films.values() if film.vectors_file is not None]
+        if searched and (self.rule is None or not isinstance(self.basis, str)):
+            raise ValueError("vectors without a projection and a rule")
+        for film in searched:
+            base64.b64decode(film.middle, validate=True)
+        names = [*self.names(), *(film.rows_file for film in self.films.values())]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name is no text")
+
+    def numbers(self) -> Iterator[tuple[str, float]]:
+        """What answers are computed with, and what each is called."""
+        yield "settled", self.films_at_fit
+        yield "unknown_share", self.unknown_share
+        yield from dataclasses.asdict(self.scoring).items()
+        if self.rule:
+            yield "movie", self.rule.movie
+            yield "shortlist", self.rule.shortlist
+            yield "slope", self.rule.slope
+            yield "shift", self.rule.shift
+        for title, film in self.films.items():
+            yield f"stored of {title}", film.stored
+
     def count_stills(self) -> int:
         """Stills that the index holds."""
         return sum(film.stored for film in self.films.values())
@@ -132,14 +163,16 @@ class State:
         rule = values["rule"]
         pack = values.get("pack")
         model = values["model"]
-        return cls(
+        state = cls(
             model=IndexedModel(model["architecture"], model["fingerprint"]),
             basis=values["basis"],
-            rule=rule and Rule.from_json(rule),
+            rule=None if rule is None else Rule.from_json(rule),
             films_at_fit=values["settled"],
             films={title: Film.from_json(film) for title, film in values["films"].items()},
             unknown_share=values["unknown_share"],
             memory=values.get("memory", "plenty"),
-            pack=pack and Pack(**pack),
+            pack=None if pack is None else Pack(**pack),
             scoring=Scoring(**values.get("scoring", {})),  # an index of before has none
         )
+        state.check()
+        return state

@@ -5,7 +5,6 @@ the one that readers see, so that a film is in it whole or not at all.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 from answering.console import UserError, atomic_write
 from answering.milvus import Milvus
 from answering.projection import unit_length
-from answering.state import FORMAT, Film, Pack, State, new_name, short_hash
+from answering.state import FORMAT, Film, Pack, State, hashed_name, new_name
 from answering.stills import Still, list_stills
 
 EXACT = 200_000  # frames up to which plain numpy searches a folder; faiss beyond
@@ -60,7 +59,7 @@ class UserStills:
     """Pictures that the bot's users confirmed, in the folder telegram/ of an index.
 
     telegram/FILM/ holds what the owner accepted, telegram/pending/FILM/ what is to be chosen from, telegram/refused/
-    the rest, which is not offered again. FILM is short_hash of a title, so that titles never become paths.
+    the rest, which is not offered again. FILM is hashed_name of a title, so that titles never become paths.
     """
 
     def __init__(self, folder: Path):
@@ -68,7 +67,7 @@ class UserStills:
 
     def accepted(self, title: str) -> list[Still]:
         """A film's accepted stills, named as the index names them."""
-        stills = list_stills(self.folder / short_hash(title))
+        stills = list_stills(self.folder / hashed_name(title))
         return [replace(still, file=USER_STILL_PREFIX + still.file) for still in stills]
 
     def all_files(self) -> list[Path]:
@@ -80,12 +79,12 @@ class UserStills:
         return sorted(self.folder.glob("pending/*/*.jpg"))
 
     def pending_folders(self) -> list[Path]:
-        """A folder a film with pictures to choose from, named by the film's short_hash."""
+        """A folder a film with pictures to choose from, named by the film's hashed_name."""
         return sorted(self.folder.glob("pending/*"))
 
     def pending_file(self, title: str, name: str) -> Path:
         """Where a film's new picture goes."""
-        return self.folder / "pending" / short_hash(title) / name
+        return self.folder / "pending" / hashed_name(title) / name
 
     def accept(self, file: Path) -> None:
         """Move a pending picture to its film."""
@@ -137,6 +136,8 @@ class Folder:
     @contextlib.contextmanager
     def writing(self):
         """Hold the folder against other writers. Raises UserError if one is at work."""
+        import fcntl  # not on Windows, where an index can be read all the same
+
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as lock:
             try:

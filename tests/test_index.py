@@ -298,6 +298,39 @@ def test_index_json_carries_how_scores_are_made_and_one_of_before_is_read(copied
     assert json.loads(file.read_text()) == state | {"scoring": scoring}
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("model", "fingerprint"), None),
+        (("model", "fingerprint"), "not base64"),
+        (("basis",), None),
+        (("rule",), None),
+        (("rule",), {}),
+        (("rule", "slope"), "12"),
+        (("scoring", "middle_weight"), None),
+        (("scoring",), {"middle_weight": 0.75, "more": 1}),
+        (("settled",), []),
+        (("films",), []),
+        (("films", "Film 0 (1990)", "middle"), None),
+        (("films", "Film 0 (1990)", "middle"), "not base64"),
+        (("films", "Film 0 (1990)", "vectors"), 3),
+        (("films", "Film 0 (1990)", "frames"), None),
+        (("films", "Film 0 (1990)", "stored"), "many"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line(copied, model, capsys, keys, value):
+    state = json.loads((copied / "index.json").read_text())
+    place = state
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (copied / "index.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
+        ask(model, copied, draw_frame(0, 0, 0))
+    assert index.main(["list", "--index", str(copied)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_another_model_or_version_is_refused(copied, model, raw, tmp_path, capsys):
     other = write_model(tmp_path / "other", 4)
     turned = write_model(tmp_path / "turned", 8)

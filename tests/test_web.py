@@ -256,12 +256,6 @@ def test_the_still_inside_a_screenshot_is_the_one_that_identify_finds(context, h
     assert "by the still inside" in page.inner_text(f"article:nth-child({len(files) - looks.index('still')}) p")
 
 
-def add_scoring(path: Path) -> None:
-    state = json.loads(path.read_text())
-    scoring = {"middle_weight": 0.75, "runner_up_penalty": 0.3, "min_films": 4}
-    path.write_text(json.dumps({"scoring": scoring} | state))
-
-
 @pytest.fixture(scope="module")
 def collections(site, exported, raw, tmp_path_factory):
     """A host's folder with two indexes: of an embedder, and beside a classifier that knows half as many films."""
@@ -283,7 +277,6 @@ def collections(site, exported, raw, tmp_path_factory):
         films = [root / "films"] if name == "embedder" else sorted((root / "films").iterdir())[2:]
         argv = ["add", *map(str, films), "--index", str(place / "index"), "--model", str(model.path)]
         assert index.main(argv) == 0
-        add_scoring(place / "index" / "index.json")
     server = serve(root)
     yield f"http://127.0.0.1:{server.server_port}", root
     server.shutdown()
@@ -299,6 +292,29 @@ def test_answers_of_an_index_are_those_of_identify(context, collections, frames,
     assert len(shown) >= len(known) and all(width == 160 for width, _ in shown)
     assert any(re.search(r"<b>&amp; \u0424 .*, 0:00:\d\d$", text) for _, text in shown)
     assert page.locator("b").count() == 0
+
+
+def test_an_index_of_one_film_names_it(context, collections):
+    host, root = collections
+    film = sorted((root / "films").iterdir())[0]
+    shutil.copytree(root / "embedder" / "export", root / "alone" / "export")
+    argv = ["--index", str(root / "alone" / "index"), "--model", str(root / "alone" / "export" / "model.web.onnx")]
+    assert index.main(["add", str(film), *argv]) == 0
+    page = visit(context, host, "/alone/export/")
+    assert compare(page, root / "alone" / "export", sorted(film.glob("0[1-3]_1.jpg")), 2) == {"movie"}
+
+
+def test_the_page_scores_as_the_index_says(context, collections, frames):
+    host, root = collections
+    shutil.copytree(root / "embedder", root / "scored")
+    file = root / "scored" / "index" / "index.json"
+    scoring = {"middle_weight": 0.2, "runner_up_penalty": 0.6, "min_films": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scoring": scoring}))
+    known = sorted((root / "films").rglob("02_1.jpg"))
+    here = [row["confidence"] for row in answers(visit(context, host, "/embedder/export/"), known)]
+    page = visit(context, host, "/scored/export/")
+    assert compare(page, root / "scored" / "export", [*known, *frames], 2)
+    assert [row["confidence"] for row in answers(page, known)] != here
 
 
 def test_an_index_answers_offline_at_the_second_visit(context, collections):

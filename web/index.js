@@ -55,9 +55,9 @@ export async function openIndex(place, contract) {
   if (!(apart < 0.4)) throw failure("index", model.architecture); // as check_model of collection.py
   if (!scoring) throw failure("index", "index.json has no scoring: run index.py rebuild");
   const known = Object.entries(films).filter(([, film]) => film.vectors);
+  await deleteStale(place, [basis, ...known.flatMap(([, film]) => [film.vectors, film.frames])].filter(Boolean));
   if (!known.length) throw failure("empty");
   if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) throw failure("many");
-  await deleteStale(place, [basis, ...known.flatMap(([, film]) => [film.vectors, film.frames])]);
   const projection = await readFile(basis, place);
   const open = async ([title, { vectors, frames, middle }]) => ({
     title, frames: new URL(frames, place).href, middle: fromBase64(middle, Int8Array),
@@ -114,9 +114,9 @@ export function search(index, embedding) {
   const { slope, shift } = index.rule;
   const films = index.films.map((film) => compare(film, vector, index.scoring));
   const [first, second] = films.map((film) => film.similarity).sort((a, b) => b - a);
-  const penalty = films.length < min_films ? 0 : runner_up_penalty;
   for (const film of films) {
-    film.score = film.similarity - penalty * (film.similarity === first ? second : first);
+    const runnerUp = film.similarity === first ? second : first; // of one film alone undefined
+    film.score = film.similarity - (films.length < min_films ? 0 : runner_up_penalty * runnerUp);
     film.confidence = 1 / (1 + Math.exp(-(slope * film.score + shift)));
   }
   const candidates = films.sort((a, b) => b.score - a.score).slice(0, 3);
