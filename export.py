@@ -33,7 +33,7 @@ from models import Checkpoint, build_model, convert_original, is_transformer, pr
 from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
 from training.formats import WEB, measure_formats, run_batches
-from training.frames import FrameStore, load_frames, normalise
+from training.frames import FrameStore, default_cache, load_frames, normalise
 from training.metrics import measure
 from training.quantise import write_int8, write_web
 from training.rule import ORIGINAL_RULE, Rule, RuleCheck, ScoreFigures, check_rule, fit_rule
@@ -170,7 +170,7 @@ def open_dataset(data: Path, checkpoint: Checkpoint) -> tuple[dict[str, Subset],
         raise UserError(f"--data {data}: its films are not those of the checkpoint; name the data it was trained on", 2)
     if args["frames"] != split_fingerprint(chosen):
         raise UserError(f"--data {data}: its splits are not those of the checkpoint's training; train again", 2)
-    store = FrameStore(rows, checkpoint.preprocessing, (data if data.is_dir() else data.parent) / ".frames")
+    store = FrameStore(rows, checkpoint.preprocessing, default_cache(data))
     chosen["train"] = draw_sample(chosen["train"])
     store.decode([row for split in SPLITS for row in chosen[split]])
     return {split: store.take(chosen[split]) for split in SPLITS}, label_rows(chosen, classes)

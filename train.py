@@ -95,12 +95,12 @@ def train_epochs(run: Run, state: State, epochs: int, compiled: bool) -> None:
     """Train until this many epochs are done; the first process measures, keeps and prints each."""
     if state.epoch >= epochs:
         return
+    images = to_device(run.crops, run.device)  # before the gradients take their memory
     net = state.model
     if dist.is_initialized():  # this gives all processes the first one's weights, too
         net = nn.parallel.DistributedDataParallel(net, [run.device.index] if run.device.type == "cuda" else None)
     if compiled:
         net = torch.compile(net)
-    images = to_device(run.crops, run.device)
     peak = 0.0  # operations a second; the best of all epochs, since something else may run beside
     while state.epoch < epochs:
         start = time.perf_counter()
@@ -302,6 +302,7 @@ def refit_best(run: Run, state: State, saved: Checkpoint) -> None:
         bf16=run.bf16,
         train_features=state.train_features,
     )
+    state.train_features = None  # a gigabyte, with many frames
     saved.model = model.state_dict()
     saved.save(run.folder / "best.pt")
 

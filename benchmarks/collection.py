@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-import index
 from answering.calibration import Rule
 from answering.collection import Index
 from answering.console import UserError
@@ -32,7 +31,7 @@ from answering.store import EXACT, Folder, open_engine, read_state
 from benchmarks.harness import in_process, show
 from benchmarks.ways import WAYS as ALL_WAYS
 
-DIMS = 128  # of a drawn vector
+DIMENSIONS = 128  # of a drawn vector
 THUMBNAIL_BYTES = 4000  # of a drawn still
 MOMENT_MS = 5000  # a moment so near is right
 WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}
@@ -49,15 +48,15 @@ def draw_film(number: int, frames: int) -> np.ndarray:
     shots are of 4 frames, which differ by 0.35.
     """
     rng = np.random.default_rng(number)
-    apart = np.sqrt(np.r_[np.linspace(8, 0.5, 19), np.full(DIMS - 19, 0.25)])
+    apart = np.sqrt(np.r_[np.linspace(8, 0.5, 19), np.full(DIMENSIONS - 19, 0.25)])
     centre = rng.normal(0, apart).astype(np.float32)
-    shots = centre + rng.standard_normal((-(-frames // 4), DIMS), np.float32)
-    return np.repeat(shots, 4, axis=0)[:frames] + 0.35 * rng.standard_normal((frames, DIMS), np.float32)
+    shots = centre + rng.standard_normal((-(-frames // 4), DIMENSIONS), np.float32)
+    return np.repeat(shots, 4, axis=0)[:frames] + 0.35 * rng.standard_normal((frames, DIMENSIONS), np.float32)
 
 
 def fake_model() -> SimpleNamespace:
     """What Index wants of an Identifier."""
-    seen = {"embedding": np.arange(256, dtype=np.float32).reshape(2, DIMS)}  # for the fingerprint
+    seen = {"embedding": np.arange(256, dtype=np.float32).reshape(2, DIMENSIONS)}  # for the fingerprint
     return SimpleNamespace(classes=[], preprocessing={"size": 16}, run=lambda batch: seen)
 
 
@@ -68,7 +67,7 @@ def draw_questions(films: int, frames: int, count: int) -> np.ndarray:
     """
     rng = np.random.default_rng(13)
     asked = [draw_film(rng.integers(films), frames)[rng.integers(frames)] for _ in range(count)]
-    asked = np.stack(asked) + 0.5 * rng.standard_normal((count, DIMS), np.float32)
+    asked = np.stack(asked) + 0.5 * rng.standard_normal((count, DIMENSIONS), np.float32)
     return asked / np.linalg.norm(asked, axis=1, keepdims=True)
 
 
@@ -93,10 +92,10 @@ def write_drawn(folder: Path, frames: int, count: int = 200) -> list[tuple]:
     asked = draw_questions(films, each, count)
     shared = write_proof(engine, each)
     seen = fake_model().run(None)["embedding"]
-    basis = (np.eye(DIMS, dtype=np.float32), np.zeros(DIMS, np.float32))
+    basis = {"project": np.eye(DIMENSIONS, dtype=np.float32), "offset": np.zeros(DIMENSIONS, np.float32)}
     state = State(
         model=IndexedModel("drawn", base64.b64encode(seen).decode()),
-        basis=engine.write_arrays(None, dict(zip(("project", "offset"), basis, strict=True))),
+        basis=engine.write_arrays(None, basis),
         rule=Rule(movie=0.5, shortlist=0.4, slope=10.0, shift=-5.0),
         films_at_fit=films,
     )
@@ -288,6 +287,8 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
     episodes: folders of stills with their times, as scrape.py video --every leaves them; an index with a still every so
     many seconds is made, and at most count stills of a film between them are asked for, degraded in four ways.
     """
+    import index
+
     identifier = Identifier(model)
     names = ("ColorLayout, 33 numbers", "pHash, 64 bits", "index.py")
     rows = {name: {} for name in names}

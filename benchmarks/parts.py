@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 from answering.console import UserError, atomic_write
-from training.report import markdown_table
 
 PATIENCE = 5  # seconds: less than that is no time to begin a part, and so long has torchrun to end its processes
 
@@ -100,6 +99,8 @@ def format_figure(name: str, value: float | str) -> str:
 
 def format_report(report: dict[str, dict], out: Path) -> str:
     """The text of cuda.md: a table of all parts, the table of runs if there is one, and why parts failed."""
+    from training.report import markdown_table  # it loads matplotlib, which inflates what others measure
+
     rows = []
     for name, row in report.items():
         figures = [format_figure(*figure) for figure in row.get("figures", {}).items()]

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from answering.calibration import TARGETS, UNKNOWN_SHARE, named_right
 from answering.console import UserError, atomic_write
@@ -19,7 +16,6 @@ from answering.pictures import read_image
 from benchmarks.harness import show
 from benchmarks.ways import WAYS
 from training.dataset import ManifestRow, choose_rows, read_manifest
-from training.report import save_figure
 
 FRONTIER = [  # ways that are drawn, of all WAYS
     "as it is",
@@ -44,6 +40,8 @@ def bench_robust(
     --index answers with an index of the frames for training, which is made in that new folder; an embedder takes --fold
     (-1: the manifest's split), and SHEET-frontier.png shows how many frames could be named at which risk.
     """
+    from tqdm import tqdm
+
     asked_fold = fold if fold >= 0 else None
     identifier = Identifier(model)
     check_fold(identifier, model, asked_fold)
@@ -220,6 +218,10 @@ def draw_frontier(ways: dict[str, Answers], path: Path) -> None:
     The dots are the thresholds that answered. The answers' confidence must rise with what the thresholds are of, as an
     index's does.
     """
+    from matplotlib.figure import Figure
+
+    from training.report import save_figure
+
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for name, answers in ways.items():
@@ -231,7 +233,7 @@ def draw_frontier(ways: dict[str, Answers], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_frontier_line(axes: Axes, name: str, answers: Answers) -> None:
+def draw_frontier_line(axes, name: str, answers: Answers) -> None:
     """The line and the dot of one way; nothing where there are too few frames."""
     right = answers.right
     known = confidences(answers.known)

@@ -20,13 +20,12 @@ from answering.collection import Index, fingerprint
 from answering.console import UserError
 from answering.model import Identifier
 from answering.store import open_engine, read_state
-from benchmarks.collection import write_drawn
+from benchmarks.collection import DIMENSIONS, write_drawn
 from benchmarks.harness import sample, show
 
 PICTURES = 30  # frames that users send, each again and again
 POLL_LIMIT = 20  # updates that one request takes, as bot.py asks for
 DRAWN_STILLS = 100_000  # of a drawn index
-DIMENSIONS = 128  # of its vectors
 MAX_SECONDS = 1200.0  # until we give a run up
 
 

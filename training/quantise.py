@@ -63,19 +63,19 @@ def write_int8(fp32: Path, onnx_path: Path, openvino_path: Path, sample: np.ndar
     with quiet_root_logger():
         prepare(fp32, prepared_path)
         prepared = onnx.load(prepared_path)
+        keep = head_nodes(prepared)
         if transformer:
-            write_dynamic(prepared_path, onnx_path, head_nodes(prepared))
+            write_dynamic(prepared_path, onnx_path, keep)
         elif sample is not None:
-            write_static(prepared_path, onnx_path, head_nodes(prepared), sample)
+            write_static(prepared_path, onnx_path, keep, sample)
     prepared_path.unlink()
     if sample is None:
         return
     convolutions = [node for node in prepared.graph.node if node.op_type == "Conv"]
-    keep = head_nodes(prepared)
     if transformer:
         # patches and first block, one in fifteen products, make a third of the error of int8
         products = [node.name for node in onnx.load(fp32).graph.node if node.op_type in PRODUCTS]
-        keep += [node.name for node in convolutions[:1]] + products[:6]
+        keep = [*keep, *(node.name for node in convolutions[:1]), *products[:6]]
     depthwise = any(item.name == "group" and item.i > 1 for node in convolutions for item in node.attribute)
     write_openvino(fp32, openvino_path, sample, transformer=transformer, depthwise=depthwise, keep=keep)
 

@@ -13,17 +13,13 @@ from answering.pictures import read_image
 from training.dataset import ManifestRow, write_csv
 from training.metrics import softmax
 
-TEST_FIGURES = (
-    "top1",
-    "top5",
-    "balanced",
-    "macro_f1",
-    "ece",
-    "auroc",
-    "fpr95",
-)  # of test.json
-RESULTS = ["run", "arch", "films", "recipe", "split", "val_top1"]  # columns of results.csv
-RESULTS += ["test_top1", "test_top5", "test_balanced", "test_macro_f1", "test_ece", "auroc", "fpr95", "images_per_s"]
+# figures of test.json that results.csv has
+TEST_FIGURES = ("top1", "top5", "balanced", "macro_f1", "ece", "auroc", "fpr95")
+# columns of results.csv
+RESULTS = [
+    "run", "arch", "films", "recipe", "split", "val_top1", "test_top1", "test_top5", "test_balanced", "test_macro_f1",
+    "test_ece", "auroc", "fpr95", "images_per_s",
+]  # fmt: skip
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -26,10 +26,10 @@ def start_wandb(project: str, folder: Path, args: dict, resume: bool):
     id_file = folder / "wandb_id"
     if not (resume and id_file.exists()):
         id_file.write_text(secrets.token_hex(4))
-    run_id = id_file.read_text().strip()
     try:
         import wandb
 
+        run_id = id_file.read_text().strip()
         return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=folder, config=args)
     except ImportError:
         raise UserError("--wandb needs its package: pip install wandb", 2) from None
