@@ -1,4 +1,4 @@
-"""How much a random split overstates accuracy: one probe tested on frames between its own, one on unseen groups."""
+"""How much a random split overstates accuracy: a probe tested on neighbours of its frames, and on unseen groups."""
 
 from dataclasses import dataclass
 from pathlib import Path
