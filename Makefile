@@ -1,7 +1,8 @@
 # make demo    render films, filter, train, export, identify: the whole pipeline, offline
-# make test    the tests
-# make web     the page that answers in a browser, on http://127.0.0.1:8000/web/?model=/export/
-# make .venv   only the environment; each of the above makes it first
+# make test    the tests, about 15 minutes on two cores
+# make lint    style: ruff, check and format
+# make web     the page that answers in a browser (needs npm once), on http://127.0.0.1:8000/web/?model=/export/
+# make .venv   only the environment, which demo, test and lint make first
 PYTHON ?= python3
 
 .PHONY: demo test lint web .venv

@@ -1,4 +1,4 @@
-"""Measure the figures of RESULTS.md, each against the original project's way, in one run; prints markdown.
+"""Measure speed, memory and robustness, a command each, beside the original project's way where it has one.
 
 python bench.py render                                                  # a quick look: frames a second on one core
 python bench.py infer runs/RUN/best.pt --model export --frames FOLDER   # JPEG to answer: torch against the export
@@ -66,7 +66,7 @@ def add_command(commands, run: Callable) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure the figures of RESULTS.md.")
+    parser = argparse.ArgumentParser(description="Measure speed, memory and robustness.")
     commands = parser.add_subparsers(required=True)
     for run in COMMANDS:
         add_command(commands, run)

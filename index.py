@@ -1,11 +1,11 @@
-"""The living collection: films are added in a minute without training, and every answer shows its proof.
+"""An index of known stills: films are added in a minute without training, and every answer shows its proof.
 
 python index.py add data/raw --model export          # every folder of stills becomes a film; run again after changes
-python index.py add ~/shots/Alien --title "Alien (1979)" --every 2
+python index.py add ~/shots/Alien --title "Alien (1979)" --every 2    # every second still of one film
 python index.py search frame.jpg --sheet nearest.png # the nearest stills beside the frame
 python index.py list; python index.py check; python index.py remove "Alien (1979)"; python index.py rebuild
 
-Each takes --index: a folder, or http://host:19530 of a Milvus where one machine ends (answering/store.py). No torch.
+Each takes --index: a folder, or http://host:19530 of a Milvus when one machine is not enough. No torch.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What users of the bot taught: pictures for the index, labels for training, and films that they missed.
+"""What users told the bot: pictures for the index, labels for training, and films that they missed.
 
 python learn.py --db bot.sqlite                       # fetch what they confirmed: look at learn.png and learn.txt
 python learn.py --db bot.sqlite --accept learn.txt    # add those whose lines you left in the file, or: --accept all

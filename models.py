@@ -1,4 +1,4 @@
-"""The six architectures, and any timm name, as one kind of torch module, and the checkpoint that keeps one."""
+"""The original's six architectures, and any timm name, as one kind of torch module; and checkpoints."""
 
 import math
 import re

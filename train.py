@@ -333,7 +333,7 @@ def write_test_json(run: Run, state: State, test: Figures, held_out: Figures | N
 
 
 def run_leak_check(args: argparse.Namespace, subset: int | None) -> None:
-    """Print how much a random split flatters; nothing is trained but probes."""
+    """Print how much a random split overstates accuracy; nothing is trained but probes."""
     results = leak_check_of_dataset(
         args.data,
         arch=args.arch,
@@ -357,7 +357,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--split", choices=["group", "random"], default="group", help=text)
     text = "which fifth of the groups is the test set; all: five runs and their mean (default: the manifest's split)"
     group.add_argument("--fold", choices=[*"01234", "all"], help=text)
-    text = "only show by how much a random split flatters, with a probe"
+    text = "only show how much a random split overstates accuracy, with a probe"
     group.add_argument("--leak-check", action="store_true", help=text)
     group.add_argument("--limit", type=int, help="at most this many frames per split (default: all)")
     group = parser.add_argument_group("model")

@@ -1,4 +1,4 @@
-"""Thresholds of an index, from questions that it asks itself: known frames, and films held out in turn."""
+"""Thresholds of an index, fitted by testing it on its own frames: known ones, and films held out in turn."""
 
 import dataclasses
 from dataclasses import dataclass

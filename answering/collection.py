@@ -1,4 +1,4 @@
-"""An index, for reading: the films that it names, each with its proof. answering/editing.py writes it."""
+"""Read an index: the films that it names, each with its proof. answering/editing.py changes it."""
 
 import base64
 import time

@@ -1,4 +1,4 @@
-"""Change an index: films come, are replaced and refitted, and take in what users' pictures add."""
+"""Change an index: add and replace films, refit it, and merge users' pictures."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""From stills to the rows of a film: an embedding, a thumbnail and a time for each, near-duplicates once."""
+"""Turn a film's stills into rows of an index: an embedding, a thumbnail and a time each, without near-duplicates."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""An index in Milvus, with the same methods as store.Folder, for more than one machine holds."""
+"""An index in Milvus, with the same methods as store.Folder, for when one machine is not enough."""
 
 import base64
 import contextlib

@@ -1,4 +1,4 @@
-"""Pictures: read what people send, find the film's picture in it, and make it what a model takes."""
+"""Pictures: read what people send, find the still inside it, and prepare it for a model."""
 
 import contextlib
 import io

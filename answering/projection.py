@@ -1,4 +1,4 @@
-"""From embeddings to vectors: a projection in which films lie apart, and a film's score from similarities."""
+"""From embeddings to vectors: a projection that separates films, and a film's score from similarities."""
 
 import base64
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Where an index lies and is searched: a folder with numpy and faiss, or Milvus, where one machine ends (milvus.py).
+"""Where an index is kept and searched: a folder with numpy and faiss, or Milvus when one machine is not enough.
 
-Both engines have the same methods. What is written gets a new name; a last small write makes the state that names it
-the one that readers see, so that a film is in it whole or not at all.
+Both engines have the same methods (milvus.py has the other). What is added gets new names, and the state that lists it
+is replaced last, so readers never see half a film.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Degraded copies of frames, as people send them: cropped, compressed, grey, turned, photographed from a screen.
 
 COPIES are random ones to learn from: an index learns which differences to ignore, a head is trained on them.
-benchmarks/ways.py asks with fixed ones. Both draw crops and photos of a screen alike, so there the benchmark asks for
-no more than what was learned.
+benchmarks/ways.py has fixed ones to ask with. Crops and photos of a screen are drawn alike in both, so on these the
+benchmark is optimistic.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""`python bench.py cuda`: all that a GPU is for, each part in a process of its own, with a limit of its own.
+"""`python bench.py cuda`: all GPU measurements, each in a process and with a time limit of its own.
 
 python bench.py cuda --out data/cuda --minutes 9          # run it again to go on: parts that are done stay
 python bench.py cuda --out data/cuda --again compiled     # measure anew the parts whose names begin so

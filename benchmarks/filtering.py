@@ -1,4 +1,4 @@
-"""`python bench.py filter`: frames a second from file to filtered file, and how often both ways judge alike."""
+"""`python bench.py filter`: frames a second from file to filtered file, and how often both ways agree."""
 
 import csv
 import tempfile

@@ -1,4 +1,4 @@
-"""`python bench.py infer` and `isa`: JPEG to answer, torch against the export, and its files as on lesser CPUs."""
+"""`python bench.py infer` and `isa`: JPEG to answer, torch against the export, and its files as on older CPUs."""
 
 import io
 import itertools
@@ -137,5 +137,5 @@ def bench_isa(*, model: Path = Path("export")) -> None:
         if loss:
             rows[name]["the rule picks"] += f", loses {loss:.0%} to {' '.join(best)}"
         worst = max(worst, loss)
-    title = f"Formats as on lesser CPUs, {model}: ms a frame, and logits against those of torch"
+    title = f"Formats as on older CPUs, {model}: ms a frame, and logits against those of torch"
     show(title, rows, f"The rule loses at most {worst:.0%} to the best file that computes right (limit 15%).")

@@ -1,4 +1,4 @@
-"""`python bench.py robust`: what becomes of the answers when frames are changed as people change them."""
+"""`python bench.py robust`: answers to frames that are changed as people change them."""
 
 import contextlib
 import sys

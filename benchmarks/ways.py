@@ -1,4 +1,4 @@
-"""The fixed ways in which bench.py degrades frames before it asks what film they are from."""
+"""The fixed ways in which `bench.py robust` degrades frames before it asks for their film."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps

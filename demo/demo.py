@@ -1,6 +1,6 @@
 """See the whole pipeline work, offline: render films, filter, train from random weights, export, name frames.
 
-python demo/demo.py                                  # some minutes on two CPU cores
+python demo/demo.py                                  # four to ten minutes on two CPU cores
 python demo/demo.py --films 50 --arch resnet50       # better with a GPU
 """
 

@@ -147,7 +147,7 @@ def render_films(
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Render films that never were.")
+    parser = argparse.ArgumentParser(description="Render made-up films.")
     parser.add_argument("--films", type=int, default=5, help="how many (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first one (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=120, help="frames a film (default: %(default)s)")

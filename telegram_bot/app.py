@@ -1,4 +1,4 @@
-"""What all handlers of the bot share: the database, the model, the texts, who waits and what was just shown."""
+"""What all handlers share: database, model, texts, the queue, and what was just shown."""
 
 import asyncio
 import collections

@@ -1,6 +1,6 @@
 """What a pressed button does, a handler an action: verdicts, guesses, further stills, second looks, pages, languages.
 
-The data is whatever somebody sends: what is no button of ours, or of an answer that is forgotten, is told so.
+The data is whatever somebody sends: unknown or expired buttons get an error note.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""From a question to its answer: whose turn it is, the download, the model, and what is kept of it."""
+"""Answer a question: wait for its turn, download the picture, ask the model, save the answer."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""The model of bot.py in a process of its own: a picture that hangs or bursts it costs that process and no other."""
+"""The model in a process of its own: a picture that hangs or crashes it costs that process and no other."""
 
 import asyncio
 import ctypes

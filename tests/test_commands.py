@@ -34,7 +34,9 @@ SECONDS = 240  # for one command, on a busy machine
 
 NOT_RUN = {  # command as a text shows it: why it is not run here
     "git clone REPOSITORY movie-by-frame && cd movie-by-frame": "needs a network",
-    "make demo": "four minutes; tests/test_demo.py runs its parts",
+    "make .venv": "makes an environment of 7 GB",
+    "make .venv PYTHON=python3.11": "the same",
+    "make demo": "four to ten minutes; tests/test_demo.py runs its parts",
     "make test": "runs this file",
     "make lint": "asks for style alone",
     "make web": "serves until it is stopped; tests/test_web.py drives the page",
@@ -48,7 +50,8 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     ".ci/run": "runs this file",
     "apt install -y git python3-venv && git clone REPOSITORY /opt/movie-bot && cd /opt/movie-bot": "changes a server",
     "python3 -m venv .venv && .venv/bin/pip install -r requirements-bot.txt": "downloads packages",
-    "scp -r you@your-computer:movie-by-frame/export .": "needs another host",
+    "scp -r export root@your-server:/opt/movie-bot/": "needs another host",
+    "scp -r export you@your-server:movie-bot/": "needs another host",
     "install -m 600 /dev/null /etc/movie-bot.env && echo TELEGRAM_BOT_TOKEN=123456:ABC... > /etc/movie-bot.env": "root",
     "set -a; . /etc/movie-bot.env; .venv/bin/python bot.py --check; set +a": "root; --check is run below",
     "systemctl enable --now /opt/movie-bot/deploy/movie-bot.service && journalctl -fu movie-bot": "needs systemd",
@@ -59,19 +62,19 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "docker compose cp bot:/data/. answers": "needs Docker",
     "docker compose restart": "needs Docker",
     "docker compose up --build --detach": "needs Docker",
-    "python identify.py FRAME --model {}/export": "printed at the end of the demo, which takes four minutes",
-    "python export.py --init": "README's embedder is exported below",
+    "python identify.py FRAME --model {}/export": "printed at the end of the demo, which takes minutes",
+    "python export.py --arch vit_small_patch14_dinov2 --init hub": "README's embedder is exported below",
     "python train.py data/processed --arch deit_base_patch16_224": "README's run below, with another network",
     "torchrun --nproc-per-node 4 filter.py data/raw": "four GPUs; tests/test_filter.py shares films out",
     "torchrun --nproc-per-node 4 train.py data/processed": "four GPUs; tests/test_train.py runs two processes",
     "python train.py data/processed --arch all": "six networks, an hour; each is tested in tests/test_models.py",
-    "python demo/demo.py": "four minutes; tests/test_demo.py runs its parts",
+    "python demo/demo.py": "four to ten minutes; tests/test_demo.py runs its parts",
     "python demo/demo.py --films 50 --arch resnet50": "needs a GPU",
     "python demo/films.py --films 257 --frames 330 --out data/raw": "an hour; it is run with fewer films below",
-    "python export.py runs/vit_small_patch14_dinov2-processed/best.pt": "a run is exported below, with --web",
+    "python export.py runs/vit_small_patch14_dinov2-processed/best.pt --out trained/export": "the same run, with --web",
     "python export.py runs/deit_base_patch16_224-processed/best.pt --data data/processed": "the same, --data by name",
     "python export.py --arch vit_small_patch14_dinov2 --init hub --frames stills/": "the same as README's, of data/raw",
-    "python export.py --init hub --web": "an embedder and --web are exported below, one after the other",
+    "python export.py --arch vit_small_patch14_dinov2 --init hub --web": "both are exported below, one by one",
     "python bench.py bot --model export --frames FOLDER": "a load test of minutes; bot.py itself is run below",
     "python bench.py infer runs/RUN/best.pt --model export --frames FOLDER": "fifteen processes; isa starts the same",
 }
@@ -338,14 +341,15 @@ def test_scrape_titles_then_their_stills(home):
     )
     head = ["titleId", "ordering", "title", "region", "language", "types", "attributes", "isOriginalTitle"]
     imdb(home / "title.akas.tsv.gz", [head, ["tt2", "1", "Схватка", "RU", "\\N", "imdbDisplay", "\\N", "0"]])
-    files = "--basics title.basics.tsv.gz --ratings title.ratings.tsv.gz"
     ran = home.run(
         "python scrape.py titles --basics title.basics.tsv.gz --ratings title.ratings.tsv.gz --top 800 > movies.txt"
     )
     assert sorted((home / "movies.txt").read_text().splitlines()) == ["Heat (1995)", "Sintel (2010)"]
     home.follow("python scrape.py flim movies.txt", Ran(ran.err, ""))  # stdout is the list
-    home.run("python scrape.py titles --akas", {"--akas": f"{files} --akas title.akas.tsv.gz"})
-    home.run("python scrape.py titles", {"titles": f"titles {files} --titles-csv more.csv"})
+    home.run(
+        "python scrape.py titles --basics title.basics.tsv.gz --ratings title.ratings.tsv.gz"
+        " --akas title.akas.tsv.gz > movies.txt"
+    )
     with open(home / "titles.csv", newline="", encoding="utf-8") as file:
         assert {row["title"]: row["ru"] for row in csv.DictReader(file)}["Heat (1995)"] == "Схватка"
     flim = Flim()
@@ -451,6 +455,7 @@ def test_identify_finds_the_nearest_still(home, indexed):
 
 def test_identify_with_a_classifier(home, classifier):
     home.run("python identify.py frame.jpg --model export", {"export": "classifier"})
+    home.run("python identify.py frame.jpg --model trained/export", {"trained/export": "classifier"})
     shutil.copytree(home.path("my_screenshots", KNOWN), home / "frames", dirs_exist_ok=True)
     shutil.copy(home / "frame.jpg", home / "more.png")
     home.run("python identify.py frames/ more.png --json > answers.jsonl", {"--json": "--json --model classifier"})

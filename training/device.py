@@ -1,4 +1,4 @@
-"""The machine that torch runs on: which device, how precise, how fast at most, and which of several processes."""
+"""The machine that torch runs on: device, precision, peak speed, and which of several processes this is."""
 
 import contextlib
 import datetime

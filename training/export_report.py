@@ -1,4 +1,4 @@
-"""What an export leaves for people: report.md, the model card and calibration.png. For export.py."""
+"""Report of an export: report.md, the model card and calibration.png."""
 
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path

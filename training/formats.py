@@ -1,4 +1,4 @@
-"""How the files of an export answer: accuracy, agreement with float, time and size; and the gate that stops a bad one.
+"""Accuracy and speed of each file of an export; stops the export if int8 is worse.
 
 For export.py; nothing to run here.
 """

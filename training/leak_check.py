@@ -1,4 +1,4 @@
-"""How much a random split flatters: a probe on frames whose neighbours it has seen, and on whole groups it has not."""
+"""How much a random split overstates accuracy: a probe tested on neighbours of its frames, and on unseen groups."""
 
 from dataclasses import dataclass
 from pathlib import Path

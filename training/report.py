@@ -1,4 +1,4 @@
-"""What runs leave for eyes: curves, confusions, mistakes, a table of all runs. For train.py; tables for others, too."""
+"""Plots and tables of a run: curves, confusions, mistakes, a table of all runs. Tables for other scripts, too."""
 
 import contextlib
 import json

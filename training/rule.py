@@ -1,4 +1,4 @@
-"""The rule that names, offers three or refuses: scores of logits, how they are fitted to targets, and checked."""
+"""Decide: name a film, offer three, or answer unknown. Scores of logits, thresholds fitted to targets, and checks."""
 
 from dataclasses import dataclass
 

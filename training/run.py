@@ -1,4 +1,4 @@
-"""A run of train.py: what it was asked for, what stays as it is while it trains, and what training changes."""
+"""A run of train.py: its options, what stays as it is while it trains, and what training changes."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields

@@ -1,4 +1,4 @@
-"""What a run is known by elsewhere: the git commit of the code, and its page on Weights & Biases."""
+"""Git commit and Weights & Biases: what a run is known by elsewhere."""
 
 import secrets
 import subprocess
