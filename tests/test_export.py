@@ -16,7 +16,7 @@ from PIL import Image
 import export
 from answering.calibration import lowest_threshold
 from answering.console import UserError
-from answering.model import Identifier, reference_frames, relative_error
+from answering.model import Identifier, cpu_flags, reference_frames, relative_error
 from answering.pictures import preprocess
 from export import export_model
 from models import Checkpoint, build_model, preprocessing_for
@@ -208,7 +208,10 @@ def test_int8_of_real_weights_is_near_float(tmp_path):
     exact = Identifier(tmp_path / "e" / "model.onnx")
     batch = np.stack([exact.load(file) for file in sorted(frames.glob("*.jpg"))[::10]])
     wanted = exact.run(batch)["embedding"]
-    for name in ("model.int8.onnx", "openvino/model.xml"):
+    files = ["openvino/model.xml"]
+    if "avx2" not in cpu_flags() or cpu_flags() & {"avx512_vnni", "avx_vnni"}:
+        files.append("model.int8.onnx")  # elsewhere sums of 8-bit products saturate, and choose_file prefers fp32
+    for name in files:
         assert relative_error(Identifier(tmp_path / "e" / name).run(batch)["embedding"], wanted) < 0.3
 
 
