@@ -79,7 +79,6 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python export.py runs/deit_base_patch16_224-processed/best.pt --data data/processed": "the same, --data by name",
     "python export.py --arch vit_small_patch14_dinov2 --init hub --frames stills/": "the same as README's, of data/raw",
     "python export.py --arch vit_small_patch14_dinov2 --init hub --web": "both are exported below, one by one",
-    "python bench.py bot --model export --frames FOLDER": "a load test of minutes; bot.py itself is run below",
     "python bench.py infer runs/RUN/best.pt --model export --frames FOLDER": "fifteen processes; isa starts the same",
     "python bench.py cuda --out data/cuda --minutes 9": "needs a GPU; tests/test_bench_cuda.py does it on a CPU",
     "python bench.py cuda --out data/cuda --again compiled": "the same",
@@ -612,6 +611,7 @@ def test_learn_gives_labels_and_wishes(home, asked):
 def test_bench(home, classifier, filtered):
     assert "frames/s" in home.run("python bench.py render", more="--frames 6").out
     assert "robust" in home.run("python bench.py --help").out
+    assert "the rule picks" in home.shell("python bench.py isa --model classifier").out
     home.shell("python bench.py robust data/processed classifier --frames 2 --sheet ways.png")
     assert is_drawn(home / "ways.png", 300)
 
