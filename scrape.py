@@ -63,7 +63,7 @@ def match_title(wanted: str, films: list[dict]) -> dict | None:
             same.append((film, its_year))
     if not same:
         return None
-    if year is None:  # of a remake nobody knows then which
+    if year is None:  # it may be the original or a remake
         return same[0][0] if len({its_year for _, its_year in same}) == 1 else None
     # the nearest year wins, and of one year the film that is spelled as wanted
     distances = [(abs(year - (its_year or 0)), film["name"] != wanted) for film, its_year in same]

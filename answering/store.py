@@ -136,7 +136,7 @@ class Folder:
     @contextlib.contextmanager
     def writing(self):
         """Hold the folder against other writers. Raises UserError if one is at work."""
-        import fcntl  # not on Windows, where an index can be read all the same
+        import fcntl  # Windows has none; an index can still be read there
 
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as lock:
