@@ -608,12 +608,10 @@ def test_learn_gives_labels_and_wishes(home, asked):
 # --------------------------------------------------------------------------------------- bench, demo and docs
 
 
-def test_bench(home, classifier, filtered):
+def test_bench(home, classifier):
     assert "frames/s" in home.run("python bench.py render", more="--frames 6").out
     assert "robust" in home.run("python bench.py --help").out
     assert "the rule picks" in home.shell("python bench.py isa --model classifier").out
-    home.shell("python bench.py robust data/processed classifier --frames 2 --sheet ways.png")
-    assert is_drawn(home / "ways.png", 300)
 
 
 def cells_of(text: str, row: str) -> list[str]:

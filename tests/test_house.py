@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -177,9 +178,8 @@ def arrow_faults(files: dict[str, str]) -> list[str]:
 
 @cache
 def is_installed(package: str) -> bool:
-    """Whether it is there, other than as a file or folder of this project."""
-    ours = {ROOT.resolve(), *(ROOT.resolve() / folder for folder in FOLDERS)}
-    places = [place for place in sys.path if Path(place).resolve() not in ours]
+    """Whether pip installed it: sys.path has more, ours and what packages add while other tests run."""
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     return importlib.machinery.PathFinder.find_spec(package, places) is not None
 
 
