@@ -10,7 +10,16 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from answering.calibration import Rule
 from answering.console import UserError, atomic_write
-from answering.model import Answer, Candidate, Evidence, Identifier, format_answer, reference_frames, relative_error
+from answering.model import (
+    Answer,
+    Candidate,
+    Evidence,
+    Identifier,
+    answer_kind,
+    format_answer,
+    reference_frames,
+    relative_error,
+)
 from answering.pictures import read_image
 from answering.projection import blend_similarity, decode_middles, film_scores, project_all
 from answering.state import Film, State
@@ -105,13 +114,8 @@ class Index:
         candidates = []
         for film in order:
             candidates.append(Candidate(self.titles[film], float(confidence[film]), self.evidence(film, vector)))
-        return Answer(self.judge(scores[order[0]]), candidates, 0.0)
-
-    def judge(self, score: float) -> str:
-        """The kind of answer that the best film's score allows."""
-        if score >= self.rule.movie:
-            return "movie"
-        return "shortlist" if score >= self.rule.shortlist else "unknown"
+        kind = answer_kind(scores[order[0]], movie=self.rule.movie, shortlist=self.rule.shortlist)
+        return Answer(kind, candidates, 0.0)
 
     def evidence(self, film: int, vector: np.ndarray) -> Evidence:
         """The still of a film that is nearest to vector [d], and the stretch of film around it."""

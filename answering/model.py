@@ -73,11 +73,11 @@ class FilmIndex(Protocol):
         """An answer a row of embeddings float [N, D]."""
 
 
-def answer_kind(score: float, rule: dict) -> str:
-    """The kind of an answer, by the thresholds of a rule for this score."""
-    if score >= rule["movie"]:
+def answer_kind(score: float, *, movie: float, shortlist: float) -> str:
+    """The kind of an answer with this score, by the thresholds from which a film is named or three are offered."""
+    if score >= movie:
         return "movie"
-    return "shortlist" if score >= rule["shortlist"] else "unknown"
+    return "shortlist" if score >= shortlist else "unknown"
 
 
 def join_answers(indexed: list[Answer], classified: list[Answer], films: Collection[str]) -> list[Answer]:
@@ -212,11 +212,13 @@ class Identifier:
 
     def name_classes(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
         """What the classifier alone answers, by its probabilities and thresholds."""
+        decision = self.contract.decision
         answers = []
         for row, known in zip(outputs["probabilities"], outputs["known"], strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             candidates = [Candidate(self.classes[film], float(row[film])) for film in best]
-            answers.append(Answer(answer_kind(known, self.contract.decision), candidates, 0.0))
+            kind = answer_kind(known, movie=decision["movie"], shortlist=decision["shortlist"])
+            answers.append(Answer(kind, candidates, 0.0))
         return answers
 
 
