@@ -16,6 +16,8 @@ from answering.runtimes import choose_file, cpu_flags, load_file, release_weight
 
 # ------------------------------------------------------------------------------------------------ answers
 
+FLAT_REASON = "too little in the picture"
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -54,6 +56,8 @@ class Answer:
     candidates: list[Candidate]  # best first, whatever the kind
     ms: float  # time for this frame, milliseconds
     look: str | None = None  # "still": it is about the picture inside a screenshot
+    reason: str | None = None  # why it is unknown, where that is not for want of a film
+    frames: int | None = None  # of a clip, that were asked
 
     def as_dict(self) -> dict:
         """For JSON, as identify.py --json prints it; look is there only where it says something."""
@@ -61,6 +65,10 @@ class Answer:
         row = {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
         if self.look:
             row["look"] = self.look
+        if self.reason:
+            row["reason"] = self.reason
+        if self.frames is not None:
+            row["frames"] = self.frames
         return row
 
 
@@ -71,6 +79,9 @@ class FilmIndex(Protocol):
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]."""
+
+    def answer_clip(self, embedding: np.ndarray, time_ms: np.ndarray, length_ms: int, top: int = 3) -> Answer:
+        """One answer for all frames of a clip: embeddings float [N, D], their times in the clip [N], its length."""
 
 
 def answer_kind(score: float, *, movie: float, shortlist: float) -> str:
@@ -156,10 +167,14 @@ class Identifier:
         if shapes != wanted:
             raise UserError(f"--model {self.path}: its outputs {shapes} don't fit its {count} classes; export it again")
 
+    @property
+    def draft(self) -> int | None:
+        """As read_image takes it: twice the model's size, so that the final resize and the bars see real detail."""
+        return 2 * self.preprocessing["size"] if self.preprocessing["draft"] else None
+
     def read(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> RGB uint8 [H, W, 3]. Raises UserError if unreadable."""
-        # twice the model's size, so that the final resize and the bars still see real detail
-        return read_image(image, draft=2 * self.preprocessing["size"] if self.preprocessing["draft"] else None)
+        return read_image(image, draft=self.draft)
 
     def load(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> model input uint8 [S, S, 3]. Raises UserError if unreadable."""
@@ -200,15 +215,21 @@ class Identifier:
 
     def make_answers(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
         """An answer a row of the outputs of run, from the index, the classifier, or both; ms is left at 0."""
-        if not self.classes and not self.index:
-            raise UserError(
-                f"--model {self.path}: an embedder knows no films; name an --index, or export a trained run"
-            )
-        classified = self.name_classes(outputs, top) if self.classes else []
+        classified = self.classify(outputs, top)
         if not self.index:
             return classified
         indexed = self.index.answers(outputs["embedding"], top)
         return join_answers(indexed, classified, self.index.films)  # films after answers, which may read a newer index
+
+    def classify(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
+        """An answer a row of the outputs of run, from the classifier alone; none where there is none, but an index."""
+        if self.classes:
+            return self.name_classes(outputs, top)
+        if not self.index:
+            raise UserError(
+                f"--model {self.path}: an embedder knows no films; name an --index, or export a trained run"
+            )
+        return []
 
     def name_classes(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
         """What the classifier alone answers, by its probabilities and thresholds."""

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pebble import ProcessPool
 
 from answering import pictures
@@ -104,10 +103,10 @@ class SteadyIndex(Index):
             self.retry_at = time.monotonic() + RETRY_SECONDS
             self.log_once(error)
 
-    def evidence(self, film: int, vector: np.ndarray) -> Evidence | None:
+    def evidence(self, *asked) -> Evidence | None:
         """As Index has it; None where its files can't be read."""
         try:
-            return super().evidence(film, vector)
+            return super().evidence(*asked)
         except (UserError, OSError) as error:
             self.log_once(error)
             return None
