@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import open as open_image
 
+from answering import formats
 from answering.console import UserError
-from answering.model import FLAT_REASON, Answer, Identifier, join_answers, milliseconds_since
-from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, cut_still, is_flat, preprocess, read_image
+from answering.flat import is_flat
+from answering.model import TOO_LITTLE, Answer, Identifier, join_answers, milliseconds_since
+from answering.pictures import IMAGE_SUFFIXES, preprocess, read_image
+from answering.screenshots import cut_still
 
 MAX_FRAMES = 24  # that are asked of a clip
 SHORT_SECONDS = 30.0  # a clip so short is decoded from start to end; of a longer one keyframes are sought
@@ -36,6 +39,14 @@ class Clip:
     time_ms: list[int]  # of each, since the clip's start
     length_ms: int
     damage: str | None = None  # what could not be read, in words
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "Clip":
+        """The clip with each picture changed, such as cut or mirrored; those that are flat then are left out."""
+        pictures = [change(rgb) for rgb in self.pictures]
+        shown = [place for place, rgb in enumerate(pictures) if not is_flat(rgb)]
+        return replace(
+            self, pictures=[pictures[place] for place in shown], time_ms=[self.time_ms[place] for place in shown]
+        )
 
     def picture_at(self, time_ms: int) -> np.ndarray:
         """The picture nearest to a time."""
@@ -100,7 +111,7 @@ def read_nameless(source: str | bytes, trouble: UserError, *, most: int, seconds
     """A video in bytes, or in a file that is not named like one; for what is none, raises trouble."""
     if not isinstance(source, bytes) and Path(source).suffix.lower() in IMAGE_SUFFIXES:
         raise trouble
-    if isinstance(source, bytes) and not 0 < len(source) <= MAX_BYTES:
+    if isinstance(source, bytes) and not 0 < len(source) <= formats.MAX_BYTES:
         raise trouble
     try:
         if not isinstance(source, bytes):
@@ -187,7 +198,7 @@ def read_animation(source: str | bytes, *, most: int = MAX_FRAMES, seconds: floa
 
     A frame that can't be read ends it. seconds: as read_video takes it.
     """
-    if not isinstance(source, bytes) and not 0 < file_size(source) <= MAX_BYTES:
+    if not isinstance(source, bytes) and not 0 < file_size(source) <= formats.MAX_BYTES:
         return None  # read_image says why
     deadline = time.monotonic() + seconds
     frames = []
@@ -229,24 +240,24 @@ def identify_clip(identifier: Identifier, clip: Clip, top: int = 3) -> Answer:
     As Identifier.identify does for a picture, it looks at the stills inside screenshots where the whole is unknown.
     """
     start = time.perf_counter()
-    answer = look_at_clip(identifier, clip, clip.pictures, top)
-    if answer.kind == "unknown" and not answer.reason:
-        stills = [cut_still(rgb) for rgb in clip.pictures]
-        if any(still.size < rgb.size for still, rgb in zip(stills, clip.pictures, strict=True)):
-            answer = replace(look_at_clip(identifier, clip, stills, top), look="still")
+    answer = look_at_clip(identifier, clip, top)
+    if answer.kind == "unknown" and clip.pictures:
+        stills = clip.changed(cut_still)
+        if sum(rgb.size for rgb in stills.pictures) < sum(rgb.size for rgb in clip.pictures) and stills.pictures:
+            answer = replace(look_at_clip(identifier, stills, top), look="still")
     return replace(answer, ms=milliseconds_since(start))
 
 
-def look_at_clip(identifier: Identifier, clip: Clip, pictures: list[np.ndarray], top: int = 3) -> Answer:
-    """One answer for pictures uint8 [H, W, 3] in place of the clip's own: cut, or mirrored."""
+def look_at_clip(identifier: Identifier, clip: Clip, top: int = 3) -> Answer:
+    """One answer for the frames of a clip as they are; unknown, with a reason, where there are none."""
     start = time.perf_counter()
-    if not pictures:
-        return Answer("unknown", [], milliseconds_since(start), reason=FLAT_REASON, frames=0)
+    if not clip.pictures:
+        return Answer("unknown", [], milliseconds_since(start), reason=TOO_LITTLE, frames=0)
     # in turn, so that memory stays as it is
-    rows = [identifier.run(preprocess(rgb, identifier.preprocessing)[None]) for rgb in pictures]
+    rows = [identifier.run(preprocess(rgb, identifier.preprocessing)[None]) for rgb in clip.pictures]
     outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     answer = pool(identifier, outputs, clip, top)
-    return replace(answer, ms=milliseconds_since(start), frames=len(pictures))
+    return replace(answer, ms=milliseconds_since(start), frames=len(clip.pictures))
 
 
 def pool(identifier: Identifier, outputs: dict[str, np.ndarray], clip: Clip, top: int) -> Answer:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pebble import ProcessPool
 
-from answering import pictures
+from answering import formats, pictures
 from answering.collection import Index, attach_index
 from answering.console import UserError
 from answering.model import Contract, Evidence, Identifier
-from answering.pictures import cut_still
+from answering.screenshots import cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 PICTURE_MEMORY = 300_000_000  # bytes that pictures may take there beside the model
@@ -46,7 +46,7 @@ model: Identifier | Exception  # an error is kept for describe_model to raise, s
 def load_model(path: str, runtime: str | None, threads: int, index: str | None) -> None:
     """Before all else in that process: load the model and its index, then cap the memory that pictures may take."""
     global model
-    pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
+    formats.MAX_BYTES = pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
     try:
         model = open_model(path, runtime, threads, index)
     except (UserError, OSError) as error:

@@ -144,7 +144,8 @@ def test_animations_are_clips_with_their_times(tmp_path, form):
 
 def test_pictures_are_no_clips_and_files_that_are_neither_say_so(tmp_path, scene):
     draw_frame(0, 0, 0).save(tmp_path / "a.png")
-    for name in ("a.png",):
+    draw_frame(0, 0, 0).save(tmp_path / "a.tiff", save_all=True, append_images=[draw_frame(0, 1, 0)])  # two pages
+    for name in ("a.png", "a.tiff"):
         question = read_question(str(tmp_path / name))
         assert question.clip is None and question.picture.shape == (136, 240, 3)
     for name in ("a.jpg", "a.txt", "a.gif"):
