@@ -14,6 +14,7 @@ from pathlib import Path
 from pebble import ProcessPool
 
 from answering import formats, pictures
+from answering.clip import identify_clip, look_at_clip, read_question
 from answering.collection import Index, attach_index
 from answering.console import UserError
 from answering.model import Contract, Evidence, Identifier
@@ -24,6 +25,9 @@ PICTURE_MEMORY = 300_000_000  # bytes that pictures may take there beside the mo
 LOCAL_BYTES = 100_000_000  # of a picture that a Bot API server of one's own leaves on the disk
 FILMS = 5  # that an answer lists with an index, for "show another"
 CLASSIFIER_FILMS = 3  # that it lists without one
+CLIP_FRAMES = 12  # that are asked of a clip; with 24 hardly more films are right (bench.py clip)
+CLIP_SECONDS = 6.0  # for reading a clip; then the frames that were read are asked
+LOOKS = {"still": cut_still, "mirror": lambda rgb: rgb[:, ::-1]}  # at a picture, other than as it is
 RETRY_SECONDS = 60.0  # until a damaged index is read again
 log = logging.getLogger("bot")
 
@@ -138,15 +142,25 @@ def describe_model() -> ModelDescription:
 def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
     """One answer to pictures of one film, as Answer.as_dict() gives it. Raises UserError if one can't be read.
 
-    pictures: their bytes or paths. look: None, "still" for the still inside a screenshot, or "mirror".
+    pictures: their bytes or paths; one alone may be an animation or a video. look: None, "still" for the still inside
+    a screenshot, or "mirror".
     """
-    frames = [model.read(picture) for picture in pictures]
+    clip = None
+    if len(pictures) == 1:
+        question = read_question(pictures[0], model.draft, most=CLIP_FRAMES, seconds=CLIP_SECONDS)
+        clip = question.clip
+        frames = [question.picture]
+    else:
+        frames = [model.read(picture) for picture in pictures]
     count = FILMS if model.index else CLASSIFIER_FILMS
+    change = LOOKS.get(look)
     try:
-        if look == "still":
-            answer = model.look([cut_still(rgb) for rgb in frames], count)
-        elif look == "mirror":
-            answer = model.look([rgb[:, ::-1] for rgb in frames], count)
+        if clip and change:
+            answer = look_at_clip(model, clip.changed(change), count)
+        elif clip:
+            answer = identify_clip(model, clip, count)
+        elif change:
+            answer = model.look([change(rgb) for rgb in frames], count)
         else:
             answer = model.identify(frames, count)
     except UserError as error:  # of the index's engine, and none of the picture's
