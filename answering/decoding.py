@@ -23,6 +23,7 @@ READ_TIMEOUT = 60  # seconds that one read of the file may take
 JUMP_BACK = 1.0  # seconds; a clock that goes back further has started anew
 JUMP_AHEAD = 20.0  # seconds between two packets, likewise
 DOLBY_TAGS = ("dvh1", "dvhe", "dav1", "dva1", "dvav")
+STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp")  # beside another stream these are pictures of chapters
 DECODERS = {"libdav1d": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9", "libaom-av1": "av1"}  # names of their codecs
 
 
@@ -35,8 +36,9 @@ class Reader:
         self.container, self.stream = open_video(path)
         context = self.stream.codec_context
         context.thread_count = threads
+        context.options = {"max_pixels": str(MAX_PIXELS)}
         if strict:
-            context.options = {"err_detect": "explode"}
+            context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
         self.codec = DECODERS.get(context.name, context.name)
         self.aspect = _pixel_aspect(self.stream)
         self.duration = read_header_duration(self.container, self.stream)
@@ -172,6 +174,10 @@ class Reader:
             except av.FFmpegError as error:
                 errors += 1
                 self.error = error
+                packets = self.container.demux(self.stream)
+                continue
+            except IndexError:  # of a stream that began later, as recordings have them; PyAV does not know it
+                bytes_left -= 188
                 packets = self.container.demux(self.stream)
                 continue
             errors = 0
@@ -350,6 +356,8 @@ def _explain(path: Path, reason: str) -> str:
             return "a playlist; give the files that it names"
         if not start.strip(b"\0"):
             return "it holds zeros where a video begins"
+    if "nvalid" in reason:
+        return "its content is no kind of video that is known here"
     return reason
 
 
@@ -357,7 +365,9 @@ def _find_stream(container, path: Path):
     """The first video stream that is not cover art. Raises UserError."""
     from av.stream import Disposition
 
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    art = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & art]
+    streams.sort(key=lambda stream: stream.codec_context is not None and stream.codec_context.name in STILL_CODECS)
     if not streams:
         raise UserError(f"{path}: no video in it")
     for stream in streams:

@@ -119,8 +119,7 @@ class Video:
                 offset += part.length
 
     def _finish(self, decoded, part: "_Part", time: float) -> Frame:
-        rgb = to_rgb(decoded, part.aspect, self._longest_side)
-        return Frame(rgb, round(time * 1000))
+        return Frame(part.to_rgb(decoded, self._longest_side), round(time * 1000))
 
     def _note_damage(self, part: "_Part", offset: float) -> None:
         if self.damage:
@@ -164,9 +163,20 @@ class _Part:
                 if first:
                     frame, self.start = first
                     reader.check_colours(frame)
+                    self.to_rgb(frame, longest_side=64)
                     return frame
                 reason = reader.why_nothing()
         raise UserError(f"{self.path}: {reason}")
+
+    def to_rgb(self, frame, longest_side: int | None) -> np.ndarray:
+        """uint8 [H, W, 3]. Raises UserError for pixels that nothing here knows."""
+        from av import FFmpegError
+
+        try:
+            return to_rgb(frame, self.aspect, longest_side)
+        except (FFmpegError, ValueError) as error:
+            name = frame.format.name
+            raise UserError(f"{self.path}: pictures of {self.codec} in {name} can't be read ({error})") from None
 
     def _open(self) -> Reader:
         return Reader(self.path, self.threads, self.strict)
