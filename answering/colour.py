@@ -11,6 +11,8 @@ import numpy as np
 PQ = 16  # transfer characteristics: SMPTE ST 2084
 HLG = 18  # ARIB STD-B67
 UNTAGGED = (0, 2, 3)  # matrix coefficients that say nothing of YUV
+Matrix = tuple[int, int, int, int]  # a, b, c, d of x' = ax + cy, y' = bx + dy, where y points down
+UPRIGHT = (1, 0, 0, 1)
 SDR_WHITE = 203.0  # nits of diffuse white in HDR, ITU-R BT.2408
 HDR_PEAK = 1000.0  # nits that become white
 KNEE = 0.3  # of SDR white; up to here the curve is a straight line
@@ -22,10 +24,11 @@ CELL_COLUMNS = 16  # of every second column
 COMBED_SHARE = 0.01  # of the cells; above it an unflagged frame is taken as interlaced
 
 
-def to_rgb(frame, aspect: float = 1.0, longest_side: int | None = None) -> np.ndarray:
+def to_rgb(frame, aspect: float, matrix: Matrix, longest_side: int | None = None) -> np.ndarray:
     """RGB uint8 [H, W, 3] of a decoded frame.
 
-    aspect: of one pixel, width / height. longest_side: reduce the picture to so many pixels, None to leave it.
+    aspect: of one pixel, width / height. matrix: of its film, see display_matrix. longest_side: reduce the picture to
+    so many pixels, None to leave it.
     """
     from av.video.reformatter import ColorRange, Interpolation
 
@@ -49,7 +52,7 @@ def to_rgb(frame, aspect: float = 1.0, longest_side: int | None = None) -> np.nd
         rgb = tone_map(rgb, frame.color_trc)
     if has_alpha:
         rgb = on_black(rgb)
-    return np.ascontiguousarray(turn(rgb, display_matrix(frame)))
+    return np.ascontiguousarray(turn(rgb, matrix))
 
 
 def shown_size(width: int, height: int, aspect: float, longest_side: int | None = None) -> tuple[int, int]:
@@ -189,25 +192,33 @@ def deinterlace(frame, height: int):
 # -------------------------------------------------------------------------------------------------- orientation
 
 
-def display_matrix(frame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of the display matrix: x' = ax + cy, y' = bx + dy, of a picture whose y points down."""
-    side_data = frame.side_data.get("DISPLAYMATRIX")
+def read_side_data(frame):
+    """What a frame carries beside its pixels, a mapping by FFmpeg's names; read it once a film.
+
+    PyAV never frees a frame whose side data was looked at, so that of a tiny copy is.
+    """
+    return frame.reformat(width=16, height=16, format="gray", threads=1).side_data
+
+
+def display_matrix(frame) -> Matrix:
+    """The display matrix of a frame's film, as quarter turns; UPRIGHT where there is none."""
+    side_data = read_side_data(frame).get("DISPLAYMATRIX")
     if side_data is None:
-        return 1, 0, 0, 1
+        return UPRIGHT
     values = np.frombuffer(side_data, np.int32)
     return int(values[0]), int(values[1]), int(values[3]), int(values[4])
 
 
-def turns_sideways(frame) -> bool:
-    """Whether the display matrix swaps width and height."""
-    a, b, c, d = display_matrix(frame)
+def turns_sideways(matrix: Matrix) -> bool:
+    """Whether a display matrix swaps width and height."""
+    a, b, c, d = matrix
     return abs(a) + abs(d) < abs(b) + abs(c)
 
 
-def turn(rgb: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """The picture [H, W, 3] turned and mirrored in quarter turns, nearest to the matrix (a, b, c, d)."""
+def turn(rgb: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """The picture [H, W, 3] turned and mirrored in the quarter turns that are nearest to the matrix."""
     a, b, c, d = matrix
-    if abs(a) + abs(d) < abs(b) + abs(c):
+    if turns_sideways(matrix):
         rgb = rgb.swapaxes(0, 1)
         a, d = c, b
     if a < 0:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from answering.colour import read_side_data
 from answering.console import UserError
 
 FORMATS = (  # FFmpeg's demuxers that read one file and nothing else: no playlists, no devices, no lists of files
@@ -86,8 +87,10 @@ class Reader:
     def check_colours(self, frame) -> None:
         """Raises UserError for colours that no free decoder knows: Dolby Vision without a layer for other players."""
         tag = self.stream.codec_context.codec_tag
-        is_dolby = tag in DOLBY_TAGS or "DOVI_METADATA" in frame.side_data or "DOVI_RPU_BUFFER" in frame.side_data
-        if is_dolby and frame.color_trc in (0, 2) and frame.colorspace in (0, 2):
+        if frame.color_trc not in (0, 2) or frame.colorspace not in (0, 2):
+            return
+        side_data = read_side_data(frame)
+        if tag in DOLBY_TAGS or "DOVI_METADATA" in side_data or "DOVI_RPU_BUFFER" in side_data:
             raise UserError(
                 f"{self.path}: its {self.codec} is Dolby Vision profile 5, whose colours only Dolby decodes"
             )

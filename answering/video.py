@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from answering.colour import shown_size, to_rgb, turns_sideways
+from answering.colour import UPRIGHT, display_matrix, shown_size, to_rgb, turns_sideways
 from answering.console import UserError
 from answering.decoding import MAX_PACKETS_TO_FIRST, Reader, open_video, read_header_duration
 
@@ -145,9 +145,10 @@ class _Part:
         self._measured = False  # reached is the end
         self._clock_jumped = False
         self._cursor: Reader | None = None  # for frames between keyframes
+        self._matrix = UPRIGHT
         first = self._read_first()
         self.shown = shown_size(first.width, first.height, self.aspect)
-        if turns_sideways(first):
+        if turns_sideways(self._matrix):
             self.shown = self.shown[::-1]
 
     def _read_first(self):
@@ -163,7 +164,8 @@ class _Part:
                 if first:
                     frame, self.start = first
                     reader.check_colours(frame)
-                    self.to_rgb(frame, longest_side=64)
+                    self.to_rgb(frame, longest_side=64)  # fails here rather than at each frame
+                    self._matrix = display_matrix(frame)
                     return frame
                 reason = reader.why_nothing()
         raise UserError(f"{self.path}: {reason}")
@@ -173,7 +175,7 @@ class _Part:
         from av import FFmpegError
 
         try:
-            return to_rgb(frame, self.aspect, longest_side)
+            return to_rgb(frame, self.aspect, self._matrix, longest_side)
         except (FFmpegError, ValueError) as error:
             name = frame.format.name
             raise UserError(f"{self.path}: pictures of {self.codec} in {name} can't be read ({error})") from None
