@@ -20,7 +20,8 @@ BT2020_TO_BT709 = np.array(  # linear light, ITU-R BT.2087
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )
 CELL_ROWS = 16  # of a frame, when combs are looked for
-CELL_COLUMNS = 16  # of every second column
+COLUMN_STEP = 4  # every fourth column is looked at
+CELL_COLUMNS = 8  # of those
 COMBED_SHARE = 0.01  # of the cells; above it an unflagged frame is taken as interlaced
 
 
@@ -146,14 +147,14 @@ def combed_share(frame) -> float:
 
 
 def _luma(frame) -> np.ndarray:
-    """Every second column of the first plane, uint8 [H, W / 2]."""
+    """Some columns of the first plane, uint8 [H, W / COLUMN_STEP]."""
     plane = frame.planes[0]
     bits = frame.format.components[0].bits
     if bits == 8:
         lines = np.frombuffer(plane, np.uint8).reshape(plane.height, -1)
-        return np.ascontiguousarray(lines[:, : plane.width : 2])
+        return np.ascontiguousarray(lines[:, : plane.width : COLUMN_STEP])
     lines = np.frombuffer(plane, "<u2").reshape(plane.height, -1)
-    return (lines[:, : plane.width : 2] >> (bits - 8)).astype(np.uint8)
+    return (lines[:, : plane.width : COLUMN_STEP] >> (bits - 8)).astype(np.uint8)
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ class Reader:
         """strict: a picture with any error in its data is not shown. Raises UserError for what holds no video."""
         self.path = path
         self.container, self.stream = open_video(path)
+        self._tick = float(self.stream.time_base)  # seconds; fractions are slow
         context = self.stream.codec_context
         context.thread_count = threads
         context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -61,7 +62,7 @@ class Reader:
         import av
 
         try:
-            self.container.seek(math.floor(seconds / self.stream.time_base), stream=self.stream)
+            self.container.seek(math.floor(seconds / self._tick), stream=self.stream)
         except av.FFmpegError:
             return False
         return True
@@ -79,9 +80,9 @@ class Reader:
         """Time where the last frame ends, read without decoding."""
         end = -math.inf
         for packet in self._packets():
-            start = _seconds(packet)
+            start = self._seconds(packet)
             if start is not None:
-                end = max(end, start + float((packet.duration or 0) * packet.time_base))
+                end = max(end, start + (packet.duration or 0) * self._tick)
         return end
 
     def check_colours(self, frame) -> None:
@@ -113,7 +114,7 @@ class Reader:
         skips = keys_only and self.stream.codec_context.codec.intra_only
         latest = -math.inf
         for packet in itertools.chain([first], packets):
-            start = _seconds(packet)
+            start = self._seconds(packet)
             if skips and packet.size and start is not None and start < latest + min_gap:
                 continue  # each picture stands alone, so those between need not be decoded
             for frame, time in self._decode_packet(packet, gate, times):
@@ -144,7 +145,7 @@ class Reader:
         if gate.keys_only and not packet.is_keyframe:
             return
         gate.shut(packet)
-        start = _seconds(packet)
+        start = self._seconds(packet)
         if self._broken_since is None and gate.opened and start is not None:
             self._broken_since = start
             if self.lost_from is None:
@@ -155,6 +156,11 @@ class Reader:
         if self._broken_since is not None:
             self.lost += max(0.0, time - self._broken_since)
             self._broken_since = None
+
+    def _seconds(self, packet) -> float | None:
+        """When a packet's frame is shown."""
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        return None if stamp is None else stamp * self._tick
 
     @property
     def lost_at_end(self) -> float:
@@ -189,7 +195,7 @@ class Reader:
                 return
             clock.set(packet)
             self.clock_jumped = self.clock_jumped or clock.jumped
-            start = _seconds(packet)
+            start = self._seconds(packet)
             if start is not None:
                 self._latest = max(self._latest, start)
             if start is not None and not packet.is_corrupt and self._broken_since is None:
@@ -255,7 +261,7 @@ class _FrameTimes:
     """When each frame is shown, seconds: by its own stamp, its packet's order, or by counting."""
 
     def __init__(self, stream):
-        self._base = stream.time_base
+        self._tick = float(stream.time_base)
         self._step = _frame_seconds(stream)
         self._count = 0
         self._latest_pts = -math.inf
@@ -281,7 +287,7 @@ class _FrameTimes:
             stamp = dts
         if stamp is None:
             return (self._count - 1) * self._step
-        return float(stamp * (frame.time_base or self._base))
+        return stamp * self._tick
 
 
 class _Clock:
@@ -290,7 +296,7 @@ class _Clock:
     def __init__(self, stream, format_name: str):
         self.jumped = False
         self._jumps = format_name in CLOCKS_JUMP
-        self._base = stream.time_base
+        self._tick = float(stream.time_base)
         self._step = _frame_seconds(stream)
         self._latest: float | None = None  # seconds, as shifted
         self._shift = 0  # ticks
@@ -298,14 +304,14 @@ class _Clock:
     def set(self, packet) -> None:
         if not packet.size or not self._jumps or packet.dts is None:
             return
-        seconds = float((packet.dts + self._shift) * self._base)
+        seconds = (packet.dts + self._shift) * self._tick
         if self._latest is not None and not -JUMP_BACK < seconds - self._latest < JUMP_AHEAD:
-            self._shift += round((self._latest + self._step - seconds) / self._base)
+            self._shift += round((self._latest + self._step - seconds) / self._tick)
             self.jumped = True
         packet.dts += self._shift
         if packet.pts is not None:
             packet.pts += self._shift
-        self._latest = float(packet.dts * self._base)
+        self._latest = packet.dts * self._tick
 
 
 def open_video(path: Path):
@@ -416,12 +422,6 @@ def _parse_clock(text: str) -> float:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return 0.0
-
-
-def _seconds(packet) -> float | None:
-    """When a packet's frame is shown."""
-    stamp = packet.pts if packet.pts is not None else packet.dts
-    return None if stamp is None else float(stamp * packet.time_base)
 
 
 def _frame_seconds(stream) -> float:

@@ -355,6 +355,21 @@ def test_hdr_by_its_tags(tmp_path):
     assert 170 < hdr.mean() < 240
 
 
+def test_memory_stays(tmp_path):
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("no /proc to read the memory of this process from")
+    path = write_video(
+        tmp_path / "many.avi", 40 * film(0.2, width=1280, height=720), codec="mjpeg", pixel_format="yuvj420p"
+    )
+    sizes = []
+    with Video(path, longest_side=64) as video:
+        for _ in video.all_frames():
+            sizes.append(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert len(sizes) == 80
+    assert sizes[-1] - sizes[10] < 30_000_000  # all frames are 110 MB
+
+
 # ----------------------------------------------------------------------------------------- damaged and hostile
 
 
