@@ -3,7 +3,11 @@
 import hashlib
 import re
 import unicodedata
-from pathlib import Path
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import PurePath
+
+from answering.console import UserError
 
 # "Rocky II" and "Rocky 2" are one title; "I" is left out, for it is a word too
 NUMERALS = {"ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6", "vii": "7", "viii": "8", "ix": "9", "x": "10"}
@@ -50,17 +54,259 @@ def folder_name(title: str) -> str:
     return text or f"untitled {short_hash(title)}"
 
 
-def name_video(path: Path) -> tuple[str, str]:
-    """(Title, part) of a video by its file name: "The.Matrix.1999.cd1.mkv" is ("The Matrix (1999)", "1 None").
+# ---------------------------------------------------------------------------------- names of video files
 
-    Read by guessit. part: of the two numbers, of a disc and of a part, as text; "None" for one that is not in the name.
+YEAR = r"(?:18[89]\d|19\d\d|20[0-4]\d)"
+BRACKETED_YEAR = re.compile(rf"[(\[{{]\s*({YEAR})\s*[)\]}}]")
+BARE_YEAR = re.compile(rf"(?<![^\s._-])({YEAR})(?![^\s._,-])")
+SXXEYY = re.compile(
+    r"(?i)(?<![^\W_])s(\d{1,4})[\s._-]*e(?:p[\s._]?)?(\d{1,4})(?:(?:[\s._]*-?[\s._]*e|-)(\d{1,4})(?!\w))?"
+    r"|(?<![^\W_])(\d{1,2})x(\d{2,3})(?![^\W_])"
+    r"|(?<![^\W_])season[\s._-]*(\d{1,4})[\s._-]*episode[\s._-]*(\d{1,4})"
+)
+DATE = re.compile(
+    r"(?<!\d)(?:(19\d\d|20\d\d)([\s._-])(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])"
+    r"|(0[1-9]|[12]\d|3[01])([\s._-])(0[1-9]|1[0-2])\6(19\d\d|20\d\d))(?!\d)"
+)
+ANIME_EPISODE = re.compile(r"^\[[^\]]+\].*?\s-\s(?:ep?\.?\s?)?(\d{2,4})(?:v\d)?(?=\s*(?:$|[\[(]|-\s))", re.IGNORECASE)
+SEASON_FOLDER = re.compile(r"(?i)^(?:season|series|staffel|saison|temporada|stagione|сезон|s)[\s._-]*(\d{1,4})$")
+EPISODE_IN_SEASON = re.compile(r"(?i)^(?:.*?\b)?(?:episode|ep|e|folge|серия)?[\s._#-]*(\d{1,4})(?!\d)")
+PIECE = re.compile(r"(?i)[\s._(\[-]*(?<![^\W_])(?:cd|disc|disk|dvd|dvdisc)[\s._-]?(\d{1,2})(?![^\W_])[)\]]?")
+PIECE_AFTER_YEAR = re.compile(r"(?i)^[\s._(\[-]*(?:part|pt|cd|disc|disk|dvd)[\s._-]?(\d{1,2})[)\]]?$")
+GENERIC = re.compile(
+    r"(?i)(the )?(main )?(full )?(movies?|films?|videos?|features?|main|index|title|untitled|output|default|stream)"
+    r"|video ts|vts( \d+)+|title t?\d+|[a-z]\d t\d\d|t\d\d|\d{5}|0\d*|track ?\d+|clip ?\d*"
+    r"|(cd|dis[ck]|dvd|part|pt) ?\d*|tt\d{6,}|(?=.*\d)[0-9a-f]{8,}|downloads?|media|data|bdmv|playlist|new folder"
+    r"|filme?|фильмы?|кино|видео"
+)
+EDITION = re.compile(
+    r"(?i)(?:the[\s._]+)?(?:(?:director'?s?|final|theatrical|extended|ultimate|special|collector'?s?|international|unrated"
+    r"|original|uncut|anniversary|\d+th[\s._]anniversary|criterion|rogue|redux|assembly|producer'?s|tv)[\s._]+"
+    r"(?:and[\s._]+)?)+(?:cut|edition|version|collection)s?|remastered|imax(?:[\s._]edition)?|redux|unrated|extended|theatrical|uncut"
+)
+TECHNICAL = {  # what guessit calls what is never a part of a title
+    "screen_size",
+    "source",
+    "video_codec",
+    "audio_codec",
+    "audio_channels",
+    "video_profile",
+    "audio_profile",
+    "color_depth",
+    "frame_rate",
+    "crc32",
+    "container",
+}
+TAGS = {
+    "other",
+    "edition",
+    "language",
+    "subtitle_language",
+    "streaming_service",
+}  # it may be, unless it is beside the former
+
+
+@dataclass(frozen=True)
+class VideoName:
+    """What the name of a video file, or of a folder, means."""
+
+    title: str  # without the year; "Show S01E02" for an episode
+    year: int | None = None
+    piece: int | None = None  # number of its CD or disc, where the film is in pieces
+    edition: str = ""  # such as Director's Cut
+    quality: str = ""  # such as 1080p
+    episode: str = ""  # S01E02, or a date
+
+    @property
+    def full(self) -> str:
+        """ "Title (Year)", "Title", "Show S01E02" or "Show (Year) S01E02"."""
+        text = f"{self.title} ({self.year})" if self.year else self.title
+        return f"{text} {self.episode}" if self.episode else text
+
+    @property
+    def is_generic(self) -> bool:
+        """Whether the name says nothing of the film: movie, 00000, VTS_01_1."""
+        return self.year is None and (not self.title or GENERIC.fullmatch(self.title) is not None)
+
+
+def tidy(text: str) -> str:
+    """NFC, without control characters and what UTF-8 can't write; spaces single."""
+    text = text.encode(errors="replace").decode() if not text.isascii() else text
+    text = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in unicodedata.normalize("NFC", text))
+    return " ".join(text.split())
+
+
+def spell_out(text: str) -> str:
+    """A.Title.of.Words or a_title_of_words as words; dots of S.W.A.T. stay, and those of a text that has spaces."""
+    text = text.replace("_", " ")
+    if " " not in text.strip():
+        text = re.sub(r"(?<![^.])((?:[A-Z]\.){2,})", lambda found: found[1].replace(".", "\0") + ".", text)
+        text = text.replace(".", " ").replace("\0", ".")
+    text = re.sub(r"\s+", " ", text)
+    return text.strip(" -–—.,_") + ("." if re.search(r"(?:\b\w\.){2,}\s*$", text) else "")
+
+
+def without_prefix(text: str) -> str:
+    """The name without a site's address, a group's or quality's brackets and the number in a collection before it."""
+    while True:
+        found = re.match(
+            r"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({]?\s*(?:www[._]|[\w-]+\.(?:com|net|org)\b)[^\s)}]*[\s)}]*\s*[-–_]+\s*|0\d[._]?\s*[-.)]\s+)",
+            text,
+        )
+        if not found or not re.search(r"\w", BRACKETED_YEAR.split(text[found.end() :])[0]):
+            return text
+        text = text[found.end() :]
+
+
+def find_tags(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Spans (start, end) of what guessit takes for technical, and of its editions, languages and the like."""
+    try:
+        from guessit import guessit
+    except ImportError:
+        raise UserError("names of video files are read with guessit: pip install guessit") from None
+    try:
+        found = guessit(text, {"type": "movie", "advanced": True})
+    except Exception:  # it raises its own kind on names that it can't read
+        return [], []
+    spans: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    for kind, matches in found.items():
+        if kind in TECHNICAL or kind in TAGS:
+            for match in matches if isinstance(matches, list) else [matches]:
+                spans[kind in TECHNICAL].append(match.span)
+    return sorted(spans[True]), sorted(spans[False])
+
+
+def read_name(name: str) -> VideoName:
+    """What a file's name without its suffix, or a folder's name, means."""
+    text = without_prefix(tidy(name))
+    if found := find_episode(text):
+        return found
+    rest = text
+    if (year := BRACKETED_YEAR.search(text)) and text[: year.start()].strip(" ._-"):
+        title, rest = text[: year.start()], text[year.end() :]
+        found = VideoName(drop_notes(title), int(year[1]))
+    elif year and not text[: year.start()].strip(" ._-"):  # (1999) The Matrix
+        found = replace(read_name(text[year.end() :]), year=int(year[1]))
+    elif year := re.match(rf"({YEAR}) [-–] (?=\D)", text):  # 1999 - The Matrix
+        found = replace(read_name(text[year.end() :]))
+        found = replace(found, year=found.year or int(year[1]))
+    else:
+        found, rest = read_scene_name(text)
+    piece = PIECE.search(rest) or (found.year and PIECE_AFTER_YEAR.search(rest))
+    edition = EDITION.search(rest)
+    quality = re.search(r"(?i)\b(\d{3,4}[pi]|4k|8k|uhd)\b", rest)
+    return replace(
+        found,
+        piece=int(piece[1]) if piece else found.piece,
+        edition=spell_out(edition[0]) if edition else found.edition,
+        quality=quality[1].lower() if quality else found.quality,
+    )
+
+
+def find_episode(text: str) -> VideoName | None:
+    """The episode of a series that a name says, by S01E02, 1x02, a date or the number after a group's anime."""
+    episode = ""
+    if found := SXXEYY.search(text):
+        if found[4] and BRACKETED_YEAR.match(text[found.end() :].lstrip(" ._-")):  # 10x10 (2018)
+            return None
+        season, number = (found[1], found[2]) if found[1] else (found[4] or found[6], found[5] or found[7])
+        episode = f"S{int(season):02}E{int(number):02}"
+        if found[3]:
+            episode += f"-E{int(found[3]):02}"
+    elif (found := DATE.search(text)) and not BRACKETED_YEAR.search(text[: found.start()]):
+        year, month, day = (found[1], found[3], found[4]) if found[1] else (found[8], found[7], found[5])
+        episode = f"{year}-{month}-{day}"
+    if not episode:
+        return None
+    show = text[: found.start()].strip(" ._-([")
+    if not show:
+        return VideoName("", episode=episode)
+    return replace(read_name(show), episode=episode)
+
+
+def drop_notes(title: str) -> str:
+    """A title without editions and tags in brackets, and without an edition that follows it."""
+    title = re.sub(rf"[(\[{{](?:{EDITION.pattern[4:]})[)\]}}]", "", title, flags=re.IGNORECASE)
+    return spell_out(title)
+
+
+def read_scene_name(text: str) -> tuple[VideoName, str]:
+    """(name, the rest after the title) of a name without a year in brackets, such as Title.Year.1080p.BluRay-GROUP."""
+    technical, tags = find_tags(text)
+    ends = [start for start, _ in technical if start > 0]
+    brackets = re.search(r"(?<=.)[\[{]", text)
+    if brackets:
+        ends.append(brackets.start())
+    end = min(ends, default=len(text))
+    last = date.today().year + 1
+    years = [found for found in BARE_YEAR.finditer(text) if 0 < found.start() < end and int(found[1]) <= last]
+    if years:
+        stop = min((start for start, _ in tags if start >= years[0].end()), default=end)
+        year = [found for found in years if found.start() < stop or found is years[0]][-1]
+        title = drop_edition(text[: year.start()])
+        return VideoName(drop_notes(title), int(year[1])), text[year.start() :]
+    for start, stop in reversed(tags):
+        between = text[stop:end]
+        if start > 0 and end < len(text) and not re.search(r"\w", between):
+            end = start
+    title = drop_edition(PIECE.sub("", text[:end]))
+    return VideoName(drop_notes(title)), text[len(title) :]
+
+
+def drop_edition(title: str) -> str:
+    """A title without an edition of several words at its end, such as Director's Cut."""
+    for found in EDITION.finditer(title):
+        if found.start() > 0 and not title[found.end() :].strip(" ._-)]") and re.search(r"[\s._]", found[0]):
+            return title[: found.start()].rstrip(" ._-([")
+    return title
+
+
+def name_video(path: str | PurePath, above: str = "", *, alone: bool = False) -> VideoName:
+    """What a video file is by its path below the folder that was given, whose own name is above.
+
+    alone: it is the only film in its folder, so that a folder named Title (Year) names it. A name that says nothing
+    (movie, 00000, VTS_01_1) takes its folder's.
     """
-    from guessit import guessit
+    path = PurePath(path)
+    own = read_name(path.stem)
+    folders = [name for name in [above, *path.parts[:-1]] if name not in ("", "/")]
+    named: list[VideoName] = []  # folders that say something, the nearest first
+    season = None
+    piece = own.piece
+    for folder in reversed(folders):
+        if found := SEASON_FOLDER.match(tidy(folder)):
+            season = season or int(found[1])
+            continue
+        meaning = read_name(folder)
+        if meaning.is_generic:
+            piece = piece or meaning.piece
+        else:
+            named.append(meaning)
+    own = replace(own, piece=piece)
+    if season is not None and not own.episode and (found := EPISODE_IN_SEASON.match(tidy(path.stem))):
+        own = VideoName("", episode=f"S{season:02}E{int(found[1]):02}")
+    if not own.episode and (found := ANIME_EPISODE.match(tidy(path.stem))):
+        show = read_name(tidy(path.stem)[: found.start(1)].rstrip(" -"))
+        own = replace(show, episode=f"S{season or 1:02}E{int(found[1]):02}")
+    if not named:
+        return own if own.title else replace(own, title=tidy(path.stem))
+    return merge_names(own, named[0], alone=alone)
 
-    found = guessit(path.name)
-    title = str(found.get("title") or path.stem)
-    if found.get("type") == "episode" and isinstance(found.get("episode"), int):
-        title += f" S{int(found.get('season') or 1):02}E{found['episode']:02}"
-    if found.get("year"):
-        title += f" ({found['year']})"
-    return title, f"{found.get('cd')} {found.get('part')}"
+
+def merge_names(own: VideoName, folder: VideoName, *, alone: bool) -> VideoName:
+    """What a file is by its own name and its folder's."""
+    mine, its = (normalise_title(name.title).split() for name in (own, folder))
+    takes_folder = own.is_generic or not own.title
+    if own.year is None and not takes_folder:
+        related = its[: len(mine)] == mine
+        takes_folder = related and (folder.year is not None or own.episode != "")
+        takes_folder |= alone and folder.year is not None and not own.episode
+    if not takes_folder:
+        return own
+    return replace(
+        own,
+        title=folder.title,
+        year=folder.year or own.year,
+        edition=own.edition or folder.edition,
+        quality=own.quality or folder.quality,
+    )
