@@ -59,6 +59,7 @@ def folder_name(title: str) -> str:
 YEAR = r"(?:18[89]\d|19\d\d|20[0-4]\d)"
 BRACKETED_YEAR = re.compile(rf"[(\[{{]\s*({YEAR})\s*[)\]}}]")
 BARE_YEAR = re.compile(rf"(?<![^\s._-])({YEAR})(?![^\s._,-])")
+YEAR_FIRST = re.compile(rf"({YEAR})(?:\s*[-–]\s+|_{{2,}})(?=\S)")
 SXXEYY = re.compile(
     r"(?i)(?<![^\W_])s(\d{1,4})[\s._-]*e(?:p[\s._]?)?(\d{1,4})(?:(?:[\s._]*-?[\s._]*e|-)(\d{1,4})(?!\w))?"
     r"|(?<![^\W_])(\d{1,2})x(\d{2,3})(?![^\W_])"
@@ -71,18 +72,28 @@ DATE = re.compile(
 ANIME_EPISODE = re.compile(r"^\[[^\]]+\].*?\s-\s(?:ep?\.?\s?)?(\d{2,4})(?:v\d)?(?=\s*(?:$|[\[(]|-\s))", re.IGNORECASE)
 SEASON_FOLDER = re.compile(r"(?i)^(?:season|series|staffel|saison|temporada|stagione|сезон|s)[\s._-]*(\d{1,4})$")
 EPISODE_IN_SEASON = re.compile(r"(?i)^(?:.*?\b)?(?:episode|ep|e|folge|серия)?[\s._#-]*(\d{1,4})(?!\d)")
+SITE = r"(?:www\.[\w.-]+|[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|info|ws|to|tv|mx|me|cc|io|site|xyz))"
+FRAME_BEFORE = re.compile(
+    rf"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({{]?\s*{SITE}\s*[)}}]?\s*[-–_]+\s*|(?:0\d[.)]?\s*-|0\d[.)])\s+)"
+)
+SITE_AFTER = re.compile(rf"(?i)(?<=\S)\s*[-–\[(]\s*{SITE}\s*[)\]]?$")
+COPY_MARK = re.compile(r"(?i)(?<=\S)(?: - (?:copy|kopie|copie|copia|копия)(?: ?\(\d+\))?| \(\d\)| copy(?: \d)?)$")
 PIECE = re.compile(r"(?i)[\s._(\[-]*(?<![^\W_])(?:cd|disc|disk|dvd|dvdisc)[\s._-]?(\d{1,2})(?![^\W_])[)\]]?")
 PIECE_AFTER_YEAR = re.compile(r"(?i)^[\s._(\[-]*(?:part|pt|cd|disc|disk|dvd)[\s._-]?(\d{1,2})[)\]]?$")
 GENERIC = re.compile(
     r"(?i)(the )?(main )?(full )?(movies?|films?|videos?|features?|main|index|title|untitled|output|default|stream)"
     r"|video ts|vts( \d+)+|title t?\d+|[a-z]\d t\d\d|t\d\d|\d{5}|0\d*|track ?\d+|clip ?\d*"
     r"|(cd|dis[ck]|dvd|part|pt) ?\d*|tt\d{6,}|(?=.*\d)[0-9a-f]{8,}|downloads?|media|data|bdmv|playlist|new folder"
-    r"|filme?|фильмы?|кино|видео"
+    r"|\d{3,4}[pi]|filme?|фильмы?|кино|видео"
 )
-EDITION = re.compile(
-    r"(?i)(?:the[\s._]+)?(?:(?:director'?s?|final|theatrical|extended|ultimate|special|collector'?s?|international|unrated"
-    r"|original|uncut|anniversary|\d+th[\s._]anniversary|criterion|rogue|redux|assembly|producer'?s|tv)[\s._]+"
-    r"(?:and[\s._]+)?)+(?:cut|edition|version|collection)s?|remastered|imax(?:[\s._]edition)?|redux|unrated|extended|theatrical|uncut"
+EDITION_WORDS = (
+    r"director'?s?|final|theatrical|extended|ultimate|special|collector'?s?|international|unrated|original|uncut"
+)
+EDITION_WORDS += r"|anniversary|\d+th[\s._]anniversary|criterion|rogue|assembly|producer'?s|alternat(?:iv)?e|complete"
+EDITION_PHRASE = rf"(?:the[\s._]+)?(?:(?:{EDITION_WORDS})[\s._]+(?:and[\s._]+)?)+(?:cut|edition|version)"
+EDITION = re.compile(rf"(?i){EDITION_PHRASE}|remastered|imax(?:[\s._]edition)?|redux|unrated|extended|theatrical|uncut")
+EDITION_AT_END = re.compile(  # of a title before its year, where "Uncut", "Limited" and "Redux" belong to the title
+    rf"(?i)[\s._([-]+(?:{EDITION_PHRASE}|(?:extended|unrated|theatrical|remastered|imax|(?-i:DC)))[\s._)\]-]*$"
 )
 TECHNICAL = {  # what guessit calls what is never a part of a title
     "screen_size",
@@ -96,6 +107,17 @@ TECHNICAL = {  # what guessit calls what is never a part of a title
     "frame_rate",
     "crc32",
     "container",
+}
+TECHNICAL_VALUES = {  # of "other" and "language", likewise
+    "Ultra HD",
+    "HDR10",
+    "Dolby Vision",
+    "Remux",
+    "Rip",
+    "Screener",
+    "Half Side By Side",
+    "Dual Audio",
+    "mul",
 }
 TAGS = {
     "other",
@@ -138,21 +160,20 @@ def tidy(text: str) -> str:
 
 def spell_out(text: str) -> str:
     """A.Title.of.Words or a_title_of_words as words; dots of S.W.A.T. stay, and those of a text that has spaces."""
-    text = text.replace("_", " ")
-    if " " not in text.strip():
+    text = text.replace("_", " ").strip()
+    if " " not in text and not re.fullmatch(r"\W*\d+\.\d+", text):
         text = re.sub(r"(?<![^.])((?:[A-Z]\.){2,})", lambda found: found[1].replace(".", "\0") + ".", text)
         text = text.replace(".", " ").replace("\0", ".")
     text = re.sub(r"\s+", " ", text)
-    return text.strip(" -–—.,_") + ("." if re.search(r"(?:\b\w\.){2,}\s*$", text) else "")
+    stripped = re.sub(r"^\.(?!\.)", "", text.strip(" -–—,_")).rstrip(" -–—.,_")
+    return stripped + "." * bool(re.search(r"(?:\b\w\.){2,}\s*$", text))
 
 
-def without_prefix(text: str) -> str:
-    """The name without a site's address, a group's or quality's brackets and the number in a collection before it."""
+def without_frame(text: str) -> str:
+    """The name without what sites, groups and systems put before and after it: [Group], www.site.com -, 01 -, (1)."""
+    text = COPY_MARK.sub("", SITE_AFTER.sub("", text))
     while True:
-        found = re.match(
-            r"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({]?\s*(?:www[._]|[\w-]+\.(?:com|net|org)\b)[^\s)}]*[\s)}]*\s*[-–_]+\s*|0\d[._]?\s*[-.)]\s+)",
-            text,
-        )
+        found = FRAME_BEFORE.match(text)
         if not found or not re.search(r"\w", BRACKETED_YEAR.split(text[found.end() :])[0]):
             return text
         text = text[found.end() :]
@@ -172,13 +193,14 @@ def find_tags(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     for kind, matches in found.items():
         if kind in TECHNICAL or kind in TAGS:
             for match in matches if isinstance(matches, list) else [matches]:
-                spans[kind in TECHNICAL].append(match.span)
+                is_technical = kind in TECHNICAL or str(match.value) in TECHNICAL_VALUES
+                spans[is_technical].append(match.span)
     return sorted(spans[True]), sorted(spans[False])
 
 
 def read_name(name: str) -> VideoName:
     """What a file's name without its suffix, or a folder's name, means."""
-    text = without_prefix(tidy(name))
+    text = without_frame(tidy(name))
     if found := find_episode(text):
         return found
     rest = text
@@ -187,8 +209,8 @@ def read_name(name: str) -> VideoName:
         found = VideoName(drop_notes(title), int(year[1]))
     elif year and not text[: year.start()].strip(" ._-"):  # (1999) The Matrix
         found = replace(read_name(text[year.end() :]), year=int(year[1]))
-    elif year := re.match(rf"({YEAR}) [-–] (?=\D)", text):  # 1999 - The Matrix
-        found = replace(read_name(text[year.end() :]))
+    elif year := YEAR_FIRST.match(text):  # 1999 - The Matrix
+        found = read_name(text[year.end() :])
         found = replace(found, year=found.year or int(year[1]))
     else:
         found, rest = read_scene_name(text)
@@ -207,7 +229,7 @@ def find_episode(text: str) -> VideoName | None:
     """The episode of a series that a name says, by S01E02, 1x02, a date or the number after a group's anime."""
     episode = ""
     if found := SXXEYY.search(text):
-        if found[4] and BRACKETED_YEAR.match(text[found.end() :].lstrip(" ._-")):  # 10x10 (2018)
+        if found[4] and re.match(rf"[\s._-]*[(\[]?{YEAR}\b", text[found.end() :]):  # 10x10 (2018)
             return None
         season, number = (found[1], found[2]) if found[1] else (found[4] or found[6], found[5] or found[7])
         episode = f"S{int(season):02}E{int(number):02}"
@@ -225,40 +247,47 @@ def find_episode(text: str) -> VideoName | None:
 
 
 def drop_notes(title: str) -> str:
-    """A title without editions and tags in brackets, and without an edition that follows it."""
-    title = re.sub(rf"[(\[{{](?:{EDITION.pattern[4:]})[)\]}}]", "", title, flags=re.IGNORECASE)
+    """A title as words, without tags in square brackets and an edition at its end."""
+    title = re.sub(r"(?<=\w)([\s._]*)(\[[^\]]*\]|\(\s*\)|\{[^}]*\})", " ", title)
+    title = re.sub(r"[\[({][^\])}]*$", "", title)  # a bracket that a tag in it has cut off
+    title = re.sub(r"(?i)[\s._-]v\d\s*$", "", title)  # the group's second try
+    found = EDITION_AT_END.search(title)
+    if found and title[: found.start()].strip().lower() not in ("", *ARTICLES):
+        title = title[: found.start()]
     return spell_out(title)
 
 
 def read_scene_name(text: str) -> tuple[VideoName, str]:
     """(name, the rest after the title) of a name without a year in brackets, such as Title.Year.1080p.BluRay-GROUP."""
     technical, tags = find_tags(text)
+    brackets = re.search(r"(?<=\w)[\s._]*[\[{]", text)
     ends = [start for start, _ in technical if start > 0]
-    brackets = re.search(r"(?<=.)[\[{]", text)
     if brackets:
         ends.append(brackets.start())
     end = min(ends, default=len(text))
     last = date.today().year + 1
-    years = [found for found in BARE_YEAR.finditer(text) if 0 < found.start() < end and int(found[1]) <= last]
-    if years:
-        stop = min((start for start, _ in tags if start >= years[0].end()), default=end)
-        year = [found for found in years if found.start() < stop or found is years[0]][-1]
-        title = drop_edition(text[: year.start()])
-        return VideoName(drop_notes(title), int(year[1])), text[year.start() :]
+    years = [found for found in BARE_YEAR.finditer(text) if found.start() > 0 and int(found[1]) <= last]
+    before = [found for found in years if found.start() <= end]
+    if before:
+        stop = min((start for start, _ in tags if start >= before[0].end()), default=end)
+        year = [found for found in before if found.start() < stop or found is before[0]][-1]
+        end = drop_capitals(text, tags, year.start())
+        return VideoName(drop_notes(text[:end]), int(year[1])), text[end : year.start()] + text[year.end() :]
     for start, stop in reversed(tags):
-        between = text[stop:end]
-        if start > 0 and end < len(text) and not re.search(r"\w", between):
+        if start > 0 and stop <= end < len(text) and not re.search(r"\w", text[stop:end]):
             end = start
-    title = drop_edition(PIECE.sub("", text[:end]))
-    return VideoName(drop_notes(title)), text[len(title) :]
+    title = PIECE.sub("", text[:end])
+    return VideoName(drop_notes(title), int(years[0][1]) if years else None), text[end:] + text[:end][len(title) :]
 
 
-def drop_edition(title: str) -> str:
-    """A title without an edition of several words at its end, such as Director's Cut."""
-    for found in EDITION.finditer(title):
-        if found.start() > 0 and not title[found.end() :].strip(" ._-)]") and re.search(r"[\s._]", found[0]):
-            return title[: found.start()].rstrip(" ._-([")
-    return title
+def drop_capitals(text: str, tags: list[tuple[int, int]], end: int) -> int:
+    """Where the title of a text[:end] ends that tags in capitals follow, such as GERMAN; 3D is of the title more often."""
+    for start, stop in reversed(tags):
+        tag = text[start:stop].strip(" ._-")
+        beside = start > 0 and stop <= end and not re.search(r"\w", text[stop:end])
+        if beside and tag.isupper() and tag != "3D" and not text[:start].isupper():
+            end = start
+    return end
 
 
 def name_video(path: str | PurePath, above: str = "", *, alone: bool = False) -> VideoName:
@@ -286,8 +315,11 @@ def name_video(path: str | PurePath, above: str = "", *, alone: bool = False) ->
     if season is not None and not own.episode and (found := EPISODE_IN_SEASON.match(tidy(path.stem))):
         own = VideoName("", episode=f"S{season:02}E{int(found[1]):02}")
     if not own.episode and (found := ANIME_EPISODE.match(tidy(path.stem))):
-        show = read_name(tidy(path.stem)[: found.start(1)].rstrip(" -"))
-        own = replace(show, episode=f"S{season or 1:02}E{int(found[1]):02}")
+        show = tidy(path.stem)[: found.start(1)].rstrip(" -")
+        if numbered := re.search(r" S(\d{1,2})$", show):
+            show = show[: numbered.start()]
+            season = int(numbered[1])
+        own = replace(read_name(show), episode=f"S{season or 1:02}E{int(found[1]):02}")
     if not named:
         return own if own.title else replace(own, title=tidy(path.stem))
     return merge_names(own, named[0], alone=alone)
