@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, rea
 from answering.model import Identifier
 from answering.shelf import ShelfFilm
 from answering.side_by_side import FilmBar, Job, format_clock, run_side_by_side
-from answering.state import Failure, Film, State
+from answering.state import Failure, State
 from answering.stills import Still, list_stills
 from answering.store import Folder, Milvus
 from answering.video import Sampling, Video
@@ -101,41 +102,46 @@ class Attempt:
     parts: tuple[Path, ...]
     content_key: str
     others: "tuple[Attempt, ...]" = ()
+    stands: bool = False  # the index has the film already, from another of the files that lie there
 
     @property
     def path(self) -> str:
         """What the state calls it."""
         return str(self.parts[0].absolute())
 
-    def count_bytes(self) -> int:
-        return sum(part.stat().st_size for part in self.parts)
+    def follow(self) -> "Attempt":
+        """The next one."""
+        first, *others = self.others
+        return replace(first, others=tuple(others))
 
 
 @dataclass
 class AddSettings:
     """How films are added."""
 
-    model: str
-    sampling: Sampling
+    model: str  # folder from export.py
+    sampling: Sampling  # of videos
     every_nth: int = 1  # still, of films of stills
     retry: bool = False  # also files that failed before
     processes: int = 1
     cores: int = 1
-    titles_given: bool = False  # titles come from the user, not from file names
+    titles_given: bool = False  # titles come from the user, not from the files' names
 
 
 class Adder:
-    """Adds the films of a shelf to an index, one after another as they are done."""
+    """Adds the films of a shelf to an index, each with a commit when it is done."""
 
     def __init__(self, engine: Folder | Milvus, state: State, settings: AddSettings):
         self.engine = engine
         self.state = state
         self.settings = settings
+        self.bar: FilmBar | None = None  # while videos are added
         self.films = 0  # that there are to do
-        self.place = 0  # of the film that is done, from 1
+        self.done = 0  # of them
         self.failed = 0  # films that the index lacks, or has only as they were before
         self.unchanged = 0
-        self.remembered: list[str] = []  # paths of files that failed before and are left alone
+        self.stored: set[str] = set()  # titles
+        self.left_alone: list[str] = []  # files that failed before and did not change
         self.other_titles: list[tuple[str, str]] = []  # (title that a file means, title that the index has it under)
 
     def add(self, films: list[ShelfFilm], identifier: Identifier) -> None:
@@ -143,30 +149,35 @@ class Adder:
 
         identifier: for films of stills; videos have theirs in processes of their own.
         """
+        stills, attempts = self.plan(films)
+        self.films = len(stills) + len(attempts)
+        for title, folder in stills.items():
+            self.add_stills(title, folder, identifier)
+        if attempts:
+            self.add_videos(attempts)
+        self.sum_up()
+
+    def plan(self, films: list[ShelfFilm]) -> tuple[dict[str, Path], list[Attempt]]:
+        """({title: folder} of films of stills, first attempts at films of videos) that are to do."""
         claimed = {film.title for film in films}
-        stills = []
-        attempts = []
+        stills: dict[str, Path] = {}
+        attempts: list[Attempt] = []
         seen: set[str] = set()
         for film in films:
             title = self.choose_title(film, claimed)
             if title in seen:
-                self.fail(f"{title}: another film of this title comes before it; rename one of them")
+                self.failed += 1
+                self.say(f"error: {title}: two films have this title; rename one of them", error=True)
                 continue
             seen.add(title)
             if film.parts:
                 attempts += self.plan_video(replace(film, title=title))
             else:
-                stills.append((title, film.stills))
-        self.films = len(stills) + len(attempts)
-        for title, folder in stills:
-            self.add_stills(title, folder, identifier)
-        del identifier
-        if attempts:
-            self.add_videos(attempts)
-        self.say_rest()
+                stills[title] = film.stills
+        return stills, attempts
 
     def choose_title(self, film: ShelfFilm, claimed: set[str]) -> str:
-        """The title that a film has in the index: one that rename gave it, or the one that its unchanged file has there.
+        """The title that a film has in the index: one that rename gave it, or that an unchanged file of it has there.
 
         claimed: titles of the films of this shelf.
         """
@@ -176,21 +187,19 @@ class Adder:
         if title in self.state.films or not film.parts:
             return title
         known = {its.content_key: name for name, its in self.state.films.items() if its.seconds is not None}
-        for parts in (film.parts, *film.copies):
-            before = known.get(self.hash(parts))
-            if before is None or before in claimed:
-                continue
-            if not self.settings.titles_given:
-                self.other_titles.append((title, before))
-                return before
-            rename_film(self.engine, self.state, before, title)
-            self.engine.commit(self.state)
-            print(f"{before}: is {title} now", flush=True)
-            break
+        before = next((known[key] for key in map(self.hash, (film.parts, *film.copies)) if key in known), None)
+        if before is None or before in claimed:
+            return title
+        if not self.settings.titles_given:
+            self.other_titles.append((title, before))
+            return before
+        rename_film(self.engine, self.state, before, title)
+        self.engine.commit(self.state)
+        self.say(f"{before}: is {title} now")
         return title
 
     def hash(self, parts: tuple[Path, ...]) -> str:
-        """The content key of a video's files; empty where they are gone."""
+        """The content key of a video's files; empty where they can't be seen."""
         try:
             return hash_video(parts, self.settings.sampling)
         except OSError:
@@ -200,36 +209,38 @@ class Adder:
         """The first attempt at a film, with those that follow it if it fails; none where nothing is to do."""
         before = self.state.films.get(film.title)
         attempts: list[Attempt] = []
-        left_alone = False
+        failed_before = False
+        stands = False
         for parts in (film.parts, *film.copies):
             attempt = Attempt(film.title, parts, self.hash(parts))
             if before and before.content_key == attempt.content_key:
-                if not before.partial:  # those after it are no better
+                stands = True
+                if not before.partial:  # those after it are smaller
                     break
                 if not self.settings.retry:
                     continue
             failure = self.state.failed.get(attempt.path)
             if failure and failure.content_key == attempt.content_key and not self.settings.retry:
-                left_alone = True
-                self.remembered.append(f"{parts[0].name} ({failure.reason})")
+                failed_before = True
+                self.left_alone.append(f"{parts[0].name} ({failure.reason})")
                 continue
             attempts.append(attempt)
         if not attempts:
-            self.unchanged += not left_alone or before is not None
+            self.unchanged += stands or not failed_before
             return []
-        first, *others = attempts
-        return [replace(first, others=tuple(others))]
+        attempts = [replace(attempt, stands=stands) for attempt in attempts]
+        return [replace(attempts[0], others=tuple(attempts[1:]))]
 
-    # -------------------------------------------------------------------------------------------- stills
+    # ------------------------------------------------------------------------------------------ stills
 
     def add_stills(self, title: str, folder: Path, identifier: Identifier) -> None:
         """Add a film of stills."""
         stills = list_stills(folder)[:: self.settings.every_nth]
         content_key = hash_contents(stills)
         before = self.state.films.get(title)
-        self.place += 1
         if before and before.content_key == content_key:
             self.unchanged += 1
+            self.done += 1
             return
         film = FilmEmbedder(identifier)
         try:
@@ -237,73 +248,70 @@ class Adder:
                 film.add(picture)
             rows = merge_stills(film.rows(), accepted_stills(self.engine, title), identifier)
         except UserError as error:
-            self.fail(f"{title}: {error}")
+            self.end_film(f"{title}: error: {error}", failed=True)
             return
         imdb = next((str(still.imdb) for still in stills if still.imdb), None)
-        counts = {"content_key": content_key, "stills": len(stills), "imdb": imdb}
-        stored = store_film(self.engine, self.state, title, rows, **counts)
-        updated = ", updated" if before else ""
-        self.say(f"{title}: {stored.stored} of {len(stills)} stills stored{updated}")
+        about = {"content_key": content_key, "stills": len(stills), "imdb": imdb}
+        stored = store_film(self.engine, self.state, title, rows, **about)
+        self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{', updated' if before else ''}")
 
-    # -------------------------------------------------------------------------------------------- videos
+    # ------------------------------------------------------------------------------------------ videos
 
     def add_videos(self, attempts: list[Attempt]) -> None:
         """Add films from their video files, side by side."""
         processes = min(self.settings.processes, len(attempts))
-        threads = max(1, self.settings.cores // processes)
-        size = sum(attempt.count_bytes() for attempt in attempts)
-        with FilmBar(len(attempts), size) as self.bar:
-            jobs = [self.start(attempt, threads) for attempt in attempts]
-            take = functools.partial(self.take, threads=threads)
-            run_side_by_side(embed_job, jobs, processes, self.bar, take)
+        self.threads = max(1, self.settings.cores // processes)
+        jobs = [self.start(attempt) for attempt in attempts]
+        with FilmBar(len(jobs), sum(job.size for job in jobs)) as self.bar:
+            run_side_by_side(embed_video, jobs, processes, self.bar, self.take)
         self.bar = None
 
-    bar: FilmBar | None = None  # while videos are added
-
-    def start(self, attempt: Attempt, threads: int) -> Job:
+    def start(self, attempt: Attempt) -> Job:
         """The job of an attempt."""
         accepted = accepted_stills(self.engine, attempt.title)
-        video = VideoJob(attempt.parts, self.settings.sampling, self.settings.model, threads, accepted)
-        return Job((attempt, video), attempt.count_bytes())
+        video = VideoJob(attempt.parts, self.settings.sampling, self.settings.model, self.threads, accepted)
+        return Job(video, about=attempt, size=count_bytes(attempt.parts))
 
-    def take(self, job: Job, result: EmbeddedVideo | UserError, waiting: deque[Job], threads: int) -> None:
-        """Store what a process made of a film, or try the film's next encoding."""
-        attempt: Attempt = job.argument[0]
-        seconds = 0.0 if isinstance(result, UserError) else result.seconds
-        before = self.state.films.get(attempt.title)
-        reason = self.refuse(before, result)
+    def take(self, job: Job, result: EmbeddedVideo | UserError, waiting: deque[Job]) -> None:
+        """Store what a process made of a film, or have the film's next encoding tried."""
+        attempt: Attempt = job.about
+        reason = self.refuse(attempt.title, result)
         if reason:
             self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
             self.engine.commit(self.state)
+            line = f"{attempt.title}: error: {reason}"
         else:
-            self.store(attempt, result, time.monotonic() - job.started)
-        is_whole = not reason and not result.damage
-        goes_on = bool(attempt.others) and not is_whole
-        if goes_on:
-            first, *others = attempt.others
-            waiting.appendleft(self.start(replace(first, others=tuple(others)), threads))
-        self.bar.count(job, seconds, film_done=not goes_on)
-        if reason:
-            self.tell_failure(attempt, reason, goes_on=goes_on)
+            line = self.store(attempt, result, time.monotonic() - job.started)
+        is_last = not attempt.others or not (reason or result.damage)
+        self.bar.count(job, film_done=is_last)
+        if is_last:
+            failed = bool(reason) and attempt.title not in self.stored and not attempt.stands
+            self.end_film(line, failed=failed, error=bool(reason))
+        else:
+            self.say(f"{line}; its next encoding is tried", error=True)
+            waiting.appendleft(self.start(attempt.follow()))
 
-    def refuse(self, before: Film | None, result: EmbeddedVideo | UserError) -> str | None:
-        """Why the index keeps what it has; None where the result is to be stored."""
+    def refuse(self, title: str, result: EmbeddedVideo | UserError) -> str | None:
+        """Why the index keeps what it has of a film; None where the result is to be stored."""
         if isinstance(result, UserError):
             return " ".join(str(result).split())
+        before = self.state.films.get(title)
         if before is None or before.seconds is None:
             return None
-        has = format_clock(before.seconds)
+        has = f"the {format_clock(before.seconds)} that the index has stay"
         if result.damage and (not before.partial or result.seconds <= before.seconds):
-            return f"{result.damage}; the index keeps its {has}"
+            return f"{result.damage}; {has}"
         if not result.damage and result.seconds < SHORTER * before.seconds:
-            gives = format_clock(result.seconds)
-            return f"plays {gives}, and the index keeps its {has}; python index.py remove it first if it is right"
+            return (
+                f"plays only {format_clock(result.seconds)}; {has}; to take it, python index.py remove the film first"
+            )
         return None
 
-    def store(self, attempt: Attempt, result: EmbeddedVideo, took: float) -> None:
-        """Put a film into the index and say so."""
+    def store(self, attempt: Attempt, result: EmbeddedVideo, took: float) -> str:
+        """Put a film into the index; returns what was done, in words. took: seconds."""
         updated = ", updated" if attempt.title in self.state.films else ""
         self.state.failed.pop(attempt.path, None)
+        self.stored.add(attempt.title)
         film = store_film(
             self.engine,
             self.state,
@@ -317,19 +325,51 @@ class Adder:
         rate = result.seconds / max(1e-9, took)
         pace = f"{format_clock(result.seconds)} of film in {took:.0f} s ({rate:.0f}x real time)"
         partial = f"; in part: {result.damage}" if result.damage else ""
-        self.place += not (result.damage and attempt.others)
-        self.say(f"{attempt.title}: {film.stored} of {result.seen} frames stored{updated}, {pace}{partial}")
+        return f"{attempt.title}: {film.stored} of {result.seen} frames stored{updated}, {pace}{partial}"
 
-    def tell_failure(self, attempt: Attempt, reason: str, *, goes_on: bool) -> None:
-        """Say what was wrong with a file; the film failed if the index does not have it from another file of today."""
-        line = f"{attempt.title}: {reason}"
-        if goes_on:
-            self.say(f"{line}; another encoding of it is tried", error=True)
-        else:
-            self.place += 1
-            self.fail(line)
+    # ------------------------------------------------------------------------------------------- lines
 
-    # -------------------------------------------------------------------------------------------- lines
+    def end_film(self, line: str, *, failed: bool = False, error: bool = False) -> None:
+        """Count a film that is done and say what came of it."""
+        self.done += 1
+        self.failed += failed
+        self.say(f"[{self.done}/{self.films}] {line}", error=failed or error)
 
     def say(self, text: str, *, error: bool = False) -> None:
-        pass
+        """A line for the user."""
+        if self.bar:
+            self.bar.say(text, error=error)
+        else:
+            print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+    def sum_up(self) -> None:
+        """Lines on the films that nothing was done for."""
+        if self.unchanged:
+            self.say(f"{count_films(self.unchanged)} unchanged")
+        if self.left_alone:
+            listed = list_some(self.left_alone)
+            text = "failed before and are not tried again until they change (--retry)"
+            self.say(f"{len(self.left_alone)} files {text}: {listed}", error=True)
+        if self.other_titles:
+            listed = list_some([f"{before} (now called {title})" for title, before in self.other_titles])
+            text = "stand in the index under other titles, which index.py rename or --titles changes"
+            self.say(f"{count_films(len(self.other_titles))} {text}: {listed}")
+
+
+def count_bytes(parts: tuple[Path, ...]) -> int:
+    """Size of files; 0 where they are gone."""
+    try:
+        return sum(part.stat().st_size for part in parts)
+    except OSError:
+        return 0
+
+
+def count_films(count: int) -> str:
+    """In words."""
+    return f"{count} film{'s' if count > 1 else ''}"
+
+
+def list_some(texts: list[str], most: int = 3) -> str:
+    """The first of them, in a line."""
+    more = f"; and {len(texts) - most} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + more

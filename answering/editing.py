@@ -110,13 +110,18 @@ def find_title(engine: Folder | Milvus, state: State, typed: str) -> str:
 
 
 def rename_film(engine: Folder | Milvus, state: State, old: str, new: str) -> None:
-    """Give a film of the index a new title. Raises UserError for one that another film has, or for an empty one."""
+    """Give a film of the index a new title, also for what is added later.
+
+    Raises UserError for a title that another film has, or for an empty one.
+    """
     if not new:
         raise UserError("the new title is empty; write it as: Title (Year)", 2)
     if new in state.films:
         raise UserError(f"{new}: {engine} has a film of this title already; remove or rename that one first", 2)
     film = replace(state.films[old], year=split_title(new)[1])
     state.films = {new if title == old else title: film if title == old else its for title, its in state.films.items()}
+    given = {meant: new if its == old else its for meant, its in state.renamed.items()} | {old: new}
+    state.renamed = {meant: its for meant, its in given.items() if meant != its}
     if engine.user_stills:
         engine.user_stills.rename(old, new)
 

@@ -235,6 +235,8 @@ def sort_entry(entry: os.DirEntry, folder: Folder, shelf: Shelf, images: list[Pa
         images.append(Path(entry.path))
     elif is_image(entry.name):
         folder.images += 1
+    elif entry.name == "frames.jsonl":  # tells of the images beside it
+        pass
     else:
         shelf.passed_over["other files"] += 1
 

@@ -1,4 +1,4 @@
-"""Work on many files side by side, each in a process of its own: one that crashes or hangs costs that file and no other.
+"""Work on many files side by side, each in a process of its own: one that crashes or hangs costs that file alone.
 
 Decoders are C that reads what others wrote. The parent decodes nothing; it hears how far each process is, kills one
 that stands still, and alone writes what is kept.
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -23,7 +23,7 @@ from answering.console import UserError
 
 STALLED = 300.0  # seconds without progress, after which a process is killed
 TICK = 0.2  # seconds between two looks at the processes
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # these end the whole run: the next file would meet them too
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # these end the whole run: the next file would meet them too
 
 
 @dataclass
@@ -31,10 +31,13 @@ class Job:
     """What a process is to do, and how far it is."""
 
     argument: object  # for the function that does it; can be pickled
+    about: object = None  # what the parent knows of it
     size: int = 0  # bytes, for the share that is done
     seconds: float = 0.0  # of film, done
     duration: float = 0.0  # seconds of film, 0.0 where it is not known
-    changed: float = field(default_factory=time.monotonic)  # when seconds last changed
+    started: float = 0.0  # time.monotonic() when its process began with it, as far as was heard
+    heard: float = -1.0  # what its process last said of the seconds, -1 before it began
+    changed: float = 0.0  # when it said something else than before
     slot: int = 0  # where its process writes how far it is
 
 
@@ -110,20 +113,24 @@ class SideBySide:
         while self.waiting and len(self.running) < self.processes:
             job = self.waiting.popleft()
             job.slot = min(set(range(self.processes)) - {other.slot for other in self.running.values()})
-            job.changed = time.monotonic()
-            numbers[2 * job.slot] = 0.0
+            job.started = job.changed = time.monotonic()
+            numbers[2 * job.slot] = -1.0
             numbers[2 * job.slot + 1] = 0.0
             self.running[pool.schedule(do_job, (self.work, job.argument, job.slot))] = job
 
     def look(self, numbers) -> None:
         """How far each job is; one that stands still is killed."""
         for future, job in self.running.items():
-            seconds = numbers[2 * job.slot]
-            job.duration = numbers[2 * job.slot + 1]
-            if seconds != job.seconds:
-                job.seconds = seconds
-                job.changed = time.monotonic()
-            elif time.monotonic() - job.changed > STALLED:
+            heard = numbers[2 * job.slot]
+            now = time.monotonic()
+            if heard != job.heard:
+                if job.heard < 0:
+                    job.started = now
+                job.heard = heard
+                job.seconds = max(0.0, heard)
+                job.duration = numbers[2 * job.slot + 1]
+                job.changed = now
+            elif now - job.changed > STALLED:
                 future.cancel()
 
     def result_of(self, future):
@@ -165,25 +172,25 @@ class FilmBar:
     """A progress bar by films and seconds of film, on a terminal; elsewhere only the lines that say() prints."""
 
     def __init__(self, films: int, size: int):
-        """size: bytes of all files, since how long they play is known only when they are opened."""
-        from tqdm import tqdm
-
+        """size: bytes of all files; how long they play is known only when they are opened."""
         self.films = films
         self.films_done = 0
         self.bytes_done = 0
         self.seconds_done = 0.0
         self.start = time.perf_counter()
-        layout = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
-        self.bar = tqdm(total=max(1, size), disable=None, bar_format=layout, smoothing=0, leave=False)
+        self.bar = open_bar(max(1, size))
 
     def __enter__(self) -> "FilmBar":
         return self
 
     def __exit__(self, *_) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def watch(self, running: list[Job]) -> None:
         """Show how far all are, with those under way."""
+        if self.bar is None:
+            return
         size = self.bytes_done
         seconds = self.seconds_done
         for job in running:
@@ -195,19 +202,31 @@ class FilmBar:
         films = f"{self.films_done}/{self.films} films"
         self.bar.set_description_str(f"{films}, {format_clock(seconds)} of film, {rate:.0f}x real time")
 
-    def count(self, job: Job, seconds: float, *, film_done: bool) -> None:
-        """Note a job that has ended, and how many seconds of film it read."""
+    def count(self, job: Job, *, film_done: bool) -> None:
+        """Note a job that has ended."""
         self.bytes_done += job.size
-        self.seconds_done += seconds
+        self.seconds_done += job.seconds
         self.films_done += film_done
 
     def say(self, text: str, *, error: bool = False) -> None:
-        """A line beside the bar."""
-        from tqdm import tqdm
-
+        """A line above the bar."""
         stream = sys.stderr if error else sys.stdout
-        tqdm.write(text, file=stream)
-        stream.flush()
+        if self.bar is None:
+            print(text, file=stream, flush=True)
+        else:
+            self.bar.write(text, file=stream)
+
+
+def open_bar(size: int):
+    """A tqdm bar; None where stderr is no terminal, or tqdm is not installed."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    layout = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
+    return tqdm(total=size, bar_format=layout, smoothing=0, leave=False)
 
 
 def run_side_by_side(work: Callable, jobs: list[Job], processes: int, bar: FilmBar, take: Callable) -> None:
