@@ -15,7 +15,7 @@ from answering.editing import accepted_stills, hash_contents, merge_stills, rena
 from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
 from answering.model import Identifier
 from answering.shelf import ShelfFilm
-from answering.side_by_side import FilmBar, Job, format_clock, run_side_by_side
+from answering.side_by_side import FilmBar, Job, count_bytes, format_clock, run_side_by_side
 from answering.state import Failure, State
 from answering.stills import Still, list_stills
 from answering.store import Folder, Milvus
@@ -354,14 +354,6 @@ class Adder:
             listed = list_some([f"{before} (now called {title})" for title, before in self.other_titles])
             text = "stand in the index under other titles, which index.py rename or --titles changes"
             self.say(f"{count_films(len(self.other_titles))} {text}: {listed}")
-
-
-def count_bytes(parts: tuple[Path, ...]) -> int:
-    """Size of files; 0 where they are gone."""
-    try:
-        return sum(part.stat().st_size for part in parts)
-    except OSError:
-        return 0
 
 
 def count_films(count: int) -> str:

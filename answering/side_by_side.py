@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -23,7 +24,12 @@ from answering.console import UserError
 
 STALLED = 300.0  # seconds without progress, after which a process is killed
 TICK = 0.2  # seconds between two looks at the processes
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # these end the whole run: the next file would meet them too
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+}  # these end the whole run: the next file would meet them too
 
 
 @dataclass
@@ -157,6 +163,14 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def count_bytes(parts: tuple[Path, ...]) -> int:
+    """Size of files; 0 where they are gone."""
+    try:
+        return sum(part.stat().st_size for part in parts)
+    except OSError:
+        return 0
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
