@@ -57,8 +57,10 @@ def folder_name(title: str) -> str:
 # ---------------------------------------------------------------------------------- names of video files
 
 YEAR = r"(?:18[89]\d|19\d\d|20[0-4]\d)"
-BRACKETED_YEAR = re.compile(rf"[(\[{{]\s*({YEAR})\s*[)\]}}]")
-BARE_YEAR = re.compile(rf"(?<![^\s._-])({YEAR})(?![^\s._,-])")
+BRACKETED_YEAR = re.compile(  # (1999), and (Some Director, 1999) or [1999, country, genre]
+    rf"(?:\([^()]*\)\s*)?\[({YEAR}),[^\]]*\]|[(\[{{](?:[^()\[\]]*,)?\s*({YEAR})\s*[)\]}}]"
+)
+BARE_YEAR = re.compile(rf"(?<![^\s._-])({YEAR})г?(?![^\s._,-])")
 YEAR_FIRST = re.compile(rf"({YEAR})(?:\s*[-–]\s+|_{{2,}})(?=\S)")
 SXXEYY = re.compile(
     r"(?i)(?<![^\W_])s(\d{1,4})[\s._-]*e(?:p[\s._]?)?(\d{1,4})(?:(?:[\s._]*-?[\s._]*e|-)(\d{1,4})(?!\w))?"
@@ -74,7 +76,7 @@ SEASON_FOLDER = re.compile(r"(?i)^(?:season|series|staffel|saison|temporada|stag
 EPISODE_IN_SEASON = re.compile(r"(?i)^(?:.*?\b)?(?:episode|ep|e|folge|серия)?[\s._#-]*(\d{1,4})(?!\d)")
 SITE = r"(?:www\.[\w.-]+|[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|info|ws|to|tv|mx|me|cc|io|site|xyz))"
 FRAME_BEFORE = re.compile(
-    rf"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({{]?\s*{SITE}\s*[)}}]?\s*[-–_]+\s*|(?:0\d[.)]?\s*-|0\d[.)])\s+)"
+    rf"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({{]?\s*{SITE}\s*[)}}]?\s*[-–_]+\s*|\d{{1,2}}[.)]\s+|0[1-9](?:\s*-\s+|_+|[.](?=\D)))"
 )
 SITE_AFTER = re.compile(rf"(?i)(?<=\S)\s*[-–\[(]\s*{SITE}\s*[)\]]?$")
 COPY_MARK = re.compile(r"(?i)(?<=\S)(?: - (?:copy|kopie|copie|copia|копия)(?: ?\(\d+\))?| \(\d\)| copy(?: \d)?)$")
@@ -169,6 +171,11 @@ def spell_out(text: str) -> str:
     return stripped + "." * bool(re.search(r"(?:\b\w\.){2,}\s*$", text))
 
 
+def first_number(found: re.Match) -> int:
+    """The number that a pattern has found, in whichever of its groups."""
+    return int(next(group for group in found.groups() if group))
+
+
 def without_frame(text: str) -> str:
     """The name without what sites, groups and systems put before and after it: [Group], www.site.com -, 01 -, (1)."""
     text = COPY_MARK.sub("", SITE_AFTER.sub("", text))
@@ -206,12 +213,12 @@ def read_name(name: str) -> VideoName:
     rest = text
     if (year := BRACKETED_YEAR.search(text)) and text[: year.start()].strip(" ._-"):
         title, rest = text[: year.start()], text[year.end() :]
-        found = VideoName(drop_notes(title), int(year[1]))
+        found = VideoName(drop_notes(title), first_number(year))
     elif year and not text[: year.start()].strip(" ._-"):  # (1999) The Matrix
-        found = replace(read_name(text[year.end() :]), year=int(year[1]))
+        found = replace(read_name(text[year.end() :]), year=first_number(year))
     elif year := YEAR_FIRST.match(text):  # 1999 - The Matrix
         found = read_name(text[year.end() :])
-        found = replace(found, year=found.year or int(year[1]))
+        found = replace(found, year=found.year or first_number(year))
     else:
         found, rest = read_scene_name(text)
     piece = PIECE.search(rest) or (found.year and PIECE_AFTER_YEAR.search(rest))
@@ -272,7 +279,7 @@ def read_scene_name(text: str) -> tuple[VideoName, str]:
         stop = min((start for start, _ in tags if start >= before[0].end()), default=end)
         year = [found for found in before if found.start() < stop or found is before[0]][-1]
         end = drop_capitals(text, tags, year.start())
-        return VideoName(drop_notes(text[:end]), int(year[1])), text[end : year.start()] + text[year.end() :]
+        return VideoName(drop_notes(text[:end]), first_number(year)), text[end : year.start()] + text[year.end() :]
     for start, stop in reversed(tags):
         if start > 0 and stop <= end < len(text) and not re.search(r"\w", text[stop:end]):
             end = start
@@ -281,7 +288,7 @@ def read_scene_name(text: str) -> tuple[VideoName, str]:
 
 
 def drop_capitals(text: str, tags: list[tuple[int, int]], end: int) -> int:
-    """Where the title of a text[:end] ends that tags in capitals follow, such as GERMAN; 3D is of the title more often."""
+    """Where the title of a text[:end] ends that tags in capitals follow, such as GERMAN; 3D is mostly the title's."""
     for start, stop in reversed(tags):
         tag = text[start:stop].strip(" ._-")
         beside = start > 0 and stop <= end and not re.search(r"\w", text[stop:end])
@@ -316,9 +323,9 @@ def name_video(path: str | PurePath, above: str = "", *, alone: bool = False) ->
         own = VideoName("", episode=f"S{season:02}E{int(found[1]):02}")
     if not own.episode and (found := ANIME_EPISODE.match(tidy(path.stem))):
         show = tidy(path.stem)[: found.start(1)].rstrip(" -")
-        if numbered := re.search(r" S(\d{1,2})$", show):
+        if numbered := re.search(r" (?:S(\d{1,2})|(\d)(?:st|nd|rd|th) Season|Season (\d{1,2}))$", show):
             show = show[: numbered.start()]
-            season = int(numbered[1])
+            season = first_number(numbered)
         own = replace(read_name(show), episode=f"S{season or 1:02}E{int(found[1]):02}")
     if not named:
         return own if own.title else replace(own, title=tidy(path.stem))
@@ -331,7 +338,7 @@ def merge_names(own: VideoName, folder: VideoName, *, alone: bool) -> VideoName:
     takes_folder = own.is_generic or not own.title
     if own.year is None and not takes_folder:
         related = its[: len(mine)] == mine
-        takes_folder = related and (folder.year is not None or own.episode != "")
+        takes_folder = related and (folder.year is not None or (own.episode != "" and len(its) > len(mine)))
         takes_folder |= alone and folder.year is not None and not own.episode
     if not takes_folder:
         return own
