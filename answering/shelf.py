@@ -1,22 +1,31 @@
-"""What films a set of files and folders are: copies, pieces and discs put together, extras and junk passed over."""
+"""The films that files and folders are: copies, pieces and discs put together, extras and junk passed over."""
 
 import csv
 import os
 import re
 import stat
-import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from answering.console import UserError
+from answering.discs import ASIDE, DISC_FOLDERS, Disc, disc_place, find_bluray, find_dvd, is_vob
 from answering.stills import find_films, is_image, natural_key
-from answering.titles import VideoName, name_video, normalise_title, read_name, split_title, tidy
+from answering.titles import (
+    SEASON_FOLDER,
+    VideoName,
+    folder_name,
+    name_video,
+    normalise_title,
+    read_name,
+    split_title,
+    tidy,
+)
 from answering.video import VIDEO_SUFFIXES, read_duration
 
 JUNK_FOLDERS = frozenset(
-    [
+    {
         "__macosx",
         "@eadir",
         "#recycle",
@@ -26,7 +35,7 @@ JUNK_FOLDERS = frozenset(
         "lost+found",
         "#snapshot",
         "system volume information",
-    ]
+    }
 )
 INCOMPLETE = frozenset([".part", ".crdownload", ".!qb", ".!ut", ".!bt", ".bc!", ".partial", ".download", ".aria2"])
 DISC_IMAGES = frozenset([".iso", ".img", ".nrg", ".mdf"])
@@ -36,21 +45,22 @@ EXTRAS_FOLDER = re.compile(
     r"|bonus([ ._-]?(features?|disc|material|content))?|special[ ._-]?features|backdrops|theme-(music|videos)"
     r"|making[ ._-]?of|proof|extrafanart|extrathumbs"
 )
-EXTRAS_FOLDER_OF_FILM = re.compile(r"(?i)scenes?|shorts?|others?|clips?|teasers?|interview|specials?")  # else a genre
+EXTRAS_FOLDER_OF_FILM = re.compile(r"(?i)scenes?|shorts?|others?|clips?|teasers?|interview")  # else it may be a genre
 EXTRA = re.compile(
-    r"(?i)(^|[-_(\[]\s?)((official[ ._-]|theatrical[ ._-])?(trailer|teaser)|sample|behind[ ._-]?the[ ._-]?scenes"
-    r"|deleted([ ._-]?scenes?)?|featurette|interview|making[ ._-]?of)[ ._-]?\d*[)\]]?$"
-    r"|^sample[-_]|^(rarbg(\.com)?|etrg)$"
+    r"(?i)(^|[-_(\[]\s?)((official|theatrical)[ ._-])?(trailer|teaser|sample)[ ._-]?\d*[)\]]?$"
+    r"|(^|(?<=\S)\s?-\s?)(behind[ ._-]?the[ ._-]?scenes|deleted([ ._-]?scenes?)?|featurettes?|making[ ._-]?of)[ ._-]?\d*$"
+    r"|(?<=[^\s-])-(interview|deletedscene)\d*$|^sample[-_]|^(rarbg(\.com)?|etrg)$"
 )
-EXTRA_OF_FILM = re.compile(
-    r"(?i)[-.](scene|short|other|clip|extra|theme|teaser)\d*$"
-    r"|[ .](trailer|sample|featurette|deleted[ .]scenes?)[ .]?\d*$"
+EXTRA_OF_FILM = re.compile(  # where a film lies beside it
+    r"(?i)(?<=[^\s-])-(scene|short|other|clip|extra|theme)\d*$|^(the )?making of |^deleted scene"
+    r"|[ .](trailer|teaser|sample|featurette|deleted[ .]scenes?)[ .]?\d*$"
+)
+PICTURES_FOLDER = re.compile(
+    r"(?i)posters?|covers?|fan-?art|art(work)?|images?|pictures|screens(hots)?|thumbs?|metadata"
 )
 SAME_DURATION = 0.02  # of the longer; two copies of a film differ by no more
-MAX_FOLDERS = 1_000_000
-MAX_PLAYLISTS = 2_000
-MAX_PLAYLIST_BYTES = 1_000_000
-MAX_DISC_SECONDS = 24 * 3600
+MAX_NAMED = 5  # files in a note
+MAX_LIST_BYTES = 10_000_000  # of the user's list of titles
 
 
 @dataclass(frozen=True)
@@ -74,15 +84,14 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Item:
-    """A video that may be a film: a file, the pieces of one, or a disc."""
+    """What may be a film: a file, the pieces of one, or a disc."""
 
     parts: tuple[Path, ...]
     name: VideoName
-    size: int = 0  # bytes of all parts
-    place: Path = Path()  # the folder that it lies in; of a disc, the folder that the disc is
-    number: int | None = None  # as CD or disc
+    size: int  # bytes of all parts
+    place: Path  # the folder that it lies in, or that the disc is
+    label: str = ""  # its own name, where the title is its folder's
     is_extra: bool = False
-    is_overruled: bool = False  # the user's list named it
 
 
 def find_shelf(
@@ -92,42 +101,63 @@ def find_shelf(
     titles: Path | None = None,
     with_extras: bool = False,
     with_stills: bool = False,
+    known: Mapping[str, str] | None = None,
 ) -> Shelf:
     """The films of video files and folders of them, and with_stills of folders of stills as well.
 
     title: of the only film that the sources hold. titles: a csv file of file, title, which overrules what names say.
-    with_extras: trailers, samples, deleted scenes and the like are films too. Raises UserError where nothing is found.
+    with_extras: trailers, samples, deleted scenes and the like are films too. known: {absolute path of a film's first
+    part: title} of an earlier run, so that a film keeps its title when another of that title comes.
+    Raises UserError where a source is missing or no film is found.
     """
     shelf = Shelf()
     items: list[Item] = []
-    for source in sources:
-        found = scan_source(Path(source), shelf, with_extras=with_extras)
-        items += found.items
-        if with_stills:
-            add_stills(Path(source), found, shelf, title)
+    for source in map(Path, sources):
+        folders = list(walk(source, shelf)) if is_folder(source) else []
+        found = [item for folder in folders for item in items_of_folder(folder, shelf)]
+        items += found if folders else [item_of_file(source)]
+        if with_stills and folders:
+            add_stills(source, folders, shelf, title)
     items = drop_links(items, shelf)
-    if titles is not None:
-        items = overrule(items, read_titles(titles), sources, shelf)
+    wanted = match_titles(items, read_titles(titles), sources, shelf) if titles else {}
+    items = keep_films(items, wanted, shelf, with_extras=with_extras)
     if title is not None:
-        items = [replace(item, name=given_name(title)) for item in items]
-    items = join_pieces(items, shelf)
-    add_films(items, shelf)
+        items = [replace(item, name=given_name(title, item.name.piece)) for item in items]
+    add_films(join_pieces(items, shelf), shelf, known or {})
     if title is not None and len(shelf.films) > 1:
-        raise UserError(f"--title names one film, and these are {len(shelf.films)}", 2)
+        names = ", ".join(film.parts[0].name if film.parts else str(film.stills) for film in shelf.films[:MAX_NAMED])
+        raise UserError(f"--title names one film, and these are {len(shelf.films)}: {names}", 2)
     if not shelf.films:
-        raise UserError(nothing_found(sources, shelf), 2)
-    shelf.films.sort(key=lambda film: natural_key(film.title))
+        raise UserError(nothing_found(sources, shelf, with_stills=with_stills), 2)
+    shelf.films = without_doubles(sorted(shelf.films, key=lambda film: natural_key(film.title)), shelf)
     return shelf
 
 
-def nothing_found(sources: list[Path], shelf: Shelf) -> str:
+def nothing_found(sources: list[Path], shelf: Shelf, *, with_stills: bool) -> str:
     """Why there is no film, in a line."""
-    where = ", ".join(map(str, sources[:3]))
-    passed = "; ".join(f"{count} {kind}" for kind, count in shelf.passed_over.most_common())
-    if shelf.notes:
-        passed = "; ".join([passed, *shelf.notes[:3]]).strip("; ")
     kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in VIDEO_SUFFIXES))
-    return f"{where}: no video file nor a folder of them ({kinds})" + (f"; passed over: {passed}" if passed else "")
+    text = f"{', '.join(map(str, sources[:MAX_NAMED]))}: no video file ({kinds})"
+    if with_stills:
+        text += " and no folder of stills"
+    passed = [f"{count} {kind}" for kind, count in shelf.passed_over.most_common()] + shelf.notes[:MAX_NAMED]
+    if passed:
+        text += f"; passed over: {'; '.join(passed)}"
+    if shelf.passed_over["extras"]:
+        text += "; --with-extras takes them"
+    return text
+
+
+def keep_films(items: list[Item], wanted: dict[Item, str], shelf: Shelf, *, with_extras: bool) -> list[Item]:
+    """The items that are films, by the titles that the user's list gives them; extras only if they are wanted."""
+    kept = []
+    for item in items:
+        if item in wanted:
+            kept.append(replace(item, name=given_name(wanted[item], item.name.piece), label=""))
+        elif with_extras or not item.is_extra:
+            kept.append(item)
+        else:
+            shelf.passed_over["extras"] += 1
+    return kept
 
 
 # ------------------------------------------------------------------------------------------ walk folders
@@ -138,50 +168,43 @@ class Folder:
     """A folder of a source, with what it holds directly."""
 
     path: Path
-    below: tuple[str, ...]  # names from the source down to it
+    names: tuple[str, ...]  # of it and the folders above it up to the source and its own folders, the nearest first
+    below: int = 0  # how many of names lie below the source
     in_extras: bool = False
     through_link: bool = False
-    videos: list[os.DirEntry] = field(default_factory=list)
+    videos: dict[Path, int] = field(default_factory=dict)  # {path: bytes}
     folders: list[os.DirEntry] = field(default_factory=list)
     images: int = 0
 
 
-@dataclass
-class Found:
-    """What a source holds."""
-
-    items: list[Item] = field(default_factory=list)
-    folders: list[Folder] = field(default_factory=list)
-
-
-def scan_source(source: Path, shelf: Shelf, *, with_extras: bool) -> Found:
-    """The videos of a file or folder. Raises UserError where it is missing."""
-    found = Found()
+def is_folder(source: Path) -> bool:
+    """Whether a source is a folder, and not a file. Raises UserError for what is neither, or not there."""
     try:
         mode = source.stat().st_mode
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror or error}", 2) from None
-    except ValueError:
-        raise UserError(f"{source!r}: not a path", 2) from None
-    if stat.S_ISDIR(mode):
-        for folder in walk(source, shelf):
-            found.folders.append(folder)
-            found.items += items_of_folder(source, folder, shelf, with_extras=with_extras)
-    elif not stat.S_ISREG(mode):
-        raise UserError(f"{source}: not a file; give a video file or a folder", 2)
-    elif source.suffix.lower() in DISC_IMAGES:
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: {getattr(error, 'strerror', None) or error}", 2) from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise UserError(f"{source}: neither a file nor a folder", 2)
+    if stat.S_ISREG(mode) and source.suffix.lower() in DISC_IMAGES:
         raise UserError(disc_image_line([source]), 2)
-    else:
-        above = source.absolute().parent.name
-        name = name_video(source.name, above)
-        found.items.append(Item((source,), name, source.stat().st_size, source.parent, name.piece))
-    return found
+    return stat.S_ISDIR(mode)
+
+
+def names_above(folder: Path) -> tuple[str, ...]:
+    """Names of a folder and of those above it, the nearest first, up to the first that says something."""
+    names = []
+    start = Path(os.path.abspath(folder))  # "." has no name
+    for path in (start, *start.parents):
+        names.append(path.name)
+        if not SEASON_FOLDER.fullmatch(tidy(path.name)) and not read_name(path.name).is_generic:
+            break
+    return tuple(filter(None, names))
 
 
 def walk(source: Path, shelf: Shelf) -> Iterator[Folder]:
-    """Each folder of a source in natural order; a linked one once, and no folder that systems keep for themselves."""
+    """Each folder of a source in natural order; a linked one once, and none that systems keep for themselves."""
     seen: set[tuple[int, int, bool]] = set()
-    waiting = [Folder(source, ())]
+    waiting = [Folder(source, names_above(source))]
     images: list[Path] = []
     while waiting:
         folder = waiting.pop()
@@ -189,46 +212,55 @@ def walk(source: Path, shelf: Shelf) -> Iterator[Folder]:
             status = os.stat(folder.path)
             mark = (status.st_dev, status.st_ino, folder.through_link)
             if mark in seen:
-                shelf.passed_over["linked folders that were seen before"] += 1
+                shelf.passed_over["links to folders that were seen before"] += 1
                 continue
             seen.add(mark)
-            entries = sorted(os.scandir(folder.path), key=lambda entry: natural_key(entry.name))
+            with os.scandir(folder.path) as entries:
+                ordered = sorted(entries, key=lambda entry: natural_key(entry.name))
         except OSError as error:
             shelf.notes.append(f"{folder.path}: passed over: {error.strerror or error}")
             continue
-        for entry in entries:
+        for entry in ordered:
             sort_entry(entry, folder, shelf, images)
         yield folder
-        for entry in reversed(folder.folders):
-            below = (*folder.below, entry.name)
-            extras = folder.in_extras or is_extras_folder(entry.name, folder)
-            through_link = folder.through_link or entry.is_symlink()
-            waiting.append(Folder(Path(entry.path), below, extras, through_link))
+        waiting += [folder_in(entry, folder) for entry in reversed(folder.folders)]
     if images:
         shelf.notes.append(disc_image_line(images))
-        shelf.passed_over["disc images"] += len(images)
+        shelf.passed_over["images of discs"] += len(images)
+
+
+def folder_in(entry: os.DirEntry, folder: Folder) -> Folder:
+    """A folder that lies in another."""
+    name = tidy(entry.name)
+    extras = EXTRAS_FOLDER.fullmatch(name) or (folder.videos and EXTRAS_FOLDER_OF_FILM.fullmatch(name))
+    return Folder(
+        path=Path(entry.path),
+        names=(entry.name, *folder.names),
+        below=folder.below + 1,
+        in_extras=folder.in_extras or bool(extras),
+        through_link=folder.through_link or entry.is_symlink(),
+    )
 
 
 def sort_entry(entry: os.DirEntry, folder: Folder, shelf: Shelf, images: list[Path]) -> None:
     """Note an entry of a folder as a folder, video or image of it, or count it as passed over."""
-    suffix = os.path.splitext(entry.name)[1].lower()
     if re.match(r"\.(?!\.)", entry.name) or entry.name.lower() in JUNK_FOLDERS:  # "...And Justice for All" is no junk
         return
+    suffix = os.path.splitext(entry.name)[1].lower()
     try:
         if entry.is_dir():
             folder.folders.append(entry)
             return
-        if not entry.is_file():
-            shelf.passed_over["broken links" if entry.is_symlink() else "pipes, sockets and devices"] += 1
-            return
-        if suffix in VIDEO_SUFFIXES and entry.stat().st_size == 0:
-            shelf.passed_over["empty files"] += 1
-            return
-    except OSError:
-        shelf.passed_over["broken links" if entry.is_symlink() else "files that can't be read"] += 1
+        status = entry.stat()
+    except OSError:  # a link in a circle, or to nothing
+        shelf.passed_over["broken links"] += 1
         return
-    if suffix in VIDEO_SUFFIXES:
-        folder.videos.append(entry)
+    if not stat.S_ISREG(status.st_mode):
+        shelf.passed_over["pipes, sockets and devices"] += 1
+    elif suffix in VIDEO_SUFFIXES and status.st_size == 0:
+        shelf.passed_over["empty files"] += 1
+    elif suffix in VIDEO_SUFFIXES:
+        folder.videos[Path(entry.path)] = status.st_size
     elif suffix in INCOMPLETE:
         shelf.passed_over["incomplete downloads"] += 1
     elif suffix in DISC_IMAGES:
@@ -247,150 +279,84 @@ def disc_image_line(images: list[Path]) -> str:
     return f"{images[0]}{more}: an image of a disc can't be read; mount or unpack it and give the folder that is in it"
 
 
-def is_extras_folder(name: str, folder: Folder) -> bool:
-    """Whether a folder in another holds trailers and the like, by its name."""
-    name = tidy(name)
-    return bool(EXTRAS_FOLDER.fullmatch(name) or (folder.videos and EXTRAS_FOLDER_OF_FILM.fullmatch(name)))
+# --------------------------------------------------------------------------------------- files and discs
+
+
+def items_of_folder(folder: Folder, shelf: Shelf) -> list[Item]:
+    """The items that lie in a folder directly: a disc, or files."""
+    files = folder.videos
+    here = folder.path.name.lower()
+    if here in ASIDE and any(name.lower() == "bdmv" for name in folder.names[1:]):
+        return []
+    items = []
+    vobs = {path: size for path, size in files.items() if is_vob(path.name)}
+    streams = {path: size for path, size in files.items() if path.suffix.lower() == ".m2ts" and here == "stream"}
+    for disc in (find_dvd(vobs), find_bluray(folder.path, streams) if streams else None):
+        if disc is not None:
+            items.append(item_of_disc(disc, folder, files, shelf))
+    plain = {path: size for path, size in files.items() if path not in vobs and path not in streams}
+    films = [path for path in plain if not is_extra(path.stem, has_film=False)]
+    has_film = len(films) > 1
+    films = [path for path in films if not is_extra(path.stem, has_film=has_film)]
+    alone = len({normalise_title(read_name(path.stem).title) for path in films}) == 1
+    for path, size in plain.items():
+        extra = folder.in_extras or is_extra(path.stem, has_film=has_film)
+        items.append(item_of_video(path, size, folder, alone=alone and folder.below > 0, is_extra=extra))
+    return items
 
 
 def is_extra(stem: str, *, has_film: bool) -> bool:
     """Whether a file is a trailer, a sample or the like, by its name. has_film: others lie beside it."""
-    if re.match(r".+[(\[]\d{4}[)\]]$", stem):
+    if read_name(stem).title and re.search(r"[(\[]\d{4}[)\]]$", stem):  # a film that is called Sample (2019)
         return False
     text = tidy(stem)
     return bool(EXTRA.search(text) or (has_film and EXTRA_OF_FILM.search(text)))
 
 
-# --------------------------------------------------------------------------------------- files and discs
+def item_of_video(path: Path, size: int, folder: Folder, *, alone: bool, is_extra: bool) -> Item:
+    """The item of a file in a folder."""
+    own = read_name(path.stem)
+    name = name_video(path.name, folder.names, alone=alone and not is_extra)
+    label = tidy(path.stem) if own.is_generic and name.title != own.title and not own.piece else ""
+    if is_extra:  # a title of its own, that of its film before it
+        film = name_video("main.mkv", folder.names if not folder.in_extras else folder.names[1:])
+        mark = own.title if own.title and normalise_title(own.title) != normalise_title(film.title) else tidy(path.stem)
+        name = own if film.is_generic or not folder.below else replace(film, title=f"{film.title}, {mark}", piece=None)
+        name = replace(name, title=name.title or tidy(path.stem))
+    return Item((path,), name, size, path.parent, label, is_extra)
 
 
-def items_of_folder(source: Path, folder: Folder, shelf: Shelf, *, with_extras: bool) -> list[Item]:
-    """The items that lie in a folder directly: a disc, or files."""
-    above = source.absolute().name
-    last = (folder.below[-1] if folder.below else above).lower()
-    dvd = [entry for entry in folder.videos if re.fullmatch(r"(?i)vts_\d\d_\d\.vob|video_ts\.vob", entry.name)]
-    items = []
-    if dvd:
-        items = items_of_dvd(folder, dvd, above, shelf)
-        folder_videos = [entry for entry in folder.videos if entry not in dvd]
-    elif last == "stream" and any(entry.name.lower().endswith(".m2ts") for entry in folder.videos):
-        items = items_of_bluray(folder, above, shelf)
-        folder_videos = []
-    elif last in ("backup", "playlist", "clipinf", "bdjo", "jar", "auxdata"):
-        folder_videos = []
-    else:
-        folder_videos = folder.videos
-    plain = [entry for entry in folder_videos if not is_extra(os.path.splitext(entry.name)[0], has_film=False)]
-    for entry in folder_videos:
-        stem = os.path.splitext(entry.name)[0]
-        extra = folder.in_extras or is_extra(stem, has_film=len(plain) > 1)
-        name = name_video(Path(*folder.below, entry.name), above, alone=len(plain) == 1 and bool(folder.below))
-        if extra and with_extras:
-            name = replace(name, title=f"{name.title}, {read_name(stem).title}") if name.is_generic else name
-        item = Item((Path(entry.path),), name, entry.stat().st_size, folder.path, name.piece, extra)
-        items.append(item)
-    if not with_extras:
-        shelf.passed_over["extras, trailers and samples"] += sum(item.is_extra for item in items)
-        items = [item for item in items if not item.is_extra]
-    return items
+def item_of_file(path: Path) -> Item:
+    """The item of a file that was given itself."""
+    name = name_video(path.name, names_above(path.parent))
+    return Item((path,), name, path.stat().st_size, path.parent)
 
 
-def disc_name(folder: Folder, above: str) -> VideoName:
-    """The name of a disc, by the folders above it."""
-    return name_video(Path(*folder.below, "main"), above)
+def item_of_disc(disc: Disc, folder: Folder, sizes: dict[Path, int], shelf: Shelf) -> Item:
+    """The item of a disc, named by the folders above it."""
+    shelf.notes += disc.notes
+    if disc.shorter:
+        shelf.passed_over["shorter titles of discs"] += disc.shorter
+    names = [name for name in folder.names if name.lower() not in DISC_FOLDERS]
+    name = name_video("main.m2ts", names)
+    if name.is_generic:
+        name = read_name(names[0] if names else "disc")
+    size = sum(sizes[part] for part in disc.parts)
+    return Item(disc.parts, name, size, disc_place(folder.path), is_extra=folder.in_extras)
 
 
-def items_of_dvd(folder: Folder, files: list[os.DirEntry], above: str, shelf: Shelf) -> list[Item]:
-    """The title set with most bytes of a DVD's folder; its menus (VTS_01_0.VOB) are no film."""
-    sets: dict[str, list[os.DirEntry]] = {}
-    for entry in files:
-        found = re.fullmatch(r"(?i)vts_(\d\d)_([1-9])\.vob", entry.name)
-        if found:
-            sets.setdefault(found[1], []).append(entry)
-    if not sets:
-        return []
-    sizes = {number: sum(entry.stat().st_size for entry in entries) for number, entries in sets.items()}
-    best = max(sorted(sizes), key=sizes.__getitem__)
-    if len(sets) > 1:
-        shelf.passed_over["shorter titles of discs"] += len(sets) - 1
-    parts = tuple(Path(entry.path) for entry in sorted(sets[best], key=lambda entry: entry.name.lower()))
-    name = disc_name(folder, above)
-    return [Item(parts, name, sizes[best], disc_place(folder), name.piece, folder.in_extras)]
-
-
-def items_of_bluray(folder: Folder, above: str, shelf: Shelf) -> list[Item]:
-    """The longest playlist of a Blu-ray, or its largest stream where no playlist can be read."""
-    streams = {entry.name[:5]: entry for entry in folder.videos if entry.name.lower().endswith(".m2ts")}
-    sizes = {name: entry.stat().st_size for name, entry in streams.items()}
-    clips = longest_playlist(folder.path.parent / "PLAYLIST", sizes, shelf)
-    if not clips:
-        clips = (max(sorted(sizes), key=sizes.__getitem__),)
-    if len(streams) > len(clips):
-        shelf.passed_over["shorter titles of discs"] += len(streams) - len(clips)
-    parts = tuple(Path(streams[clip].path) for clip in clips)
-    name = disc_name(folder, above)
-    return [Item(parts, name, sum(sizes[clip] for clip in clips), disc_place(folder), name.piece, folder.in_extras)]
-
-
-def disc_place(folder: Folder) -> Path:
-    """The folder that a disc is, above VIDEO_TS or BDMV/STREAM."""
-    path = folder.path
-    while path.name.lower() in ("video_ts", "stream", "bdmv") and path.parent != path:
-        path = path.parent
-    return path
-
-
-def longest_playlist(folder: Path, sizes: dict[str, int], shelf: Shelf) -> tuple[str, ...]:
-    """Names of the clips of the longest playlist (*.mpls) whose clips are all there; none where none can be read."""
-    best: tuple[float, int, tuple[str, ...]] = (0, 0, ())
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".mpls")[:MAX_PLAYLISTS]
-    except OSError:
-        return ()
-    for path in files:
-        try:
-            clips = read_playlist(path)
-        except (OSError, ValueError) as error:
-            shelf.notes.append(f"{path}: passed over, not a playlist that can be read ({error})")
-            continue
-        seconds = sum(clips.values())
-        if clips and seconds <= MAX_DISC_SECONDS and all(clip in sizes for clip in clips):
-            best = max(best, (round(seconds), sum(sizes[clip] for clip in clips), tuple(clips)))
-    return best[2]
-
-
-def read_playlist(path: Path) -> dict[str, float]:
-    """{name of a clip: seconds of it} of a Blu-ray's playlist, each clip once. Raises ValueError, OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("not a file")
-    with open(path, "rb") as file:
-        data = file.read(MAX_PLAYLIST_BYTES)
-    if data[:4] != b"MPLS":
-        raise ValueError("it does not begin with MPLS")
-    clips: dict[str, float] = {}
-    try:
-        (start,) = struct.unpack_from(">I", data, 8)
-        (count,) = struct.unpack_from(">H", data, start + 6)
-        position = start + 10
-        for _ in range(count):
-            length, name = struct.unpack_from(">H5s", data, position)
-            begin, end = struct.unpack_from(">II", data, position + 14)
-            clips.setdefault(name.decode("ascii"), max(0, end - begin) / 45_000)
-            position += 2 + length
-    except (struct.error, UnicodeDecodeError):
-        raise ValueError("damaged or cut off") from None
-    return clips
-
-
-# --------------------------------------------------------------------------------- which are one film
+# ------------------------------------------------------------------------------------ which are one film
 
 
 def drop_links(items: list[Item], shelf: Shelf) -> list[Item]:
-    """Each file once: of several names of one, that which says most."""
-    chosen: dict[tuple[int, int], Item] = {}
+    """Each file once: of several names of one, that which says most of the film."""
+    chosen: dict[object, Item] = {}
     for item in items:
-        status = os.stat(item.parts[0])
-        mark = (status.st_dev, status.st_ino)
+        try:
+            status = os.stat(item.parts[0])
+            mark = (status.st_dev, status.st_ino)
+        except OSError:  # it went away meanwhile
+            continue
         other = chosen.get(mark)
         if other is None or tells_more(item, other):
             chosen[mark] = item
@@ -400,7 +366,7 @@ def drop_links(items: list[Item], shelf: Shelf) -> list[Item]:
 
 
 def tells_more(item: Item, other: Item) -> bool:
-    """Whether an item's name says more of the film than another's: a year, and not just "movie"."""
+    """Whether an item's name says more of the film than another's: a year, an episode, not just "movie"."""
 
     def worth(some: Item) -> tuple[bool, bool, bool]:
         return some.name.year is not None, bool(some.name.episode), not some.name.is_generic
@@ -413,32 +379,28 @@ def join_pieces(items: list[Item], shelf: Shelf) -> list[Item]:
     joined: list[Item] = []
     pieces: dict[tuple, list[Item]] = {}
     for item in items:
-        if item.number is None or item.is_extra:
+        if item.name.piece is None or item.is_extra:
             joined.append(item)
             continue
-        in_own_folder = read_name(item.place.name).piece is not None
-        place = item.place.parent if in_own_folder else item.place
+        in_folder_of_its_own = read_name(item.place.name).piece is not None
+        place = item.place.parent if in_folder_of_its_own else item.place
         suffix = item.parts[0].suffix.lower()
-        key = (place, film_key(item.name), item.name.edition, item.name.quality, suffix)
+        key = (place, *film_key(item.name), item.name.edition, item.name.quality, suffix)
         pieces.setdefault(key, []).append(item)
-    for group in pieces.values():
-        joined += join_group(group, shelf)
-    return joined
+    return joined + [join_group(group, shelf) for group in pieces.values()]
 
 
-def join_group(group: list[Item], shelf: Shelf) -> list[Item]:
+def join_group(group: list[Item], shelf: Shelf) -> Item:
     """One item of pieces; the larger of two pieces of one number stands, and a gap is said."""
     numbers: dict[int, Item] = {}
-    for item in group:
-        other = numbers.get(item.number)
-        if other is None or item.size > other.size:
-            numbers[item.number] = item
-    ordered = [numbers[number] for number in sorted(numbers)]
+    for item in sorted(group, key=lambda item: item.size):
+        numbers[item.name.piece] = item
     if sorted(numbers) != list(range(1, len(numbers) + 1)):
         have = ", ".join(map(str, sorted(numbers)))
-        shelf.notes.append(f"{group[0].name.full}: only pieces {have} are there, so times are counted from the first")
+        shelf.notes.append(f"{group[0].name.full}: of its pieces only {have} are there; times count from the first")
+    ordered = [numbers[number] for number in sorted(numbers)]
     parts = tuple(part for item in ordered for part in item.parts)
-    return [replace(ordered[0], parts=parts, size=sum(item.size for item in ordered), number=None)]
+    return replace(ordered[0], parts=parts, size=sum(item.size for item in ordered))
 
 
 def film_key(name: VideoName) -> tuple:
@@ -457,8 +419,8 @@ def duration(item: Item) -> float | None:
     return total
 
 
-def add_films(items: list[Item], shelf: Shelf) -> None:
-    """Add a film for each title, or several where one title has several durations."""
+def add_films(items: list[Item], shelf: Shelf, known: Mapping[str, str]) -> None:
+    """Add a film for each title, or several where what bears one title differs in length."""
     groups: dict[tuple, list[Item]] = {}
     for item in items:
         groups.setdefault(film_key(item.name), []).append(item)
@@ -466,129 +428,189 @@ def add_films(items: list[Item], shelf: Shelf) -> None:
         if len(group) == 1:
             shelf.films.append(ShelfFilm(group[0].name.full, group[0].parts))
         else:
-            shelf.films += films_of_title(group, shelf)
+            shelf.films += films_of_title(group, shelf, known)
 
 
-def films_of_title(group: list[Item], shelf: Shelf) -> list[ShelfFilm]:
-    """The films of one title: items of one duration are copies, others are films that are told apart."""
-    seconds = {item: duration(item) for item in group}
-    cuts: list[list[Item]] = []
-    for item in sorted((item for item in group if seconds[item]), key=lambda item: -seconds[item]):
-        if cuts and seconds[cuts[-1][0]] - seconds[item] <= SAME_DURATION * seconds[cuts[-1][0]]:
-            cuts[-1].append(item)
+@dataclass
+class Cut:
+    """Copies of one film: items of one title and one duration."""
+
+    items: list[Item]
+    seconds: float | None  # of the longest
+
+    def holds(self, item: Item, seconds: float) -> bool:
+        """Whether an item, no longer than those that are here, is a copy of them."""
+        if self.seconds - seconds > SAME_DURATION * self.seconds:
+            return False
+        # title_t01 beside title_t02 is another title of the same disc, whatever it lasts
+        return not any(item.label and other.label and item.place == other.place for other in self.items)
+
+
+def films_of_title(group: list[Item], shelf: Shelf, known: Mapping[str, str]) -> list[ShelfFilm]:
+    """The films of one title: items of one duration are copies, the others are films that are told apart."""
+    lengths = {item: duration(item) for item in group}
+    cuts: list[Cut] = []
+    for item in sorted((item for item in group if lengths[item]), key=lambda item: -lengths[item]):
+        cut = next((cut for cut in cuts if cut.holds(item, lengths[item])), None)
+        if cut is None:
+            cuts.append(Cut([item], lengths[item]))
         else:
-            cuts.append([item])
-    unknown = [item for item in group if not seconds[item]]
-    cuts.sort(key=lambda cut: (all(item.name.edition for item in cut), -seconds[cut[0]]))
+            cut.items.append(item)
+    # what other films of the title come later, the plain and longest one bears the bare title
+    cuts.sort(key=lambda cut: (all(item.name.edition for item in cut.items), -cut.seconds))
+    unknown = [item for item in group if not lengths[item]]  # broken, so that the whole one is kept of the two
     if not cuts:
-        cuts = [unknown]
-    else:
-        cuts[0] += unknown
+        cuts = [Cut([], None)]
+    cuts[0].items += unknown
+    for cut in cuts:
+        cut.items.sort(key=lambda item: (lengths[item] is None, -item.size, str(item.parts[0])))
     films = []
-    names: set[str] = set()
-    for number, cut in enumerate(cuts):
-        cut.sort(key=lambda item: (seconds[item] is None, -item.size, str(item.parts[0])))
-        name = cut[0].name.full if number == 0 else told_apart(cut, seconds[cut[0]], names)
-        names.add(name)
-        films.append(ShelfFilm(name, cut[0].parts, None, tuple(item.parts for item in cut[1:])))
+    for cut, title in zip(cuts, tell_apart(cuts, known), strict=True):
+        copies = tuple(item.parts for item in cut.items[1:])
+        films.append(ShelfFilm(title, cut.items[0].parts, None, copies))
     if len(films) > 1:
-        others = "; ".join(f"{film.parts[0].name} is {film.title!r}" for film in films)
-        shelf.notes.append(
-            f"{films[0].title}: {len(films)} files of this title differ in length; all are kept: {others}"
-        )
+        names = "; ".join(f"{film.title!r} is {film.parts[0]}" for film in films[:MAX_NAMED])
+        more = f"; and {len(films) - MAX_NAMED} more" if len(films) > MAX_NAMED else ""
+        shelf.notes.append(f"{len(films)} films bear one title and differ in length, so all are kept: {names}{more}")
     return films
 
 
-def told_apart(cut: list[Item], seconds: float | None, taken: Iterable[str]) -> str:
-    """A title for a further film of the same title: with its edition, or else how long it is."""
-    edition = next((item.name.edition for item in cut if item.name.edition), "")
+def tell_apart(cuts: list[Cut], known: Mapping[str, str]) -> list[str]:
+    """A title for each cut: the one that it is known by, the bare title for the first, others with a mark."""
+    bare = cuts[0].items[0].name.full
+    titles: dict[int, str] = {}
+    for number, cut in enumerate(cuts):
+        before = [known.get(os.path.abspath(item.parts[0])) for item in cut.items]
+        for title in before:
+            if title and title not in titles.values() and title in (bare, *marked_titles(cut)):
+                titles.setdefault(number, title)
+    for number, cut in enumerate(cuts):
+        free = [title for title in (bare, *marked_titles(cut)) if title not in titles.values()]
+        titles.setdefault(number, free[0] if free else f"{bare} {number + 1}")
+    return [titles[number] for number in range(len(cuts))]
+
+
+def marked_titles(cut: Cut) -> list[str]:
+    """Titles that tell a cut apart, the best first: by its edition, its own name, or how long it is."""
+    name = cut.items[0].name
+    edition = next((item.name.edition for item in cut.items if item.name.edition), "")
+    label = next((item.label for item in cut.items if item.label), "")
+    seconds = cut.seconds or 0
     length = f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.0f} s"
-    for mark in (edition, length, f"{edition} {length}"):
-        name = mark_title(cut[0].name, mark)
-        if mark.strip() and name not in taken:
-            return name
-    return mark_title(cut[0].name, f"{seconds:.2f} s")
+    exact = f"{seconds:.1f} s"
+    marks = [edition, label, length, f"{edition} {length}", f"{label} {length}", exact, f"{cut.items[0].place.name}"]
+    marked = []
+    for mark in filter(None, map(str.strip, marks)):
+        if name.episode:
+            marked.append(f"{name.full}, {mark}")
+        else:
+            marked.append(replace(name, title=f"{name.title}, {mark}").full)
+    return marked
 
 
-def mark_title(name: VideoName, mark: str) -> str:
-    """ "Title, mark (Year)"."""
-    if name.episode:
-        return f"{name.full}, {mark}"
-    return replace(name, title=f"{name.title}, {mark}").full
+def without_doubles(films: list[ShelfFilm], shelf: Shelf) -> list[ShelfFilm]:
+    """The films, of a video and a folder of stills with one title the video, which knows its times.
+
+    Raises UserError where two folders of stills claim one title.
+    """
+    kept: dict[str, ShelfFilm] = {}
+    for film in sorted(films, key=lambda film: film.stills is not None):
+        other = kept.setdefault(film.title, film)
+        if other is film:
+            continue
+        if not other.parts:
+            message = f"{film.stills}: the title {film.title!r} is also in {other.stills}; rename one of them"
+            raise UserError(message, 2)
+        where = film.stills or film.parts[0]
+        shelf.notes.append(f"{where}: passed over, for {other.parts[0]} is {film.title!r} too")
+    return [film for film in films if kept[film.title] is film]
 
 
-# ------------------------------------------------------------------------------------ titles that are given
+# ---------------------------------------------------------------------------------- titles that are given
 
 
-def given_name(text: str) -> VideoName:
+def given_name(text: str, piece: int | None = None) -> VideoName:
     """A title that the user gave, as it stands."""
     title, year = split_title(tidy(text))
-    return VideoName(title, year)
+    return VideoName(title, year, piece)
 
 
 def read_titles(path: Path) -> dict[str, str]:
     """{file: title} of a csv file; a first line "file,title" is its head. Raises UserError."""
+    expected = "expected a csv file in UTF-8, a line file,title for each film"
     try:
-        with open(path, encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.reader(lines))
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read(MAX_LIST_BYTES)
+        first = text.split("\n", 1)[0]
+        separator = max(",;\t", key=first.count)  # spreadsheets write ; where , is for decimals
+        rows = list(csv.reader(text.splitlines(), delimiter=separator))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: {error}; expected a csv file of two columns: file, title", 2) from None
+        raise UserError(f"--titles {path}: {getattr(error, 'strerror', None) or error}; {expected}", 2) from None
     found = {}
     for number, row in enumerate(rows, 1):
         cells = [cell.strip() for cell in row]
-        if not any(cells) or [cell.lower() for cell in cells[:2]] == ["file", "title"]:
+        if not any(cells) or (number == 1 and [cell.lower() for cell in cells] == ["file", "title"]):
             continue
-        if len(cells) < 2 or not cells[0] or not tidy(cells[1]):
-            raise UserError(f"{path}, line {number}: expected file,title", 2)
+        if len(cells) != 2 or not all(cells) or not tidy(cells[1]) or not folder_name(cells[1]):
+            raise UserError(f"--titles {path}, line {number}: {expected}; what holds a {separator} needs quotes", 2)
         found[cells[0]] = tidy(cells[1])
     return found
 
 
-def overrule(items: list[Item], titles: dict[str, str], sources: list[Path], shelf: Shelf) -> list[Item]:
-    """The items, with the titles that the user's list gives to files and folders."""
+def match_titles(items: list[Item], titles: dict[str, str], sources: list[Path], shelf: Shelf) -> dict[Item, str]:
+    """{item: title} of the user's list, which names files by path as given, below a source, or by name alone."""
     wanted = {tidy(os.path.normpath(file)): title for file, title in titles.items()}
-    used: set[str] = set()
-    named = []
+    matched: dict[Item, str] = {}
+    used: dict[str, list[Item]] = {}
     for item in items:
-        keys = [key for path in (*item.parts, item.place) for key in keys_of(path, sources)]
-        key = next((key for key in keys if key in wanted), None)
-        if key is None:
-            named.append(item)
-            continue
-        used.add(key)
-        named.append(replace(item, name=given_name(wanted[key]), is_overruled=True))
-    for key in sorted(set(wanted) - used):
-        shelf.notes.append(f"--titles: no file {key!r} is among those given")
-    return named
+        paths = [*item.parts, item.place] if len(item.parts) > 1 or item.place != item.parts[0].parent else item.parts
+        key = next((key for path in paths for key in keys_of(path, sources) if key in wanted), None)
+        if key is not None:
+            matched[item] = wanted[key]
+            used.setdefault(key, []).append(item)
+    unused = [key for key in wanted if key not in used]
+    if unused:
+        more = f" and {len(unused) - MAX_NAMED} more" if len(unused) > MAX_NAMED else ""
+        shelf.notes.append(f"--titles: not among the files given: {', '.join(unused[:MAX_NAMED])}{more}")
+    for key, several in used.items():
+        if len(several) > 1:
+            shelf.notes.append(f"--titles: {len(several)} files are called {key}; all are {wanted[key]!r}")
+    return matched
 
 
 def keys_of(path: Path, sources: list[Path]) -> list[str]:
-    """How a list may call a file: its path, relative to a source, or its name alone."""
-    paths = [str(path), str(path.absolute())]
-    for source in sources:
+    """How a list may call a file: its path, its path below a source, its name alone."""
+    keys = [str(path), str(path.absolute())]
+    for source in map(Path, sources):
         if path.is_relative_to(source):
-            paths += [str(path.relative_to(source)), str(path.relative_to(source.parent))]
-    paths.append(path.name)
-    return [tidy(os.path.normpath(text)) for text in paths]
+            keys += [str(path.relative_to(source)), str(path.relative_to(source.parent))]
+    return [tidy(os.path.normpath(key)) for key in [*keys, path.name]]
 
 
 # ------------------------------------------------------------------------------------------------ stills
 
 
-def add_stills(source: Path, found: Found, shelf: Shelf, title: str | None) -> None:
+def add_stills(source: Path, folders: list[Folder], shelf: Shelf, title: str | None) -> None:
     """Add the folders of stills of a source: all of it where no video is in it, else the folders in it without one."""
-    if not source.is_dir():
+    if not any(folder.images for folder in folders):
         return
-    if not found.items and not any(folder.videos for folder in found.folders):
+    if not any(folder.videos for folder in folders):
         films = find_films([source], title)
         shelf.films += [ShelfFilm(tidy(name), (), folder) for name, folder in films.items()]
         return
-    kinds: dict[str, list[Folder]] = {}
-    for folder in found.folders:
-        kinds.setdefault(folder.below[0] if folder.below else "", []).append(folder)
-    for name, folders in kinds.items():
-        images = sum(folder.images for folder in folders)
-        if not name or not images or any(folder.videos or folder.in_extras for folder in folders):
+    below: dict[str, list[Folder]] = {}
+    for folder in folders:
+        below.setdefault(folder.names[folder.below - 1] if folder.below else "", []).append(folder)
+    for name, inside in below.items():
+        images = sum(folder.images for folder in inside)
+        beside = not name or PICTURES_FOLDER.fullmatch(tidy(name)) or any(f.videos or f.in_extras for f in inside)
+        if not images:
+            continue
+        if beside:
             shelf.passed_over["pictures beside videos"] += images
             continue
-        shelf.films.append(ShelfFilm(tidy(name), (), source / name))
+        try:
+            films = find_films([source / name], title)
+            shelf.films += [ShelfFilm(tidy(film), (), folder) for film, folder in films.items()]
+        except UserError as error:
+            shelf.notes.append(str(error))

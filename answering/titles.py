@@ -3,8 +3,10 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import lru_cache
 from pathlib import PurePath
 
 from answering.console import UserError
@@ -57,8 +59,10 @@ def folder_name(title: str) -> str:
 # ---------------------------------------------------------------------------------- names of video files
 
 YEAR = r"(?:18[89]\d|19\d\d|20[0-4]\d)"
-BRACKETED_YEAR = re.compile(rf"[(\[{{]\s*({YEAR})\s*[)\]}}]")
-BARE_YEAR = re.compile(rf"(?<![^\s._-])({YEAR})(?![^\s._,-])")
+BRACKETED_YEAR = re.compile(  # (1999), and (Some Director, 1999) or [1999, country, genre]
+    rf"(?:\([^()]*\)\s*)?\[({YEAR}),[^\]]*\]|[(\[{{](?:[^()\[\]]*,)?\s*({YEAR})\s*[)\]}}]"
+)
+BARE_YEAR = re.compile(rf"(?<![^\s._-])({YEAR})г?(?![^\s._,-])")
 YEAR_FIRST = re.compile(rf"({YEAR})(?:\s*[-–]\s+|_{{2,}})(?=\S)")
 SXXEYY = re.compile(
     r"(?i)(?<![^\W_])s(\d{1,4})[\s._-]*e(?:p[\s._]?)?(\d{1,4})(?:(?:[\s._]*-?[\s._]*e|-)(\d{1,4})(?!\w))?"
@@ -70,15 +74,23 @@ DATE = re.compile(
     r"|(0[1-9]|[12]\d|3[01])([\s._-])(0[1-9]|1[0-2])\6(19\d\d|20\d\d))(?!\d)"
 )
 ANIME_EPISODE = re.compile(r"^\[[^\]]+\].*?\s-\s(?:ep?\.?\s?)?(\d{2,4})(?:v\d)?(?=\s*(?:$|[\[(]|-\s))", re.IGNORECASE)
-SEASON_FOLDER = re.compile(r"(?i)^(?:season|series|staffel|saison|temporada|stagione|сезон|s)[\s._-]*(\d{1,4})$")
-EPISODE_IN_SEASON = re.compile(r"(?i)^(?:.*?\b)?(?:episode|ep|e|folge|серия)?[\s._#-]*(\d{1,4})(?!\d)")
+SEASON_FOLDER = re.compile(
+    r"(?i)(?:season|series|staffel|saison|temporada|stagione|сезон|s)[\s._-]*(\d{1,4})|(specials)|(\d{1,2})[\s._-]*сезон"
+)
+EPISODE_IN_SEASON = re.compile(
+    r"(?i)(?:^|(?<![^\W_])(?:episode|ep|e|folge|серия)[\s._#-]*|\s-\s)(\d{1,3})(?![\dpix])|(?<!\d)(\d{1,3})[\s._-]*серия"
+)
+ANIME_SHOW = re.compile(r" (?:S(\d{1,2})|(\d)(?:st|nd|rd|th) Season|Season (\d{1,2}))$")
 SITE = r"(?:www\.[\w.-]+|[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|info|ws|to|tv|mx|me|cc|io|site|xyz))"
 FRAME_BEFORE = re.compile(
-    rf"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({{]?\s*{SITE}\s*[)}}]?\s*[-–_]+\s*|(?:0\d[.)]?\s*-|0\d[.)])\s+)"
+    rf"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({{]?\s*{SITE}\s*[)}}]?\s*[-–_]+\s*|\d{{1,2}}[.)]\s+|0[1-9](?:\s*-\s+|_+|[.](?=\D)))"
 )
 SITE_AFTER = re.compile(rf"(?i)(?<=\S)\s*[-–\[(]\s*{SITE}\s*[)\]]?$")
 COPY_MARK = re.compile(r"(?i)(?<=\S)(?: - (?:copy|kopie|copie|copia|копия)(?: ?\(\d+\))?| \(\d\)| copy(?: \d)?)$")
-PIECE = re.compile(r"(?i)[\s._(\[-]*(?<![^\W_])(?:cd|disc|disk|dvd|dvdisc)[\s._-]?(\d{1,2})(?![^\W_])[)\]]?")
+PIECE = re.compile(
+    r"(?i)[\s._(\[-]*(?<![^\W_])(?:cd|disc|disk|dvd|dvdisc)[\s._-]?(\d{1,2})(?:\s?of\s?\d{1,2})?(?![^\W_])[)\]]?"
+)
+QUALITY = re.compile(r"(?i)(?<![^\W_])(\d{3,4}[pi]|[48]k|uhd)(?![^\W_])")
 PIECE_AFTER_YEAR = re.compile(r"(?i)^[\s._(\[-]*(?:part|pt|cd|disc|disk|dvd)[\s._-]?(\d{1,2})[)\]]?$")
 GENERIC = re.compile(
     r"(?i)(the )?(main )?(full )?(movies?|films?|videos?|features?|main|index|title|untitled|output|default|stream)"
@@ -94,6 +106,11 @@ EDITION_PHRASE = rf"(?:the[\s._]+)?(?:(?:{EDITION_WORDS})[\s._]+(?:and[\s._]+)?)
 EDITION = re.compile(rf"(?i){EDITION_PHRASE}|remastered|imax(?:[\s._]edition)?|redux|unrated|extended|theatrical|uncut")
 EDITION_AT_END = re.compile(  # of a title before its year, where "Uncut", "Limited" and "Redux" belong to the title
     rf"(?i)[\s._([-]+(?:{EDITION_PHRASE}|(?:extended|unrated|theatrical|remastered|imax|(?-i:DC)))[\s._)\]-]*$"
+)
+TAG_HINT = re.compile(  # no name without one of these holds a technical tag
+    r"(?i)\d{3,4}[pix]|\d{3,4}\s?x\s?\d{3}|\dk|rip|ray|b[dr]|dvd|web|tv|[xh][._ ]?26|hevc|avc|xvid|divx|mp[34]|ac-?3"
+    r"|aac|dts|flac|mux|hd|dolby|atmos|ddp?|cam|t[sc]|scr|r\d|vhs|vcd|multi|dual|vo|sub|bit|av1|vp\d|vc|mpe?g|fps|ch"
+    r"|dl|ld|pal|ntsc"
 )
 TECHNICAL = {  # what guessit calls what is never a part of a title
     "screen_size",
@@ -169,6 +186,11 @@ def spell_out(text: str) -> str:
     return stripped + "." * bool(re.search(r"(?:\b\w\.){2,}\s*$", text))
 
 
+def first_number(found: re.Match) -> int:
+    """The number that a pattern has found, in whichever of its groups."""
+    return int(next(group for group in found.groups() if group))
+
+
 def without_frame(text: str) -> str:
     """The name without what sites, groups and systems put before and after it: [Group], www.site.com -, 01 -, (1)."""
     text = COPY_MARK.sub("", SITE_AFTER.sub("", text))
@@ -181,6 +203,8 @@ def without_frame(text: str) -> str:
 
 def find_tags(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Spans (start, end) of what guessit takes for technical, and of its editions, languages and the like."""
+    if not TAG_HINT.search(text):  # guessit takes 10 ms a name
+        return [], []
     try:
         from guessit import guessit
     except ImportError:
@@ -198,28 +222,33 @@ def find_tags(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     return sorted(spans[True]), sorted(spans[False])
 
 
+@lru_cache(maxsize=10_000)  # a folder is asked for each of its files
 def read_name(name: str) -> VideoName:
     """What a file's name without its suffix, or a folder's name, means."""
     text = without_frame(tidy(name))
     if found := find_episode(text):
         return found
-    rest = text
+    piece = PIECE.search(text)
+    if piece:
+        text = text[: piece.start()] + text[piece.end() :]
     if (year := BRACKETED_YEAR.search(text)) and text[: year.start()].strip(" ._-"):
-        title, rest = text[: year.start()], text[year.end() :]
-        found = VideoName(drop_notes(title), int(year[1]))
+        found = VideoName(drop_notes(text[: year.start()]), first_number(year))
+        rest = text[year.end() :]
+        piece = piece or PIECE_AFTER_YEAR.search(rest)
     elif year and not text[: year.start()].strip(" ._-"):  # (1999) The Matrix
-        found = replace(read_name(text[year.end() :]), year=int(year[1]))
+        rest = text[year.end() :]
+        found = replace(read_name(rest), year=first_number(year))
     elif year := YEAR_FIRST.match(text):  # 1999 - The Matrix
-        found = read_name(text[year.end() :])
-        found = replace(found, year=found.year or int(year[1]))
+        rest = text[year.end() :]
+        found = read_name(rest)
+        found = replace(found, year=found.year or first_number(year))
     else:
         found, rest = read_scene_name(text)
-    piece = PIECE.search(rest) or (found.year and PIECE_AFTER_YEAR.search(rest))
     edition = EDITION.search(rest)
-    quality = re.search(r"(?i)\b(\d{3,4}[pi]|4k|8k|uhd)\b", rest)
+    quality = QUALITY.search(rest)
     return replace(
         found,
-        piece=int(piece[1]) if piece else found.piece,
+        piece=int(piece[1]) if piece else None,
         edition=spell_out(edition[0]) if edition else found.edition,
         quality=quality[1].lower() if quality else found.quality,
     )
@@ -272,16 +301,23 @@ def read_scene_name(text: str) -> tuple[VideoName, str]:
         stop = min((start for start, _ in tags if start >= before[0].end()), default=end)
         year = [found for found in before if found.start() < stop or found is before[0]][-1]
         end = drop_capitals(text, tags, year.start())
-        return VideoName(drop_notes(text[:end]), int(year[1])), text[end : year.start()] + text[year.end() :]
+        return VideoName(drop_notes(text[:end]), first_number(year)), text[end : year.start()] + text[year.end() :]
     for start, stop in reversed(tags):
         if start > 0 and stop <= end < len(text) and not re.search(r"\w", text[stop:end]):
             end = start
-    title = PIECE.sub("", text[:end])
-    return VideoName(drop_notes(title), int(years[0][1]) if years else None), text[end:] + text[:end][len(title) :]
+    if technical and technical[0][0] == 0 and not re.search(r"\w", cut_spans(text, technical + tags)):
+        end = 0  # all of it is technical: BluRay, 1080p x264
+    return VideoName(drop_notes(text[:end]), int(years[0][1]) if years else None), text[end:]
+
+
+def cut_spans(text: str, spans: list[tuple[int, int]]) -> str:
+    """A text without the characters of some spans."""
+    inside = {place for start, stop in spans for place in range(start, stop)}
+    return "".join(c for place, c in enumerate(text) if place not in inside)
 
 
 def drop_capitals(text: str, tags: list[tuple[int, int]], end: int) -> int:
-    """Where the title of a text[:end] ends that tags in capitals follow, such as GERMAN; 3D is of the title more often."""
+    """Where the title of a text[:end] ends that tags in capitals follow, such as GERMAN; 3D is mostly the title's."""
     for start, stop in reversed(tags):
         tag = text[start:stop].strip(" ._-")
         beside = start > 0 and stop <= end and not re.search(r"\w", text[stop:end])
@@ -290,39 +326,43 @@ def drop_capitals(text: str, tags: list[tuple[int, int]], end: int) -> int:
     return end
 
 
-def name_video(path: str | PurePath, above: str = "", *, alone: bool = False) -> VideoName:
-    """What a video file is by its path below the folder that was given, whose own name is above.
+def name_video(path: str | PurePath, above: Sequence[str] = (), *, alone: bool = False) -> VideoName:
+    """What a video file is by its path below the folder that was given.
 
-    alone: it is the only film in its folder, so that a folder named Title (Year) names it. A name that says nothing
-    (movie, 00000, VTS_01_1) takes its folder's.
+    above: names of that folder and of those above it, the nearest first. alone: it is the only film in its folder, so
+    that a folder named Title (Year) names it. A name that says nothing (movie, 00000, VTS_01_1) takes its folder's.
     """
     path = PurePath(path)
     own = read_name(path.stem)
-    folders = [name for name in [above, *path.parts[:-1]] if name not in ("", "/")]
-    named: list[VideoName] = []  # folders that say something, the nearest first
     season = None
-    piece = own.piece
-    for folder in reversed(folders):
-        if found := SEASON_FOLDER.match(tidy(folder)):
-            season = season or int(found[1])
+    folder = VideoName("")  # the nearest that says something
+    for name in [*reversed(path.parts[:-1]), *above]:
+        if found := SEASON_FOLDER.fullmatch(tidy(name)):
+            season = season or (0 if found[2] else first_number(found))
             continue
-        meaning = read_name(folder)
-        if meaning.is_generic:
-            piece = piece or meaning.piece
-        else:
-            named.append(meaning)
-    own = replace(own, piece=piece)
-    if season is not None and not own.episode and (found := EPISODE_IN_SEASON.match(tidy(path.stem))):
-        own = VideoName("", episode=f"S{season:02}E{int(found[1]):02}")
-    if not own.episode and (found := ANIME_EPISODE.match(tidy(path.stem))):
-        show = tidy(path.stem)[: found.start(1)].rstrip(" -")
-        if numbered := re.search(r" S(\d{1,2})$", show):
-            show = show[: numbered.start()]
-            season = int(numbered[1])
-        own = replace(read_name(show), episode=f"S{season or 1:02}E{int(found[1]):02}")
-    if not named:
+        folder = read_name(name)
+        own = replace(own, piece=own.piece or folder.piece)
+        if not folder.is_generic:
+            break
+    own = find_numbered_episode(tidy(path.stem), season) or own
+    if folder.is_generic:
         return own if own.title else replace(own, title=tidy(path.stem))
-    return merge_names(own, named[0], alone=alone)
+    return merge_names(own, folder, alone=alone)
+
+
+def find_numbered_episode(stem: str, season: int | None) -> VideoName | None:
+    """The episode of a file that says a bare number, as in a season's folder and in a group's anime."""
+    if read_name(stem).episode:
+        return None
+    if found := ANIME_EPISODE.match(stem):
+        show = stem[: found.start(1)].rstrip(" -")
+        if numbered := ANIME_SHOW.search(show):
+            show = show[: numbered.start()]
+            season = first_number(numbered)
+        return replace(read_name(show), episode=f"S{season or 1:02}E{int(found[1]):02}")
+    if season is not None and (found := EPISODE_IN_SEASON.search(stem)):
+        return VideoName("", episode=f"S{season:02}E{first_number(found):02}")
+    return None
 
 
 def merge_names(own: VideoName, folder: VideoName, *, alone: bool) -> VideoName:
@@ -331,7 +371,8 @@ def merge_names(own: VideoName, folder: VideoName, *, alone: bool) -> VideoName:
     takes_folder = own.is_generic or not own.title
     if own.year is None and not takes_folder:
         related = its[: len(mine)] == mine
-        takes_folder = related and (folder.year is not None or own.episode != "")
+        says_more = folder.year is not None or (own.episode != "" and len(its) > len(mine))
+        takes_folder = related and says_more
         takes_folder |= alone and folder.year is not None and not own.episode
     if not takes_folder:
         return own
