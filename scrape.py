@@ -670,11 +670,20 @@ def is_good(rgb: np.ndarray, blur: float) -> bool:
 def sharpness(rgb: np.ndarray) -> float:
     """Variance of the Laplacian at 480 pixels of width (Pech-Pacheco et al. 2000). rgb: uint8 [H, W, 3]."""
     height = max(2, round(rgb.shape[0] * 480 / rgb.shape[1]))
-    smooth = Image.Resampling.BOX if rgb.shape[1] >= 480 else Image.Resampling.BILINEAR
-    grey = np.asarray(Image.fromarray(rgb).resize((480, height), smooth).convert("L"), np.float32)
+    grey = np.asarray(Image.fromarray(rgb).convert("L"), np.float64)
+    grey = mean_by_area(mean_by_area(grey, height).T, 480).T.round()
     around = np.pad(grey, 1, mode="reflect")
     neighbours = around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]
     return float((neighbours - 4 * grey).var())
+
+
+def mean_by_area(values: np.ndarray, count: int) -> np.ndarray:
+    """Float [n, m] resized to [count, m]: each row is the mean over a stretch of rows, which may begin within one."""
+    sums = np.pad(values.cumsum(axis=0), ((1, 0), (0, 0)))
+    edges = np.linspace(0, len(values), count + 1)
+    below = np.minimum(edges.astype(int), len(values) - 1)
+    at_edges = sums[below] + (edges - below)[:, None] * values[below]
+    return np.diff(at_edges, axis=0) * (count / len(values))
 
 
 def save_video_frame(rgb: np.ndarray, folder: Path, name: str, width: int, ms: int, shot: str | None) -> dict:
