@@ -13,6 +13,7 @@ import bisect
 import contextlib
 import csv
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -527,13 +528,28 @@ class FlimRun:
 
 
 def video_mark(parts: tuple[Path, ...]) -> str:
-    """A short name for a film's video files, wherever they lie and whatever film they are said to be."""
-    return short_hash(" ".join(f"{part.name} {part.stat().st_size}" for part in parts))
+    """A short name for a film's video files, wherever they lie and whatever film they are said to be.
+
+    By what stands in their middles: all first parts of DVDs have one name and one size.
+    """
+    about = []
+    for part in parts:
+        with open(part, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size // 2)
+            middle = hashlib.sha256(file.read(1 << 16)).hexdigest()
+            about.append(f"{part.name} {size} {middle}")
+    return short_hash(" ".join(about))
 
 
-def remove_video(out: Path, mark: str, keep: set[Path]) -> None:
-    """Remove the frames of a video but those to keep, whatever film they were taken for."""
-    for folder in {image.parent for image in out.glob(f"*/{mark}_*")}:
+def mark_of_before(part: Path) -> str:
+    """How the frames of a file were named up to 2026-11."""
+    return short_hash(f"{part.name} {part.stat().st_size}")
+
+
+def remove_video(folders: Iterable[Path], mark: str, keep: set[Path]) -> None:
+    """Remove the frames of a video from folders of films, but those to keep."""
+    for folder in folders:
         for image in folder.glob(f"{mark}_*"):
             if image not in keep:
                 image.unlink()
@@ -703,7 +719,8 @@ class Encoding:
     name: str  # of the film's folder
     parts: tuple[Path, ...]
     others: tuple[tuple[Path, ...], ...]  # further encodings, the best first
-    all_marks: frozenset[str]  # of every encoding of the film, and of each of their files
+    marks: frozenset[str]  # of every encoding of the film, and of each of their files
+    marks_of_before: frozenset[str]  # of these files, by which frames in the film's folder may be named yet
 
     def follow(self) -> "Encoding":
         """The next one."""
@@ -721,16 +738,18 @@ class VideoRun:
         self.cores = cores
         self.threads = 1
         self.failed = 0
+        self.names: set[str] = set()  # folders of the films
         self.bar: FilmBar | None = None
 
     def scrape(self, films: list[ShelfFilm]) -> None:
         """Take the frames of all films; one that fails is a line. Raises OSError where the disk is full."""
         self.processes = min(self.processes, len(films))
         self.threads = max(1, self.cores // self.processes)
+        self.names = {folder_name(film.title) for film in films}
         with FilmBar(len(films), sum(count_bytes(film.parts) for film in films)) as self.bar:
             jobs = []
             for film in films:
-                first = Encoding(folder_name(film.title), film.parts, film.copies, all_marks(film))
+                first = Encoding(folder_name(film.title), film.parts, film.copies, *all_marks(film))
                 if encoding := self.next_to_do(first):
                     jobs.append(self.start(encoding))
                 else:
@@ -768,7 +787,8 @@ class VideoRun:
     def start(self, encoding: Encoding) -> Job:
         """The job of an encoding."""
         mark = mark_or_none(encoding.parts) or "gone"
-        job = VideoJob(encoding.parts, mark, self.out / ".video" / mark, self.settings, self.threads)
+        folder = self.out / ".video" / f"{mark}-{short_hash(encoding.name)}"
+        job = VideoJob(encoding.parts, mark, folder, self.settings, self.threads)
         return Job(job, about=encoding, size=count_bytes(encoding.parts))
 
     def take(self, job: Job, result: ScrapedVideo | UserError, waiting: deque[Job]) -> None:
@@ -793,7 +813,7 @@ class VideoRun:
     def has_one_of(self, encoding: Encoding) -> bool:
         """Whether frames of one of a film's encodings are there."""
         files = [line["file"] for line in self.lines(encoding)]
-        return any(file.startswith(mark) for file in files for mark in encoding.all_marks)
+        return any(file.startswith(mark) for file in files for mark in encoding.marks | encoding.marks_of_before)
 
     def refuse(self, encoding: Encoding, result: ScrapedVideo | UserError) -> str | None:
         """Why the frames that are there stay; None where those of the result take their place."""
@@ -830,9 +850,13 @@ class VideoRun:
         self.remove_others(encoding, {folder / line["file"] for line in lines})
 
     def remove_others(self, encoding: Encoding, keep: set[Path]) -> None:
-        """Remove the frames of all encodings of a film but those to keep."""
-        for mark in encoding.all_marks:
-            remove_video(self.out, mark, keep)
+        """Remove the frames of all encodings of a film but those to keep, also from folders of titles of before."""
+        own = self.out / encoding.name
+        others = [folder for folder in self.out.glob("[!.]*/") if folder.name not in self.names]
+        for mark in encoding.marks:
+            remove_video([own, *others], mark, keep)
+        for mark in encoding.marks_of_before:
+            remove_video([own], mark, keep)
 
     def tell(self, encoding: Encoding, what: str, partial: str | None) -> None:
         """Say what was taken of a film, and which encodings were left out. partial: see Video.damage."""
@@ -849,11 +873,12 @@ def mark_or_none(parts: tuple[Path, ...]) -> str | None:
         return None
 
 
-def all_marks(film: ShelfFilm) -> frozenset[str]:
-    """Marks of a film's encodings, and of each of their files, which a run may have taken alone."""
-    groups = [film.parts, *film.copies]
-    groups += [(part,) for parts in groups for part in parts]
-    return frozenset(mark for mark in map(mark_or_none, groups) if mark)
+def all_marks(film: ShelfFilm) -> tuple[frozenset[str], frozenset[str]]:
+    """(Marks of a film's encodings and of each of their files, which a run may have taken alone; marks of before)."""
+    encodings = [film.parts, *film.copies]
+    files = [part for parts in encodings for part in parts]
+    marks = map(mark_or_none, [*encodings, *((file,) for file in files)])
+    return frozenset(mark for mark in marks if mark), frozenset(mark_of_before(file) for file in files if file.exists())
 
 
 # ------------------------------------------------------------------------------------------------ titles

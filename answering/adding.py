@@ -186,8 +186,7 @@ class Adder:
             title = self.state.renamed.get(title, title)
         if title in self.state.films or not film.parts:
             return title
-        known = {its.content_key: name for name, its in self.state.films.items() if its.seconds is not None}
-        before = next((known[key] for key in map(self.hash, (film.parts, *film.copies)) if key in known), None)
+        before = self.find_file(film)
         if before is None or before in claimed:
             return title
         if not self.settings.titles_given:
@@ -197,6 +196,16 @@ class Adder:
         self.engine.commit(self.state)
         self.say(f"{before}: is {title} now")
         return title
+
+    def find_file(self, film: ShelfFilm) -> str | None:
+        """The title that the index has a file of a film under, if that file did not change, or has only moved."""
+        for parts in (film.parts, *film.copies):
+            path = str(parts[0].absolute())
+            for title, its in self.state.films.items():
+                same = its.file is not None and its.content_key == self.hash(parts)
+                if same and (its.file == path or not Path(its.file).exists()):
+                    return title
+        return None
 
     def hash(self, parts: tuple[Path, ...]) -> str:
         """The content key of a video's files; empty where they can't be seen."""
@@ -321,6 +330,7 @@ class Adder:
             stills=result.seen,
             seconds=round(result.seconds, 3),
             partial=result.damage,
+            file=attempt.path,
         )
         rate = result.seconds / max(1e-9, took)
         pace = f"{format_clock(result.seconds)} of film in {took:.0f} s ({rate:.0f}x real time)"

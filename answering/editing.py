@@ -61,6 +61,7 @@ def store_film(
     imdb: str | None = None,
     seconds: float | None = None,
     partial: str | None = None,
+    file: str | None = None,
 ) -> Film:
     """Put a film into the index, in place of what it had of that title; returns the film.
 
@@ -75,6 +76,7 @@ def store_film(
         imdb=imdb,
         seconds=seconds,
         partial=partial,
+        file=file,
     )
     if state.basis:
         film = store_vectors(engine, title, film, project_all(rows.embedding, *read_basis(engine, state)))

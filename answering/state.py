@@ -38,6 +38,7 @@ class Film:
     middle: str | None = None  # the middle of its vectors, see projection.encode_middle
     seconds: float | None = None  # how long it plays, or as far as it could be read; None for a film of stills
     partial: str | None = None  # how far its file could be read, in words; None where it is whole
+    file: str | None = None  # path of the video, or of its first part
 
     def to_json(self) -> dict:
         """The film as index.json has it."""
@@ -50,7 +51,7 @@ class Film:
             "year": self.year,
             "imdb": self.imdb,
         }
-        for name in ("middle", "seconds", "partial"):
+        for name in ("middle", "seconds", "partial", "file"):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
         return values
@@ -69,6 +70,7 @@ class Film:
             middle=values.get("middle"),
             seconds=values.get("seconds"),
             partial=values.get("partial"),
+            file=values.get("file"),
         )
 
 
@@ -139,10 +141,10 @@ class State:
         names = [*self.names(), *(film.rows_file for film in self.films.values())]
         if not all(isinstance(name, str) for name in names):
             raise TypeError("a name is no text")
-        partial = [film.partial for film in self.films.values() if film.partial is not None]
+        of_films = [text for film in self.films.values() for text in (film.partial, film.file) if text is not None]
         failures = [text for failure in self.failed.values() for text in (failure.content_key, failure.reason)]
-        if not all(isinstance(text, str) for text in (*partial, *failures, *self.renamed.values())):
-            raise TypeError("partial, failed or renamed")
+        if not all(isinstance(text, str) for text in (*of_films, *failures, *self.renamed.values())):
+            raise TypeError("partial, file, failed or renamed")
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """What answers are computed with, and what each is called."""
