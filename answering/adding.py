@@ -149,9 +149,9 @@ class Adder:
 
         identifier: for films of stills; videos have theirs in processes of their own.
         """
-        stills, attempts = self.plan(films)
-        self.films = len(stills) + len(attempts)
-        for title, folder in stills.items():
+        folders, attempts = self.plan(films)
+        self.films = len(folders) + len(attempts)
+        for title, folder in folders.items():
             self.add_stills(title, folder, identifier)
         if attempts:
             self.add_videos(attempts)
@@ -160,7 +160,7 @@ class Adder:
     def plan(self, films: list[ShelfFilm]) -> tuple[dict[str, Path], list[Attempt]]:
         """({title: folder} of films of stills, first attempts at films of videos) that are to do."""
         claimed = {film.title for film in films}
-        stills: dict[str, Path] = {}
+        folders: dict[str, Path] = {}
         attempts: list[Attempt] = []
         seen: set[str] = set()
         for film in films:
@@ -172,9 +172,11 @@ class Adder:
             seen.add(title)
             if film.parts:
                 attempts += self.plan_video(replace(film, title=title))
+            elif self.is_known(title, self.list_stills(film.stills)):
+                self.unchanged += 1
             else:
-                stills[title] = film.stills
-        return stills, attempts
+                folders[title] = film.stills
+        return folders, attempts
 
     def choose_title(self, film: ShelfFilm, claimed: set[str]) -> str:
         """The title that a film has in the index: one that rename gave it, or that an unchanged file of it has there.
@@ -201,9 +203,11 @@ class Adder:
         """The title that the index has a file of a film under, if that file did not change, or has only moved."""
         for parts in (film.parts, *film.copies):
             path = str(parts[0].absolute())
+            content_key = self.hash(parts)
             for title, its in self.state.films.items():
-                same = its.file is not None and its.content_key == self.hash(parts)
-                if same and (its.file == path or not Path(its.file).exists()):
+                if its.file is None or its.content_key != content_key:
+                    continue
+                if its.file == path or not Path(its.file).exists():
                     return title
         return None
 
@@ -242,15 +246,20 @@ class Adder:
 
     # ------------------------------------------------------------------------------------------ stills
 
+    def list_stills(self, folder: Path) -> list[Still]:
+        """The stills of a folder that are to be taken."""
+        return list_stills(folder)[:: self.settings.every_nth]
+
+    def is_known(self, title: str, stills: list[Still]) -> bool:
+        """Whether the index has a film as its stills are now."""
+        before = self.state.films.get(title)
+        return before is not None and before.content_key == hash_contents(stills)
+
     def add_stills(self, title: str, folder: Path, identifier: Identifier) -> None:
         """Add a film of stills."""
-        stills = list_stills(folder)[:: self.settings.every_nth]
-        content_key = hash_contents(stills)
-        before = self.state.films.get(title)
-        if before and before.content_key == content_key:
-            self.unchanged += 1
-            self.done += 1
-            return
+        stills = self.list_stills(folder)
+        content_key = hash_contents(stills)  # before they are read: they may change meanwhile
+        updated = ", updated" if title in self.state.films else ""
         film = FilmEmbedder(identifier)
         try:
             for picture in read_stills(stills, identifier):
@@ -262,7 +271,7 @@ class Adder:
         imdb = next((str(still.imdb) for still in stills if still.imdb), None)
         about = {"content_key": content_key, "stills": len(stills), "imdb": imdb}
         stored = store_film(self.engine, self.state, title, rows, **about)
-        self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{', updated' if before else ''}")
+        self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{updated}")
 
     # ------------------------------------------------------------------------------------------ videos
 
@@ -320,6 +329,8 @@ class Adder:
         """Put a film into the index; returns what was done, in words. took: seconds."""
         updated = ", updated" if attempt.title in self.state.films else ""
         self.state.failed.pop(attempt.path, None)
+        if result.damage:
+            self.state.failed[attempt.path] = Failure(attempt.content_key, result.damage)
         self.stored.add(attempt.title)
         film = store_film(
             self.engine,
