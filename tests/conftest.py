@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
@@ -39,6 +39,24 @@ def draw_frame(film: int, shot: int, frame: int, size: tuple[int, int] = (240, 1
     texture = np.asarray(kinds[film % len(kinds)], np.float32)[..., None] * 50 - 25
     noise = np.random.default_rng([film, shot, frame]).normal(0, 4, (size[1], size[0], 1))
     return Image.fromarray((np.asarray(large) + texture + noise).clip(0, 255).astype(np.uint8))
+
+
+def draw_credits(
+    lines: int, *, size: tuple[int, int] = (640, 360), colours: tuple = ("black", "white"), seed: int = 0
+) -> Image.Image:
+    """A title card, or a credits roll of so many lines. colours: of the background and of the letters."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    card = Image.new("RGB", size, colours[0])
+    draw = ImageDraw.Draw(card)
+    font = ImageFont.load_default(max(9, height // 22))
+    top = max(0, (height - lines * height // 14) // 2)
+    for line in range(lines):
+        names = ["".join(rng.choice(list("abcdehimnorstuw"), rng.integers(4, 9))).title() for _ in range(4)]
+        at = top + line * height // 14
+        draw.text((width // 2 - 9, at), " ".join(names[:2]), colours[1], font, anchor="ra")
+        draw.text((width // 2 + 9, at), " ".join(names[2:]), colours[1], font)
+    return card
 
 
 @pytest.fixture(scope="session")
