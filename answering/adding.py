@@ -1,5 +1,6 @@
 """Put a shelf of films into an index: what is new or changed is embedded, videos side by side, one commit a film."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -10,12 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from answering.collection import fingerprint
 from answering.console import UserError
 from answering.editing import accepted_stills, hash_contents, merge_stills, rename_film, store_film
 from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
 from answering.model import Identifier
+from answering.runtimes import choose_file, cpu_flags, trim_heap
 from answering.shelf import ShelfFilm
-from answering.side_by_side import FilmBar, Job, count_bytes, format_clock, run_side_by_side
+from answering.side_by_side import FilmBar, Job, SideBySide, count_bytes, format_clock, run_side_by_side
 from answering.state import Failure, State
 from answering.stills import Still, list_stills
 from answering.store import Folder, Milvus
@@ -51,8 +56,40 @@ class EmbeddedVideo:
 
 @functools.cache
 def load_identifier(model: str, threads: int) -> Identifier:
-    """The model, loaded once a process."""
-    return Identifier(model, threads=threads)
+    """The model, loaded once a process; in fp32 by ONNX Runtime, which loads it in a fraction of OpenVINO's memory."""
+    runtime = None
+    with contextlib.suppress(UserError):  # it is not installed, or there is no such file
+        if choose_file(Path(model), None, None, cpu_flags()).format == "fp32":
+            runtime = choose_file(Path(model), "onnxruntime", "fp32", cpu_flags()).runtime
+    identifier = Identifier(model, runtime=runtime, format="fp32" if runtime else None, threads=threads)
+    trim_heap()
+    return identifier
+
+
+@dataclass(frozen=True)
+class ModelSeen:
+    """What an index must know of a model."""
+
+    architecture: str
+    fingerprint: np.ndarray  # see collection.fingerprint
+
+
+def see_model(model: str, report: Callable[[float, float], None] | None = None) -> ModelSeen:
+    """Load a model and look at it. Raises UserError."""
+    identifier = load_identifier(model, 1)
+    return ModelSeen(identifier.contract.architecture, fingerprint(identifier))
+
+
+def see_model_in_a_process(model: str) -> ModelSeen:
+    """As see_model, in a process that ends with it, so that its memory is free again. Raises UserError."""
+    seen = []
+    pool = SideBySide(see_model, 1)
+    pool.waiting.append(Job(model))
+    for _, result in pool.results(lambda running: None):
+        if isinstance(result, UserError):
+            raise result
+        seen.append(result)
+    return seen[0]
 
 
 def embed_video(job: VideoJob, report: Callable[[float, float], None]) -> EmbeddedVideo:
@@ -144,15 +181,20 @@ class Adder:
         self.left_alone: list[str] = []  # files that failed before and did not change
         self.other_titles: list[tuple[str, str]] = []  # (title that a file means, title that the index has it under)
 
-    def add(self, films: list[ShelfFilm], identifier: Identifier) -> None:
-        """Add what is new or changed; a film that fails is a line. Raises UserError or OSError where nothing can go on.
+    def add(self, films: list[ShelfFilm]) -> None:
+        """Add what is new or changed; a film that fails is a line.
 
-        identifier: for films of stills; videos have theirs in processes of their own.
+        Films of stills are embedded here, videos in processes of their own. Raises UserError or OSError where nothing
+        can go on.
         """
         folders, attempts = self.plan(films)
         self.films = len(folders) + len(attempts)
-        for title, folder in folders.items():
-            self.add_stills(title, folder, identifier)
+        if folders:
+            identifier = load_identifier(self.settings.model, self.settings.cores)
+            for title, folder in folders.items():
+                self.add_stills(title, folder, identifier)
+            del identifier
+            load_identifier.cache_clear()
         if attempts:
             self.add_videos(attempts)
         self.sum_up()

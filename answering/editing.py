@@ -25,7 +25,7 @@ GROWTH = 1.25  # projection and thresholds are fitted anew when there are so man
 ASKED_FRAMES = 100  # a film, to fit the thresholds
 
 
-def open_state(engine: Folder | Milvus, identifier: Identifier, seen: np.ndarray) -> State:
+def open_state(engine: Folder | Milvus, architecture: str, seen: np.ndarray) -> State:
     """The state of an index to add films to, a new one where there is none. seen: the model's fingerprint.
 
     Raises UserError for one that is damaged or of another model.
@@ -33,7 +33,7 @@ def open_state(engine: Folder | Milvus, identifier: Identifier, seen: np.ndarray
     try:
         engine.version()
     except FileNotFoundError:
-        model = IndexedModel(identifier.contract.architecture, base64.b64encode(seen).decode())
+        model = IndexedModel(architecture, base64.b64encode(seen).decode())
         return State(model=model)
     state = read_state(engine)
     check_model(engine, state, seen)
