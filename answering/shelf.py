@@ -48,7 +48,8 @@ EXTRAS_FOLDER = re.compile(
 EXTRAS_FOLDER_OF_FILM = re.compile(r"(?i)scenes?|shorts?|others?|clips?|teasers?|interview")  # else it may be a genre
 EXTRA = re.compile(
     r"(?i)(^|[-_(\[]\s?)((official|theatrical)[ ._-])?(trailer|teaser|sample)[ ._-]?\d*[)\]]?$"
-    r"|(^|(?<=\S)\s?-\s?)(behind[ ._-]?the[ ._-]?scenes|deleted([ ._-]?scenes?)?|featurettes?|making[ ._-]?of)[ ._-]?\d*$"
+    r"|(^|(?<=\S)\s?-\s?)(behind[ ._-]?the[ ._-]?scenes|deleted([ ._-]?scenes?)?|featurettes?|making[ ._-]?of)"
+    r"[ ._-]?\d*$"
     r"|(?<=[^\s-])-(interview|deletedscene)\d*$|^sample[-_]|^(rarbg(\.com)?|etrg)$"
 )
 EXTRA_OF_FILM = re.compile(  # where a film lies beside it
@@ -223,16 +224,27 @@ def walk(source: Path, shelf: Shelf) -> Iterator[Folder]:
         for entry in ordered:
             sort_entry(entry, folder, shelf, images)
         yield folder
-        waiting += [folder_in(entry, folder) for entry in reversed(folder.folders)]
+        # of several links to one folder, the one that says which film it is goes first
+        folder.folders.sort(key=lambda entry: entry.is_symlink() and read_name(entry.name).year is None)
+        named_film = bool(folder.names) and read_name(folder.names[0]).year is not None
+        is_film = named_film or (folder.below > 0 and len(film_titles(folder)) == 1)
+        waiting += [folder_in(entry, folder, is_film=is_film) for entry in reversed(folder.folders)]
     if images:
         shelf.notes.append(disc_image_line(images))
         shelf.passed_over["images of discs"] += len(images)
 
 
-def folder_in(entry: os.DirEntry, folder: Folder) -> Folder:
-    """A folder that lies in another."""
+def film_titles(folder: Folder) -> set[str]:
+    """Titles of what lies in a folder directly, extras left out, by its own name."""
+    stems = [path.stem for path in folder.videos if not is_extra(path.stem, has_film=False)]
+    several = len(stems) > 1
+    return {normalise_title(read_name(stem).title) for stem in stems if not is_extra(stem, has_film=several)}
+
+
+def folder_in(entry: os.DirEntry, folder: Folder, *, is_film: bool) -> Folder:
+    """A folder that lies in another. is_film: that one holds one film, so that "other" is its extras."""
     name = tidy(entry.name)
-    extras = EXTRAS_FOLDER.fullmatch(name) or (folder.videos and EXTRAS_FOLDER_OF_FILM.fullmatch(name))
+    extras = EXTRAS_FOLDER.fullmatch(name) or (is_film and folder.videos and EXTRAS_FOLDER_OF_FILM.fullmatch(name))
     return Folder(
         path=Path(entry.path),
         names=(entry.name, *folder.names),
@@ -293,10 +305,8 @@ def items_of_folder(folder: Folder, shelf: Shelf) -> list[Item]:
         if disc is not None:
             items.append(item_of_disc(disc, folder, files, shelf))
     plain = {path: size for path, size in files.items() if path not in vobs and path not in streams}
-    films = [path for path in plain if not is_extra(path.stem, has_film=False)]
-    has_film = len(films) > 1
-    films = [path for path in films if not is_extra(path.stem, has_film=has_film)]
-    alone = len({normalise_title(read_name(path.stem).title) for path in films}) == 1
+    has_film = sum(not is_extra(path.stem, has_film=False) for path in plain) > 1
+    alone = len(film_titles(folder)) == 1
     for path, size in plain.items():
         extra = folder.in_extras or is_extra(path.stem, has_film=has_film)
         items.append(item_of_video(path, size, folder, alone=alone and folder.below > 0, is_extra=extra))
