@@ -12,7 +12,7 @@ from answering.console import UserError
 from answering.discs import read_playlist
 from answering.shelf import find_shelf
 
-CASES = Path(__file__).parent.parent / "shared/cases"
+CASES = Path(__file__).parent.parent.parent / "shared/cases"
 
 
 @pytest.fixture
