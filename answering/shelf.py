@@ -53,9 +53,9 @@ EXTRA = re.compile(
     r"|(?<=[^\s-])-(interview|deletedscene)\d*$|^sample[-_]|^(rarbg(\.com)?|etrg)$"
 )
 EXTRA_OF_FILM = re.compile(  # where a film lies beside it
-    r"(?i)(?<=[^\s-])-(scene|short|other|clip|extra|theme)\d*$|^(the )?making of |^deleted scene"
-    r"|[ .](trailer|teaser|sample|featurette|deleted[ .]scenes?)[ .]?\d*$"
+    r"(?i)(?<=[^\s-])-(scene|short|other|clip|extras?|theme)\d*$|^(the )?making of |^deleted scene"
 )
+EXTRA_AFTER_TITLE = re.compile(r"(?i)[ .](trailer|teaser|sample|featurette|(deleted)[ .]scenes?|interview)[ .]?\d*$")
 PICTURES_FOLDER = re.compile(
     r"(?i)posters?|covers?|fan-?art|art(work)?|images?|pictures|screens(hots)?|thumbs?|metadata"
 )
@@ -315,9 +315,14 @@ def items_of_folder(folder: Folder, shelf: Shelf) -> list[Item]:
 
 def is_extra(stem: str, *, has_film: bool) -> bool:
     """Whether a file is a trailer, a sample or the like, by its name. has_film: others lie beside it."""
-    if read_name(stem).title and re.search(r"[(\[]\d{4}[)\]]$", stem):  # a film that is called Sample (2019)
-        return False
     text = tidy(stem)
+    name = read_name(stem)
+    if re.search(r"[(\[]\d{4}[)\]]$", text):  # a film that is called Sample (2019)
+        return False
+    if name.episode:  # which may be called "Trailer"
+        return re.search(r"(?i)(?<=\S)[-.](trailer|sample)\d*$", text) is not None
+    if (found := EXTRA_AFTER_TITLE.search(text)) and found[1].lower() not in name.title.lower():
+        return True
     return bool(EXTRA.search(text) or (has_film and EXTRA_OF_FILM.search(text)))
 
 

@@ -80,6 +80,7 @@ SEASON_FOLDER = re.compile(
 EPISODE_IN_SEASON = re.compile(
     r"(?i)(?:^|(?<![^\W_])(?:episode|ep|e|folge|серия)[\s._#-]*|\s-\s)(\d{1,3})(?![\dpix])|(?<!\d)(\d{1,3})[\s._-]*серия"
 )
+BARE_EPISODE = re.compile(r"(?i)(?<![^\W_])ep?[\s._]?(\d{2,3})(?![^\W_])")
 ANIME_SHOW = re.compile(r" (?:S(\d{1,2})|(\d)(?:st|nd|rd|th) Season|Season (\d{1,2}))$")
 SITE = r"(?:www\.[\w.-]+|[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|info|ws|to|tv|mx|me|cc|io|site|xyz))"
 FRAME_BEFORE = re.compile(
@@ -362,6 +363,8 @@ def find_numbered_episode(stem: str, season: int | None) -> VideoName | None:
         return replace(read_name(show), episode=f"S{season or 1:02}E{int(found[1]):02}")
     if season is not None and (found := EPISODE_IN_SEASON.search(stem)):
         return VideoName("", episode=f"S{season:02}E{first_number(found):02}")
+    if found := BARE_EPISODE.search(stem):
+        return replace(read_name(stem[: found.start()]), episode=f"S01E{int(found[1]):02}")
     return None
 
 
@@ -374,6 +377,8 @@ def merge_names(own: VideoName, folder: VideoName, *, alone: bool) -> VideoName:
         says_more = folder.year is not None or (own.episode != "" and len(its) > len(mine))
         takes_folder = related and says_more
         takes_folder |= alone and folder.year is not None and not own.episode
+    if own.year is not None and own.year == folder.year and not own.episode:  # grp-title.1999 in title.1999-grp
+        takes_folder = takes_folder or mine[-len(its) :] == its
     if not takes_folder:
         return own
     return replace(
