@@ -92,7 +92,9 @@ PIECE = re.compile(
     r"(?i)[\s._(\[-]*(?<![^\W_])(?:cd|disc|disk|dvd|dvdisc)[\s._-]?(\d{1,2})(?:\s?of\s?\d{1,2})?(?![^\W_])[)\]]?"
 )
 QUALITY = re.compile(r"(?i)(?<![^\W_])(\d{3,4}[pi]|[48]k|uhd)(?![^\W_])")
-PIECE_AFTER_YEAR = re.compile(r"(?i)^[\s._(\[-]*(?:part|pt|cd|disc|disk|dvd)[\s._-]?(\d{1,2})[)\]]?$")
+PIECE_AFTER_YEAR = re.compile(
+    r"(?i)^[\s._(\[-]*(?:(?:part|pt|cd|disc|disk|dvd|серия|часть)[\s._-]?(\d{1,2})|(\d)[\s._-]*(?:серия|часть))[)\]]?$"
+)
 GENERIC = re.compile(
     r"(?i)(the )?(main )?(full )?(movies?|films?|videos?|features?|main|index|title|untitled|output|default|stream)"
     r"|video ts|vts( \d+)+|title t?\d+|[a-z]\d t\d\d|t\d\d|\d{5}|0\d*|track ?\d+|clip ?\d*"
@@ -249,7 +251,7 @@ def read_name(name: str) -> VideoName:
     quality = QUALITY.search(rest)
     return replace(
         found,
-        piece=int(piece[1]) if piece else None,
+        piece=first_number(piece) if piece else None,
         edition=spell_out(edition[0]) if edition else found.edition,
         quality=quality[1].lower() if quality else found.quality,
     )
@@ -318,11 +320,11 @@ def cut_spans(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 def drop_capitals(text: str, tags: list[tuple[int, int]], end: int) -> int:
-    """Where the title of a text[:end] ends that tags in capitals follow, such as GERMAN; 3D is mostly the title's."""
+    """Where the title of a text[:end] ends that tags in capitals follow, such as GERMAN and 3D."""
     for start, stop in reversed(tags):
         tag = text[start:stop].strip(" ._-")
         beside = start > 0 and stop <= end and not re.search(r"\w", text[stop:end])
-        if beside and tag.isupper() and tag != "3D" and not text[:start].isupper():
+        if beside and tag.isupper() and not text[:start].isupper():
             end = start
     return end
 
@@ -345,7 +347,7 @@ def name_video(path: str | PurePath, above: Sequence[str] = (), *, alone: bool =
         own = replace(own, piece=own.piece or folder.piece)
         if not folder.is_generic:
             break
-    own = find_numbered_episode(tidy(path.stem), season) or own
+    own = find_numbered_episode(tidy(path.stem.replace("_", " ")), season) or own
     if folder.is_generic:
         return own if own.title else replace(own, title=tidy(path.stem))
     return merge_names(own, folder, alone=alone)

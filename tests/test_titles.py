@@ -66,6 +66,7 @@ Das Boot - Director's Cut (1981).mkv -> Das Boot (1981)
 Blade.Runner.The.Final.Cut.1982.2160p.mkv -> Blade Runner (1982)
 Brazil_Criterion_Edition_(1985).CD2.avi -> Brazil (1985)
 World.War.Z.EXTENDED.2013.German.DL.1080p.BluRay-GRP.mkv -> World War Z (2013)
+Pacific.Rim.3D.2013.COMPLETE.BLURAY.mkv -> Pacific Rim (2013)
 Alien DC (1979) [1080p].mkv -> Alien (1979)
 The Thing (1982) {edition-Director's Cut} {tmdb-1091}.mkv -> The Thing (1982)
 Sin City 2005 [Recut, Extended, Unrated] 1080p.mkv -> Sin City (2005)
@@ -122,6 +123,7 @@ Show.Name.S01E02E03.720p.mkv -> Show Name S01E02-E03
 The.Daily.Show.2015.07.01.Guest.720p.mkv -> The Daily Show 2015-07-01
 [Group] Made in Abyss - 13 [720p].mkv -> Made in Abyss S01E13
 [Group] Kingdom 3rd Season - 02 [1080p].mkv -> Kingdom S03E02
+[Subs]_Princess_Lover!_(2009)_-_01v2_-_A_Name_[2048A39A].mkv -> Princess Lover! (2009) S01E01
 [Group] One Piece - 1015 [1080p].mkv -> One Piece S01E1015
 names that say nothing
 Alien (1979)/movie.mkv -> Alien (1979)
@@ -159,6 +161,7 @@ def test_names_of_public_bug_reports():
         ("Battle.Royale.(2000).(Special.Edition).CD1of2.DVDRiP", 1, "Special Edition", ""),
         ("Dune.Part.Two.2024.2160p", None, "", "2160p"),
         ("Blade Runner (1982) The Final Cut [4K]", None, "The Final Cut", "4k"),
+        ("Служебный роман (1977) - 2 серия", 2, "", ""),
         ("Captain Crypt (2000)", None, "", ""),
     ],
 )
