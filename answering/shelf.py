@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -279,7 +280,7 @@ def sort_entry(entry: os.DirEntry, folder: Folder, shelf: Shelf, images: list[Pa
         images.append(Path(entry.path))
     elif is_image(entry.name):
         folder.images += 1
-    else:
+    elif entry.name != "frames.jsonl":  # which tells of stills
         shelf.passed_over["other files"] += 1
 
 
@@ -531,6 +532,8 @@ def without_doubles(films: list[ShelfFilm], shelf: Shelf) -> list[ShelfFilm]:
         other = kept.setdefault(film.title, film)
         if other is film:
             continue
+        if not other.parts and film.stills.parent == other.stills.parent and tidy(other.stills.name) == film.title:
+            continue  # one name composed and decomposed, as macOS leaves them; list_stills joins the two
         if not other.parts:
             message = f"{film.stills}: the title {film.title!r} is also in {other.stills}; rename one of them"
             raise UserError(message, 2)
@@ -609,7 +612,7 @@ def add_stills(source: Path, folders: list[Folder], shelf: Shelf, title: str | N
         return
     if not any(folder.videos for folder in folders):
         films = find_films([source], title)
-        shelf.films += [ShelfFilm(tidy(name), (), folder) for name, folder in films.items()]
+        shelf.films += [ShelfFilm(unicodedata.normalize("NFC", name), (), folder) for name, folder in films.items()]
         return
     below: dict[str, list[Folder]] = {}
     for folder in folders:
@@ -624,6 +627,6 @@ def add_stills(source: Path, folders: list[Folder], shelf: Shelf, title: str | N
             continue
         try:
             films = find_films([source / name], title)
-            shelf.films += [ShelfFilm(tidy(film), (), folder) for film, folder in films.items()]
+            shelf.films += [ShelfFilm(unicodedata.normalize("NFC", film), (), folder) for film, folder in films.items()]
         except UserError as error:
             shelf.notes.append(str(error))

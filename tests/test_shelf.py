@@ -469,6 +469,17 @@ def test_a_source_of_stills_alone(lay):
         find_shelf([lib])
 
 
+def test_one_name_composed_and_decomposed_is_one_film_of_stills(lay):
+    lib = lay(only("Film (2000).mkv", "Am\u00e9lie (2001)/1.jpg", "Ame\u0301lie (2001)/2.jpg"))
+    assert list(titles_of(find_shelf([lib], with_stills=True))) == ["Am\u00e9lie (2001)", "Film (2000)"]
+
+
+def test_two_folders_of_stills_may_not_claim_one_title(lay):
+    lib = lay(only("a/Up (2009)/1.jpg", "b/Up (2009)/1.jpg"))
+    with pytest.raises(UserError, match="rename one of them"):
+        find_shelf([lib / "a", lib / "b"], with_stills=True)
+
+
 # ------------------------------------------------------------------------------------------- hostile
 
 
