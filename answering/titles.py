@@ -81,11 +81,12 @@ EPISODE_IN_SEASON = re.compile(
     r"(?i)(?:^|(?<![^\W_])(?:episode|ep|e|folge|серия)[\s._#-]*|\s-\s)(\d{1,3})(?![\dpix])|(?<!\d)(\d{1,3})[\s._-]*серия"
 )
 BARE_EPISODE = re.compile(r"(?i)(?<![^\W_])ep?[\s._]?(\d{2,3})(?![^\W_])")
-ANIME_SHOW = re.compile(r" (?:S(\d{1,2})|(\d)(?:st|nd|rd|th) Season|Season (\d{1,2}))$")
+ANIME_SHOW = re.compile(r" (?:S(\d{1,2})|(\d)(?:st|nd|rd|th) Season|\(?Season (\d{1,2})\)?)$")
 SITE = r"(?:www\.[\w.-]+|[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|info|ws|to|tv|mx|me|cc|io|site|xyz))"
 FRAME_BEFORE = re.compile(
     rf"(?i)\s*(?:[\[【](?!rec\])[^\]】]*[\]】][\s._-]*|[({{]?\s*{SITE}\s*[)}}]?\s*[-–_]+\s*|\d{{1,2}}[.)]\s+|0[1-9](?:\s*-\s+|_+|[.](?=\D)))"
 )
+IMDB = re.compile(r"(?<=\w)[\s._-]+tt\d{7,8}(?!\w)")
 SITE_AFTER = re.compile(rf"(?i)(?<=\S)\s*[-–\[(]\s*{SITE}\s*[)\]]?$")
 COPY_MARK = re.compile(r"(?i)(?<=\S)(?: - (?:copy|kopie|copie|copia|копия)(?: ?\(\d+\))?| \(\d\)| copy(?: \d)?)$")
 PIECE = re.compile(
@@ -97,7 +98,7 @@ PIECE_AFTER_YEAR = re.compile(
 )
 GENERIC = re.compile(
     r"(?i)(the )?(main )?(full )?(movies?|films?|videos?|features?|main|index|title|untitled|output|default|stream)"
-    r"|video ts|vts( \d+)+|title t?\d+|[a-z]\d t\d\d|t\d\d|\d{5}|0\d*|track ?\d+|clip ?\d*"
+    r"|video ts|vts( \d+)+|title t?\d+|(\w+ )?t\d\d|\d{5}|0\d*|track ?\d+|clip ?\d*"
     r"|(cd|dis[ck]|dvd|part|pt) ?\d*|tt\d{6,}|(?=.*\d)[0-9a-f]{8,}|downloads?|media|data|bdmv|playlist|new folder"
     r"|\d{3,4}[pi]|filme?|фильмы?|кино|видео"
 )
@@ -196,7 +197,7 @@ def first_number(found: re.Match) -> int:
 
 def without_frame(text: str) -> str:
     """The name without what sites, groups and systems put before and after it: [Group], www.site.com -, 01 -, (1)."""
-    text = COPY_MARK.sub("", SITE_AFTER.sub("", text))
+    text = COPY_MARK.sub("", SITE_AFTER.sub("", IMDB.sub("", text)))
     while True:
         found = FRAME_BEFORE.match(text)
         if not found or not re.search(r"\w", BRACKETED_YEAR.split(text[found.end() :])[0]):
