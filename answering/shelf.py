@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from answering.console import UserError
@@ -132,6 +133,7 @@ def find_shelf(
     if not shelf.films:
         raise UserError(nothing_found(sources, shelf, with_stills=with_stills), 2)
     shelf.films = without_doubles(sorted(shelf.films, key=lambda film: natural_key(film.title)), shelf)
+    shelf.notes = [tidy(note) for note in shelf.notes]  # names may hold line feeds, or commands to a terminal
     return shelf
 
 
@@ -452,9 +454,13 @@ class Cut:
     items: list[Item]
     seconds: float | None  # of the longest
 
+    def lasts(self, seconds: float) -> bool:
+        """Whether this is no more than a copy's difference longer."""
+        return self.seconds - seconds <= SAME_DURATION * self.seconds
+
     def holds(self, item: Item, seconds: float) -> bool:
         """Whether an item, no longer than those that are here, is a copy of them."""
-        if self.seconds - seconds > SAME_DURATION * self.seconds:
+        if not self.lasts(seconds):
             return False
         # title_t01 beside title_t02 is another title of the same disc, whatever it lasts
         return not any(item.label and other.label and item.place == other.place for other in self.items)
@@ -465,9 +471,11 @@ def films_of_title(group: list[Item], shelf: Shelf, known: Mapping[str, str]) ->
     lengths = {item: duration(item) for item in group}
     cuts: list[Cut] = []
     for item in sorted((item for item in group if lengths[item]), key=lambda item: -lengths[item]):
-        cut = next((cut for cut in cuts if cut.holds(item, lengths[item])), None)
+        seconds = lengths[item]
+        near = takewhile(lambda cut, seconds=seconds: cut.lasts(seconds), reversed(cuts))
+        cut = next((cut for cut in near if cut.holds(item, seconds)), None)
         if cut is None:
-            cuts.append(Cut([item], lengths[item]))
+            cuts.append(Cut([item], seconds))
         else:
             cut.items.append(item)
     # what other films of the title come later, the plain and longest one bears the bare title
@@ -493,14 +501,19 @@ def tell_apart(cuts: list[Cut], known: Mapping[str, str]) -> list[str]:
     """A title for each cut: the one that it is known by, the bare title for the first, others with a mark."""
     bare = cuts[0].items[0].name.full
     titles: dict[int, str] = {}
+    taken: set[str] = set()
     for number, cut in enumerate(cuts):
-        before = [known.get(os.path.abspath(item.parts[0])) for item in cut.items]
-        for title in before:
-            if title and title not in titles.values() and title in (bare, *marked_titles(cut)):
-                titles.setdefault(number, title)
+        names = (bare, *marked_titles(cut))
+        before = (known.get(os.path.abspath(item.parts[0])) for item in cut.items)
+        title = next((title for title in before if title in names and title not in taken), None)
+        if title is not None:
+            titles[number] = title
+            taken.add(title)
     for number, cut in enumerate(cuts):
-        free = [title for title in (bare, *marked_titles(cut)) if title not in titles.values()]
-        titles.setdefault(number, free[0] if free else f"{bare} {number + 1}")
+        if number not in titles:
+            free = (title for title in (bare, *marked_titles(cut)) if title not in taken)
+            titles[number] = next(free, f"{bare} {number + 1}")
+            taken.add(titles[number])
     return [titles[number] for number in range(len(cuts))]
 
 

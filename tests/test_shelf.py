@@ -496,6 +496,13 @@ def test_names_that_are_no_text_or_very_long(lay):
     assert "line break (2000)" in titles
 
 
+def test_a_note_is_one_line_whatever_names_hold(lay):
+    lib = lay(only("a\nb\x1b[2J/Heat.mkv", "c/Heat.avi"))
+    lay({"c/Heat.avi": "999"})
+    (note,) = find_shelf([lib]).notes
+    assert note.isprintable() and "a b [2J/Heat.mkv" in note
+
+
 def test_a_folder_that_cannot_be_read_is_one_line(lay, monkeypatch):
     lib = lay(only("Film (2000).mkv", "locked/Other (2001).mkv"))
     scandir = os.scandir
