@@ -11,8 +11,12 @@ import numpy as np
 
 from answering.console import UserError
 from answering.contract import Contract
-from answering.pictures import cut_still, preprocess, read_image
+from answering.flat import is_flat
+from answering.pictures import preprocess, read_image
 from answering.runtimes import choose_file, cpu_flags, load_file, release_weights
+from answering.screenshots import cut_still
+
+TOO_LITTLE = "too little in the picture"  # the reason of an answer about a flat picture
 
 # ------------------------------------------------------------------------------------------------ answers
 
@@ -54,13 +58,16 @@ class Answer:
     candidates: list[Candidate]  # best first, whatever the kind
     ms: float  # time for this frame, milliseconds
     look: str | None = None  # "still": it is about the picture inside a screenshot
+    reason: str | None = None  # why it is unknown, where the model was not asked: TOO_LITTLE
 
     def as_dict(self) -> dict:
-        """For JSON, as identify.py --json prints it; look is there only where it says something."""
+        """For JSON, as identify.py --json prints it; look and reason are there only where they say something."""
         candidates = [candidate.as_dict() for candidate in self.candidates]
         row = {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
         if self.look:
             row["look"] = self.look
+        if self.reason:
+            row["reason"] = self.reason
         return row
 
 
@@ -101,6 +108,8 @@ def format_answer(answer: Answer, guess: bool = False) -> str:
         return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%}{inside})"
     if answer.kind == "shortlist":
         return f"one of: {listed}{inside}"
+    if answer.reason:
+        return f"I don't know this film: {answer.reason}"
     return "I don't know this film" + (f"; best guess: {listed}" if guess else "")
 
 
@@ -168,26 +177,36 @@ class Identifier:
     def identify(self, image, top: int = 3) -> Answer:
         """Answer for a frame: path, bytes, PIL image or RGB uint8 [H, W, 3]; or one for a list of frames of a film.
 
-        Screenshots whose film is unknown are cropped to the still inside and tried again. Raises UserError if one is
-        unreadable.
+        Flat frames, such as black ones and credits, are left out; where no other is left the answer is unknown, with
+        a reason. Screenshots whose film is unknown are cropped to the still inside and tried again. Raises UserError if
+        one is unreadable.
         """
         start = time.perf_counter()
         pictures = [self.read(one) for one in (image if isinstance(image, list) else [image])]
-        answer = self.look(pictures, top)
-        if answer.kind == "unknown":
-            stills = [cut_still(rgb) for rgb in pictures]
-            if any(still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)):
-                answer = replace(self.look(stills, top), look="still")
+        pictures = [rgb for rgb in pictures if not is_flat(rgb)]
+        stills = [cut_still(rgb) for rgb in pictures]
+        cropped = [still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)]
+        shown = [place for place, still in enumerate(stills) if not (cropped[place] and is_flat(still))]
+        answer = self.name_film([pictures[place] for place in shown], top)
+        if answer.kind == "unknown" and any(cropped[place] for place in shown):
+            answer = replace(self.name_film([stills[place] for place in shown], top), look="still")
         return replace(answer, ms=milliseconds_since(start))
 
     def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
-        """One answer for pictures uint8 [H, W, 3] of one film: by the mean of what the model says."""
+        """One answer for pictures uint8 [H, W, 3] of one film, as they are, but for flat ones."""
         start = time.perf_counter()
+        answer = self.name_film([rgb for rgb in pictures if not is_flat(rgb)], top)
+        return replace(answer, ms=milliseconds_since(start))
+
+    def name_film(self, pictures: list[np.ndarray], top: int) -> Answer:
+        """What look answers for pictures that are not flat: by the mean of what the model says; ms is left at 0."""
+        if not pictures:
+            return Answer("unknown", [], 0.0, reason=TOO_LITTLE)
         # in turn, so that memory stays as it is
         rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures]
         outputs = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
         (answer,) = self.make_answers(outputs, top)
-        return replace(answer, ms=milliseconds_since(start))
+        return answer
 
     def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
         """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""

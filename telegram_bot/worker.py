@@ -18,7 +18,7 @@ from answering import pictures
 from answering.collection import Index, attach_index
 from answering.console import UserError
 from answering.model import Contract, Evidence, Identifier
-from answering.pictures import cut_still
+from answering.screenshots import cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 PICTURE_MEMORY = 300_000_000  # bytes that pictures may take there beside the model

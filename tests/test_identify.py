@@ -24,8 +24,9 @@ import index
 from answering import model, runtimes
 from answering.console import UserError
 from answering.model import Answer, Candidate, Identifier, format_answer
-from answering.pictures import PREPROCESSING, find_bars, find_still, preprocess, read_image
+from answering.pictures import PREPROCESSING, preprocess, read_image
 from answering.runtimes import choose_file
+from answering.screenshots import find_bars, find_still
 from answering.stills import natural_key
 from benchmarks.ways import screenshot
 
