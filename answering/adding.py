@@ -337,9 +337,10 @@ class Adder:
         attempt: Attempt = job.about
         reason = self.refuse(attempt.title, result)
         if reason:
+            reason = reason.removeprefix(f"{attempt.parts[0]}: ")
             self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
             self.engine.commit(self.state)
-            line = f"{attempt.title}: error: {reason}"
+            line = f"{attempt.title}: error: {attempt.parts[0]}: {reason}"
         else:
             line = self.store(attempt, result, time.monotonic() - job.started)
         is_last = not attempt.others or not (reason or result.damage)

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from answering.console import UserError
+from answering.flat import is_flat
 from answering.model import Identifier
-from answering.pictures import find_bars, is_flat, read_image
+from answering.pictures import read_image
 from answering.projection import unit_length
 from answering.stills import Still
 from answering.wear import COPIES, wear
@@ -168,8 +169,7 @@ class FilmEmbedder:
     def add(self, picture: Picture) -> None:
         """Take a picture; pictures come in film order."""
         self.seen += 1
-        left, top, right, bottom = find_bars(picture.rgb)
-        if is_flat(picture.rgb[top:bottom, left:right]):
+        if is_flat(picture.rgb):
             self.flat += 1
             return
         self.embeddings.append(self.embed(picture.rgb))
