@@ -83,6 +83,8 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python bench.py infer runs/RUN/best.pt --model export --frames FOLDER": "fifteen processes; isa starts the same",
     "python bench.py cuda --out data/cuda --minutes 9": "needs a GPU; tests/test_bench_cuda.py does it on a CPU",
     "python bench.py cuda --out data/cuda --again compiled": "the same",
+    "python bench.py shelf film.mkv --model export": "tests/test_bench_shelf.py runs it on a film that it encodes",
+    "python bench.py shelf film.mkv --ask --gaps 3,5 --beside data/raw": "the same",
     "TELEGRAM_BOT_TOKEN=... python bot.py --model export --check": "is run below, with another token that is none",
 }
 
