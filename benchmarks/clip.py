@@ -14,7 +14,6 @@ import numpy as np
 
 from answering.collection import Index
 from answering.console import UserError
-from answering.embedding import embed
 from answering.flat import is_flat
 from answering.model import Answer, Identifier
 from answering.stills import Still, find_films, list_stills
@@ -49,7 +48,7 @@ def embed_stills(title: str, stills: list[Still], identifier: Identifier) -> Ask
     for still in stills:
         rgb = identifier.read(still.path)
         if not is_flat(rgb):
-            rows.append(embed(identifier.load(rgb), identifier))
+            rows.append(identifier.run(identifier.load(rgb)[None])["embedding"][0])
             time_ms.append(still.milliseconds)
     return AskedFilm(title, np.stack(rows), np.array(time_ms))
 
