@@ -273,8 +273,8 @@ def find_episode(text: str) -> VideoName | None:
         episode = f"{year}-{month}-{day}"
     if not episode:
         return None
-    show = text[: found.start()].strip(" ._-([")
-    if not show:
+    show = text[: found.start()].strip(" _-([")
+    if not show.strip("."):
         return VideoName("", episode=episode)
     return replace(read_name(show), episode=episode)
 
@@ -350,7 +350,7 @@ def name_video(path: str | PurePath, above: Sequence[str] = (), *, alone: bool =
             break
     own = find_numbered_episode(tidy(path.stem.replace("_", " ")), season) or own
     if folder.is_generic:
-        return own if own.title else replace(own, title=tidy(path.stem))
+        return own if own.title else replace(own, title=tidy(path.stem), episode="")  # 1x02 - Pilot, alone
     return merge_names(own, folder, alone=alone)
 
 

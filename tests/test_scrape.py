@@ -653,7 +653,7 @@ def test_one_broken_video_does_not_stop_the_rest(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if "error:" in line and "a.broken.1999.mkv" in line]) == 1
     (passed_over,) = [line for line in lines if "passed over" in line]
-    assert "1 empty files" in passed_over and "1 broken links" in passed_over
+    assert "empty files (1)" in passed_over and "broken links (1)" in passed_over
     assert images(tmp_path / "raw" / "c good (2001)")
     assert [path.name for path in (tmp_path / "raw").glob("[!.]*")] == ["c good (2001)"]
     assert main(["video", str(tmp_path / "nothing"), "--out", str(tmp_path / "raw")]) == 2
