@@ -109,8 +109,10 @@ def embed_video(job: VideoJob, report: Callable[[float, float], None]) -> Embedd
             film.add(picture)
             reached = picture.still.milliseconds / 1000
             report(reached, video.duration)
-        whole = not video.damage and video.duration
-        seconds = video.duration if whole else reached
+        if not film.seen:
+            raise UserError(video.damage or "no frame of it is left (see --skip-start and --skip-end)")
+        # the time of a recording, or of a disc's file, is an estimate that its clock may have misled
+        seconds = reached if video.damage else max(reached, video.duration)
         rows = merge_stills(film.rows(), job.accepted, identifier)
         return EmbeddedVideo(rows, film.seen, seconds, video.damage)
 
@@ -237,7 +239,8 @@ class Adder:
         if before is None or before in claimed:
             return title
         if not self.settings.titles_given:
-            self.other_titles.append((title, before))
+            if before not in self.state.renamed.values():  # else the user gave it that title
+                self.other_titles.append((title, before))
             return before
         rename_film(self.engine, self.state, before, title)
         self.engine.commit(self.state)
@@ -418,9 +421,8 @@ class Adder:
             text = "failed before, not tried again without a change (--retry)"
             self.say(f"{in_words(len(self.left_alone), 'file')} {text}: {listed}", error=True)
         if self.other_titles:
-            listed = list_some([f"{before} (now called {title})" for title, before in self.other_titles])
-            text = "stand in the index under other titles, which index.py rename or --titles changes"
-            self.say(f"{in_words(len(self.other_titles), 'film')} {text}: {listed}")
+            listed = list_some([f"{before} (by its file: {title})" for title, before in self.other_titles])
+            self.say(f"titles of the index that its files do not bear, see index.py rename and --titles: {listed}")
 
 
 def in_words(number: int, noun: str) -> str:

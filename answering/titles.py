@@ -248,6 +248,8 @@ def read_name(name: str) -> VideoName:
         found = replace(found, year=found.year or first_number(year))
     else:
         found, rest = read_scene_name(text)
+        if found.year:
+            piece = piece or PIECE_AFTER_YEAR.search(rest)
     edition = EDITION.search(rest)
     quality = QUALITY.search(rest)
     return replace(
@@ -364,8 +366,10 @@ def find_numbered_episode(stem: str, season: int | None) -> VideoName | None:
             show = show[: numbered.start()]
             season = first_number(numbered)
         return replace(read_name(show), episode=f"S{season or 1:02}E{int(found[1]):02}")
-    if season is not None and (found := EPISODE_IN_SEASON.search(stem)):
-        return VideoName("", episode=f"S{season:02}E{first_number(found):02}")
+    if season is not None:
+        with_season = re.match(rf"0?{season}[x._-]?(\d\d)(?!\w)", stem)  # 205 and 2-05, in the folder of season 2
+        if found := with_season or EPISODE_IN_SEASON.search(stem):
+            return VideoName("", episode=f"S{season:02}E{first_number(found):02}")
     if found := BARE_EPISODE.search(stem):
         return replace(read_name(stem[: found.start()]), episode=f"S01E{int(found[1]):02}")
     return None
