@@ -19,7 +19,7 @@ from pathlib import Path
 
 from answering.clip import Question, describe_clip, identify_clip, prepare_reader, read_question
 from answering.collection import attach_index, draw_evidence
-from answering.console import UserError, one_line_errors
+from answering.console import UserError, one_line, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
 from answering.stills import describe_passed_over, expand
@@ -98,10 +98,10 @@ def print_answer(file: str, answer: Answer | UserError, *, width: int, as_json: 
         row = {"error": str(answer)} if isinstance(answer, UserError) else answer.as_dict()
         print(json.dumps({"file": file, **row}, ensure_ascii=False), flush=True)
     elif isinstance(answer, UserError):
-        print(f"identify.py: error: {' '.join(str(answer).split())}", file=sys.stderr)
+        print(f"identify.py: error: {one_line(answer)}", file=sys.stderr)
     else:
         words = format_answer(answer, guess) + describe_clip(answer)
-        print(f"{file:{width}}  {answer.ms:6.1f} ms  {words}", flush=True)
+        print(f"{one_line(file):{width}}  {answer.ms:6.1f} ms  {words}", flush=True)
 
 
 def run_self_tests(args: argparse.Namespace) -> list[SelfTest]:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
-from answering.console import UserError, atomic_write, one_line_errors
+from answering.console import UserError, atomic_write, format_clock, one_line_errors
 from answering.film_flags import (
     add_gap_flag,
     add_shelf_flags,
@@ -54,7 +54,7 @@ from answering.film_flags import (
 from answering.flat import is_flat
 from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, read_image
 from answering.shelf import ShelfFilm, find_shelf
-from answering.side_by_side import FilmBar, Job, count_bytes, count_cores, format_clock, run_side_by_side
+from answering.side_by_side import FilmBar, Job, count_bytes, count_cores, run_side_by_side
 from answering.titles import folder_name, normalise_title, short_hash, split_title
 from answering.video import Sampling, Video
 
@@ -816,8 +816,7 @@ class VideoRun:
     def refuse(self, encoding: Encoding, result: ScrapedVideo | UserError) -> str | None:
         """Why the frames that are there stay; None where those of the result take their place."""
         if isinstance(result, UserError):
-            text = " ".join(str(result).split())
-            return text.removeprefix(f"{encoding.parts[0]}: ")[:200]
+            return str(result).removeprefix(f"{encoding.parts[0]}: ")[:200]
         before = [line for line in self.lines(encoding) if isinstance(line.get("shot_time_ms"), (int, float))]
         reached = max((line["shot_time_ms"] for line in before), default=0) / 1000
         was_whole = bool(before) and not any(line.get("partial") for line in before)
@@ -1034,7 +1033,8 @@ def run_video(args: argparse.Namespace) -> int:
         run = VideoRun(args.out, settings, args.processes or cores, cores)
         run.scrape(shelf.films)
     count = len(shelf.films)
-    print(f"{count - run.failed} of {count} films; next: python filter.py {args.out}")
+    done = count - run.failed
+    print(f"{done} of {count} films" + f"; next: python filter.py {args.out}" * bool(done))
     return 1 if run.failed else 0
 
 

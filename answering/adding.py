@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from answering.collection import fingerprint
-from answering.console import UserError
+from answering.console import UserError, format_clock, one_line
 from answering.editing import accepted_stills, hash_contents, merge_stills, rename_film, store_film
 from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
 from answering.model import Identifier
 from answering.runtimes import choose_file, cpu_flags, trim_heap
 from answering.shelf import ShelfFilm
-from answering.side_by_side import FilmBar, Job, SideBySide, count_bytes, format_clock, run_side_by_side
+from answering.side_by_side import FilmBar, Job, SideBySide, count_bytes, run_side_by_side
 from answering.state import Failure, State
 from answering.stills import Still, list_stills
 from answering.store import Folder, Milvus
@@ -109,8 +109,10 @@ def embed_video(job: VideoJob, report: Callable[[float, float], None]) -> Embedd
             film.add(picture)
             reached = picture.still.milliseconds / 1000
             report(reached, video.duration)
-        whole = not video.damage and video.duration
-        seconds = video.duration if whole else reached
+        if not film.seen:
+            raise UserError(video.damage or "no frame of it is left (see --skip-start and --skip-end)")
+        # the time of a recording, or of a disc's file, is an estimate that its clock may have misled
+        seconds = reached if video.damage else max(reached, video.duration)
         rows = merge_stills(film.rows(), job.accepted, identifier)
         return EmbeddedVideo(rows, film.seen, seconds, video.damage)
 
@@ -237,7 +239,8 @@ class Adder:
         if before is None or before in claimed:
             return title
         if not self.settings.titles_given:
-            self.other_titles.append((title, before))
+            if before not in self.state.renamed.values():  # else the user gave it that title
+                self.other_titles.append((title, before))
             return before
         rename_film(self.engine, self.state, before, title)
         self.engine.commit(self.state)
@@ -339,9 +342,8 @@ class Adder:
     def take(self, job: Job, result: EmbeddedVideo | UserError, waiting: deque[Job]) -> None:
         """Store what a process made of a film, or have the film's next encoding tried."""
         attempt: Attempt = job.about
-        reason = self.refuse(attempt.title, result)
+        reason = self.refuse(attempt, result)
         if reason:
-            reason = reason.removeprefix(f"{attempt.parts[0]}: ")
             self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
             self.engine.commit(self.state)
             line = f"{attempt.title}: error: {attempt.parts[0]}: {reason}"
@@ -356,11 +358,11 @@ class Adder:
             self.say(f"{line}; its next encoding is tried", error=True)
             waiting.appendleft(self.start(attempt.follow()))
 
-    def refuse(self, title: str, result: EmbeddedVideo | UserError) -> str | None:
+    def refuse(self, attempt: Attempt, result: EmbeddedVideo | UserError) -> str | None:
         """Why the index keeps what it has of a film; None where the result is to be stored."""
         if isinstance(result, UserError):
-            return " ".join(str(result).split())
-        before = self.state.films.get(title)
+            return one_line(str(result).removeprefix(f"{attempt.parts[0]}: "))
+        before = self.state.films.get(attempt.title)
         if before is None or before.seconds is None:
             return None
         has = f"the {format_clock(before.seconds)} that the index has stay"
@@ -408,25 +410,24 @@ class Adder:
         if self.bar:
             self.bar.say(text, error=error)
         else:
-            print(text, file=sys.stderr if error else sys.stdout, flush=True)
+            print(one_line(text), file=sys.stderr if error else sys.stdout, flush=True)
 
     def sum_up(self) -> None:
         """Lines on the films that nothing was done for."""
         if self.unchanged:
-            self.say(f"{count_films(self.unchanged)} unchanged")
+            self.say(f"{in_words(self.unchanged, 'film')} unchanged")
         if self.left_alone:
             listed = list_some(self.left_alone)
-            text = "failed before and are not tried again until they change (--retry)"
-            self.say(f"{len(self.left_alone)} files {text}: {listed}", error=True)
+            text = "failed before, not tried again without a change (--retry)"
+            self.say(f"{in_words(len(self.left_alone), 'file')} {text}: {listed}", error=True)
         if self.other_titles:
-            listed = list_some([f"{before} (now called {title})" for title, before in self.other_titles])
-            text = "stand in the index under other titles, which index.py rename or --titles changes"
-            self.say(f"{count_films(len(self.other_titles))} {text}: {listed}")
+            listed = list_some([f"{before} (by its file: {title})" for title, before in self.other_titles])
+            self.say(f"titles of the index that its files do not bear, see index.py rename and --titles: {listed}")
 
 
-def count_films(count: int) -> str:
-    """In words."""
-    return f"{count} film{'s' if count > 1 else ''}"
+def in_words(number: int, noun: str) -> str:
+    """1 film, 2 films."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def list_some(texts: list[str], most: int = 3) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL.Image import open as open_image
 
 from answering import formats
-from answering.console import UserError
+from answering.console import UserError, format_clock
 from answering.flat import is_flat
 from answering.model import TOO_LITTLE, Answer, Identifier, join_answers, milliseconds_since
 from answering.pictures import IMAGE_SUFFIXES, preprocess, read_image
@@ -277,11 +277,5 @@ def describe_clip(answer: Answer) -> str:
     text = f"; from {answer.frames} frame{'s' * (answer.frames != 1)}"
     proof = answer.candidates[0].evidence if answer.kind == "movie" else None
     if proof and proof.from_ms is not None:
-        text += f", seen {format_time(proof.from_ms)} to {format_time(proof.to_ms)}"
+        text += f", seen {format_clock(proof.from_ms / 1000)} to {format_clock(proof.to_ms / 1000)}"
     return text
-
-
-def format_time(milliseconds: int) -> str:
-    """0:41:10."""
-    minutes, seconds = divmod(milliseconds // 1000, 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

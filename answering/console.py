@@ -30,7 +30,7 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except UserError as error:
-            text = f"error: {' '.join(str(error).split())}"
+            text = f"error: {one_line(error)}"
             code = error.code
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
@@ -50,6 +50,17 @@ def _print_utf_8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def one_line(text: object) -> str:
+    """A text whose line feeds, which names of files may hold, are spaces."""
+    return " ".join(str(text).split())
+
+
+def format_clock(seconds: float) -> str:
+    """1:02:03."""
+    minutes, second = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
 @contextlib.contextmanager

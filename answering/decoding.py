@@ -412,6 +412,8 @@ def read_header_duration(container, stream) -> float:
         seconds = tagged or container.duration / 1_000_000
         if "matroska" in container.format.name and (container.start_time or 0) > 0:
             seconds -= container.start_time / 1_000_000  # its header counts from 0, not from the first frame
+    if container.format.name == "avi" and stream.average_rate:  # FFmpeg shortens the time of a file that is cut off
+        seconds = max(seconds, float(stream.frames / stream.average_rate))
     return seconds if 0 < seconds < MAX_HOURS * 3600 else 0.0
 
 

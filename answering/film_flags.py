@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from answering.console import UserError
-from answering.shelf import Shelf
+from answering.console import UserError, one_line
+from answering.shelf import Shelf, list_kinds
 from answering.video import MAX_GAP, Sampling
 
 
@@ -57,9 +57,8 @@ def say_passed_over(shelf: Shelf) -> None:
     script = os.path.basename(sys.argv[0])
     for note in shelf.notes:
         print(f"{script}: {note}", file=sys.stderr)
-    kinds = [f"{count} {kind}" for kind, count in shelf.passed_over.most_common() if count]
-    if kinds:
-        print(f"{script}: passed over: {', '.join(kinds)}", file=sys.stderr)
+    if shelf.passed_over:
+        print(f"{script}: passed over: {list_kinds(shelf.passed_over)}", file=sys.stderr)
 
 
 def print_titles(shelf: Shelf) -> None:
@@ -75,5 +74,5 @@ def print_titles(shelf: Shelf) -> None:
                 rows.append((str(part), f"{film.title}{of}{copy}"))
     width = min(80, max((len(file) for file, _ in rows), default=0))
     for file, title in rows:
-        print(f"{file:{width}}  ->  {title}")
+        print(f"{one_line(file):{width}}  ->  {title}")
     print(f"{len(shelf.films)} films; correct titles in a csv file of file,title: --titles titles.csv")

@@ -53,17 +53,6 @@ def read_image(source, draft: int | None = None) -> np.ndarray:
         return shown
 
 
-def open_frames(source, most: int, draft: int | None = None) -> list[np.ndarray]:
-    """Up to `most` frames of an animation that are not flat, evenly over its length; of a still picture that one.
-
-    Takes what read_image takes, and raises what it raises. Where all frames are flat there is none.
-    """
-    with _errors_named(source):
-        found = [rgb for rgb in _decode_frames(source, draft, 3 * most) if not is_flat(rgb)]
-    places = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
-    return [found[place] for place in places]
-
-
 @contextlib.contextmanager
 def _errors_named(source) -> Iterator[None]:
     """Turn what Pillow raises, and its plugins raise anything on hostile bytes, into a UserError that names source."""
@@ -79,13 +68,12 @@ def _errors_named(source) -> Iterator[None]:
         raise UserError(f"{name}: {reason}") from None
 
 
-def _decode_frames(source, draft: int | None, most: int = MAX_FRAMES) -> Iterator[np.ndarray]:
-    """RGB uint8 [H, W, 3] of a picture, or in turn of up to `most` frames of an animation, evenly over its length."""
+def _decode_frames(source, draft: int | None) -> Iterator[np.ndarray]:
+    """RGB uint8 [H, W, 3] of a picture, or of the first MAX_FRAMES frames of an animation."""
     data = _read(source)
     image = _open(data)
     yield _decode_first(image, data, draft)
     count = min(image.n_frames, MAX_FRAMES) if _is_animation(image) else 1
-    step = -(-count // most)
     end = time.monotonic() + MAX_FRAMES_SECONDS
     for place in range(1, count):
         pixels = (place + 1) * image.width * image.height
@@ -93,11 +81,10 @@ def _decode_frames(source, draft: int | None, most: int = MAX_FRAMES) -> Iterato
             return
         try:
             image.seek(place)  # in turn: a frame is what came before it and its own changes
-            rgb = _decode(image, draft) if place % step == 0 else None
+            rgb = _decode(image, draft)
         except Exception:  # the file ends in this frame
             return
-        if rgb is not None:
-            yield rgb
+        yield rgb
 
 
 def _read(source):

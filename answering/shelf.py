@@ -13,7 +13,7 @@ from pathlib import Path
 
 from answering.console import UserError
 from answering.discs import ASIDE, DISC_FOLDERS, Disc, disc_place, find_bluray, find_dvd, is_vob
-from answering.stills import find_films, is_image, natural_key
+from answering.stills import SIDECAR, find_films, is_image, is_junk, natural_key
 from answering.titles import (
     SEASON_FOLDER,
     VideoName,
@@ -26,19 +26,6 @@ from answering.titles import (
 )
 from answering.video import VIDEO_SUFFIXES, read_duration
 
-JUNK_FOLDERS = frozenset(
-    {
-        "__macosx",
-        "@eadir",
-        "#recycle",
-        "@recycle",
-        "$recycle.bin",
-        "recycler",
-        "lost+found",
-        "#snapshot",
-        "system volume information",
-    }
-)
 INCOMPLETE = frozenset([".part", ".crdownload", ".!qb", ".!ut", ".!bt", ".bc!", ".partial", ".download", ".aria2"])
 DISC_IMAGES = frozenset([".iso", ".img", ".nrg", ".mdf"])
 # names that Plex, Jellyfin and Kodi give to what is no film
@@ -139,16 +126,21 @@ def find_shelf(
 
 def nothing_found(sources: list[Path], shelf: Shelf, *, with_stills: bool) -> str:
     """Why there is no film, in a line."""
-    kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in VIDEO_SUFFIXES))
+    kinds = f"avi, m2ts, mkv, mov, mp4, ts, vob, webm and {len(VIDEO_SUFFIXES) - 8} more"
     text = f"{', '.join(map(str, sources[:MAX_NAMED]))}: no video file ({kinds})"
     if with_stills:
         text += " and no folder of stills"
-    passed = [f"{count} {kind}" for kind, count in shelf.passed_over.most_common()] + shelf.notes[:MAX_NAMED]
-    if passed:
-        text += f"; passed over: {'; '.join(passed)}"
+    if shelf.passed_over:
+        text += f"; passed over: {list_kinds(shelf.passed_over)}"
+    text = "; ".join([text, *shelf.notes[:MAX_NAMED]])
     if shelf.passed_over["extras"]:
         text += "; --with-extras takes them"
     return text
+
+
+def list_kinds(kinds: Counter[str]) -> str:
+    """What was not taken, for people: extras (2), broken links (1)."""
+    return ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
 
 
 def keep_films(items: list[Item], wanted: dict[Item, str], shelf: Shelf, *, with_extras: bool) -> list[Item]:
@@ -259,7 +251,7 @@ def folder_in(entry: os.DirEntry, folder: Folder, *, is_film: bool) -> Folder:
 
 def sort_entry(entry: os.DirEntry, folder: Folder, shelf: Shelf, images: list[Path]) -> None:
     """Note an entry of a folder as a folder, video or image of it, or count it as passed over."""
-    if re.match(r"\.(?!\.)", entry.name) or entry.name.lower() in JUNK_FOLDERS:  # "...And Justice for All" is no junk
+    if is_junk(entry.name):
         return
     suffix = os.path.splitext(entry.name)[1].lower()
     try:
@@ -282,7 +274,7 @@ def sort_entry(entry: os.DirEntry, folder: Folder, shelf: Shelf, images: list[Pa
         images.append(Path(entry.path))
     elif is_image(entry.name):
         folder.images += 1
-    elif entry.name != "frames.jsonl":  # which tells of stills
+    elif entry.name != SIDECAR:  # which tells of stills
         shelf.passed_over["other files"] += 1
 
 

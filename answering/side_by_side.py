@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
-from answering.console import UserError
+from answering.console import UserError, format_clock, one_line
 
 STALLED = 300.0  # seconds without progress, after which a process is killed
 TICK = 0.2  # seconds between two looks at the processes
@@ -177,12 +177,6 @@ def count_bytes(parts: tuple[Path, ...]) -> int:
 # ------------------------------------------------------------------------------------------------ what is shown
 
 
-def format_clock(seconds: float) -> str:
-    """1:02:03."""
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
-
-
 class FilmBar:
     """A progress bar by films and seconds of film, on a terminal; elsewhere only the lines that say() prints."""
 
@@ -225,6 +219,7 @@ class FilmBar:
 
     def say(self, text: str, *, error: bool = False) -> None:
         """A line above the bar."""
+        text = one_line(text)
         stream = sys.stderr if error else sys.stdout
         if self.bar is None:
             print(text, file=stream, flush=True)

@@ -16,7 +16,8 @@ from answering.pictures import IMAGE_SUFFIXES
 
 SIDECAR = "frames.jsonl"  # of a film's folder: when each still comes
 # lower case; what begins with a dot is hidden anyway
-JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "$recycle.bin"}
+JUNK |= {"recycler", "lost+found", "#snapshot", "system volume information"}
 # parts of data sets, lower case; one that holds folders is no film
 NESTS = {"train", "training", "test", "testing", "val", "valid", "validation", "archive", "images", "data"}
 NESTS |= {"dataset", "datasets", "frames", "stills", "movies", "films", "raw"}

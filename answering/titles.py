@@ -248,6 +248,8 @@ def read_name(name: str) -> VideoName:
         found = replace(found, year=found.year or first_number(year))
     else:
         found, rest = read_scene_name(text)
+        if found.year:
+            piece = piece or PIECE_AFTER_YEAR.search(rest)
     edition = EDITION.search(rest)
     quality = QUALITY.search(rest)
     return replace(
@@ -273,8 +275,8 @@ def find_episode(text: str) -> VideoName | None:
         episode = f"{year}-{month}-{day}"
     if not episode:
         return None
-    show = text[: found.start()].strip(" ._-([")
-    if not show:
+    show = text[: found.start()].strip(" _-([")
+    if not show.strip("."):
         return VideoName("", episode=episode)
     return replace(read_name(show), episode=episode)
 
@@ -350,7 +352,7 @@ def name_video(path: str | PurePath, above: Sequence[str] = (), *, alone: bool =
             break
     own = find_numbered_episode(tidy(path.stem.replace("_", " ")), season) or own
     if folder.is_generic:
-        return own if own.title else replace(own, title=tidy(path.stem))
+        return own if own.title else replace(own, title=tidy(path.stem), episode="")  # 1x02 - Pilot, alone
     return merge_names(own, folder, alone=alone)
 
 
@@ -364,8 +366,10 @@ def find_numbered_episode(stem: str, season: int | None) -> VideoName | None:
             show = show[: numbered.start()]
             season = first_number(numbered)
         return replace(read_name(show), episode=f"S{season or 1:02}E{int(found[1]):02}")
-    if season is not None and (found := EPISODE_IN_SEASON.search(stem)):
-        return VideoName("", episode=f"S{season:02}E{first_number(found):02}")
+    if season is not None:
+        with_season = re.match(rf"0?{season}[x._-]?(\d\d)(?!\w)", stem)  # 205 and 2-05, in the folder of season 2
+        if found := with_season or EPISODE_IN_SEASON.search(stem):
+            return VideoName("", episode=f"S{season:02}E{first_number(found):02}")
     if found := BARE_EPISODE.search(stem):
         return replace(read_name(stem[: found.start()]), episode=f"S01E{int(found[1]):02}")
     return None

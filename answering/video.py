@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from answering.colour import UPRIGHT, display_matrix, shown_size, to_rgb, turns_sideways
-from answering.console import UserError
+from answering.console import UserError, format_clock
 from answering.decoding import MAX_PACKETS_TO_FIRST, Reader, open_video, read_header_duration
 
 VIDEO_SUFFIXES = frozenset(
@@ -134,11 +134,11 @@ class Video:
     def _note_damage(self, part: "_Part", offset: float) -> None:
         if self.damage:
             return
-        whole = f" of {to_clock(self.duration)}" if self.duration else ""
+        whole = f" of {format_clock(self.duration)}" if self.duration else ""
         if part.is_cut_off:
-            self.damage = f"read up to {to_clock(offset + part.reached)}{whole}; the rest is damaged"
+            self.damage = f"read up to {format_clock(offset + part.reached)}{whole}; the rest is damaged"
         elif part.lost >= 1:
-            self.damage = f"{part.lost:.0f} s from {to_clock(offset + part.lost_from)}{whole} on are damaged"
+            self.damage = f"{part.lost:.0f} s from {format_clock(offset + part.lost_from)}{whole} on are damaged"
 
 
 class _Part:
@@ -309,10 +309,3 @@ def read_duration(path: str | Path) -> float | None:
         return None
     with closing(container):
         return read_header_duration(container, stream) or None
-
-
-def to_clock(seconds: float) -> str:
-    """1:02:03."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

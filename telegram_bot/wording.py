@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aiogram.types import InlineKeyboardMarkup
 
-from answering.clip import format_time
+from answering.console import format_clock
 from telegram_bot.app import App, local_title
 from telegram_bot.database import StoredAnswer
 from telegram_bot.keyboards import (
@@ -99,9 +99,9 @@ def describe_proof(texts: dict, proof: dict, of: str | None, is_clip: bool = Fal
     film = texts["of"].format(title=local_title(of, texts)) if of else ""
     at = ""
     if is_clip and proof["from_ms"] is not None and proof["to_ms"] > proof["from_ms"]:
-        at = texts["span"].format(start=format_time(proof["from_ms"]), end=format_time(proof["to_ms"]))
+        at = texts["span"].format(start=format_clock(proof["from_ms"] / 1000), end=format_clock(proof["to_ms"] / 1000))
     elif proof["time_ms"] is not None:
-        at = texts["at"].format(time=format_time(proof["time_ms"]))
+        at = texts["at"].format(time=format_clock(proof["time_ms"] / 1000))
     return texts["proof"].format(of=film, alike=alike, at=at)
 
 

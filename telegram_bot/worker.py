@@ -1,7 +1,6 @@
 """The model in a process of its own: a picture that hangs or crashes it costs that process and no other."""
 
 import asyncio
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -18,6 +17,7 @@ from answering.clip import identify_clip, look_at_clip, read_question
 from answering.collection import Index, attach_index
 from answering.console import UserError
 from answering.model import Contract, Evidence, Identifier
+from answering.runtimes import trim_heap
 from answering.screenshots import cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
@@ -78,12 +78,6 @@ def limit_memory() -> None:
     data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     limit = data + PICTURE_MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def trim_heap() -> None:
-    """Memory that is free goes to the system: loading DeiT-B in int8 leaves up to 70 MB behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class SteadyIndex(Index):

@@ -92,6 +92,12 @@ Underworld VO+VFF+VFQ 1080p HDlight.x264.mkv -> Underworld
 [OCN] 애타는 로맨스 720p-NEXT.mkv -> 애타는 로맨스
 dots, brackets and what stands before a title
 S.W.A.T.2003.1080p.mkv -> S.W.A.T. (2003)
+House.M.D.S02E03.720p.mkv -> House M.D. S02E03
+House M.D. - S02E03 - Humpty Dumpty.mkv -> House M.D. S02E03
+1x02 - Pilot.mkv -> 1x02 - Pilot
+Friends/Season 2/2-05 The Party.mkv -> Friends S02E05
+Friends/Season 2/205 - The Party.mkv -> Friends S02E05
+Friends/Season 2/12 - The Party.mkv -> Friends S02E12
 The.Man.from.U.N.C.L.E.2015.1080p.mkv -> The Man from U.N.C.L.E. (2015)
 To.Live.and.Die.in.L.A.1985.1080p.BluRay.mkv -> To Live and Die in L.A. (1985)
 ...And Justice for All (1979).mkv -> ...And Justice for All (1979)

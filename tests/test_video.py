@@ -382,6 +382,19 @@ def test_cut_off(tmp_path, clip):
     assert [frame.time_ms for frame in frames] in ([0, 2000], [0, 2000, 4000])
 
 
+def test_an_avi_that_is_cut_in_half(tmp_path):
+    whole = write_video(tmp_path / "whole.avi", film(20), codec="mpeg4", options={"g": "10"})
+    half = tmp_path / "half.avi"
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert read_duration(half) == pytest.approx(20, abs=0.2)  # FFmpeg would say 10
+    with Video(half) as video:
+        list(video.frames())
+        assert video.damage.endswith("of 0:00:20; the rest is damaged")
+    with Video(whole) as video:
+        list(video.frames())
+        assert video.damage is None
+
+
 def test_damage_in_the_middle_gives_no_garbage(tmp_path, clip):
     data = bytearray(clip.read_bytes())
     rng = random.Random(1)
