@@ -1,0 +1,467 @@
+"""A collection of films in SQL: what is kept of each, and what changes in one transaction.
+
+The rest of the project sees Collection; where its tables lie, answering/sql.py knows, and answering/search.py how they
+are searched. A film is added, replaced, renamed or removed whole or not at all.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from answering.calibration import UNKNOWN_SHARE, Rule
+from answering.console import UserError
+from answering.embedding import FilmRows
+from answering.packing import pack_embedding, unpack_embedding
+from answering.projection import Scoring, quantise, unit_length
+from answering.sql import NoCollection, PostgresHome, SqliteHome, open_home
+from answering.state import IndexedModel
+
+FORMAT = 4  # of the tables; 3 and before were folders
+USER_STILL_PREFIX = "telegram:"  # before the file names of users' stills
+SLICE_FILMS = 200  # that are read at a time
+
+# one text for both homes; {bytes} is BLOB or BYTEA. No sequences, triggers or foreign keys, which the distributed
+# engines that speak PostgreSQL do without
+TABLES = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE film (
+    id BIGINT PRIMARY KEY, title TEXT NOT NULL UNIQUE, year BIGINT, imdb TEXT, content_key TEXT NOT NULL,
+    stills BIGINT NOT NULL, stored BIGINT NOT NULL, partial TEXT, added BIGINT NOT NULL
+);
+CREATE TABLE still (
+    film BIGINT NOT NULL, number BIGINT NOT NULL, file TEXT NOT NULL, time_ms BIGINT, until_ms BIGINT, shot TEXT,
+    source TEXT NOT NULL, thumbnail {bytes} NOT NULL, PRIMARY KEY (film, number)
+);
+CREATE TABLE vector (
+    film BIGINT PRIMARY KEY, middle {bytes}, times {bytes} NOT NULL, vectors {bytes}
+);
+CREATE TABLE embedding (
+    film BIGINT PRIMARY KEY, dims BIGINT NOT NULL, stills {bytes} NOT NULL, degraded {bytes} NOT NULL,
+    clean {bytes} NOT NULL
+);
+CREATE TABLE projection (name TEXT PRIMARY KEY, numbers {bytes} NOT NULL);
+CREATE TABLE cell (cell BIGINT PRIMARY KEY, centre {bytes} NOT NULL, parts BIGINT NOT NULL, stills BIGINT NOT NULL);
+CREATE TABLE gathered (
+    cell BIGINT NOT NULL, part BIGINT NOT NULL, records {bytes} NOT NULL, PRIMARY KEY (cell, part)
+);
+CREATE TABLE change (id BIGINT PRIMARY KEY, film BIGINT NOT NULL);
+CREATE TABLE failed (file TEXT PRIMARY KEY, content_key TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE offered (name TEXT PRIMARY KEY, film TEXT NOT NULL, state TEXT NOT NULL, picture {bytes});
+"""
+# format: what turns tables of that format into those of the next
+MIGRATIONS: dict[int, str] = {}
+
+FILM_COLUMNS = "id, title, year, imdb, content_key, stills, stored, partial, added"
+
+
+@dataclass(frozen=True)
+class FilmRecord:
+    """A film of a collection."""
+
+    id: int  # greater than those of all films before; a film that is replaced gets a new one
+    title: str
+    year: int | None = None
+    imdb: str | None = None
+    content_key: str = ""  # changes when its files do
+    stills: int = 0  # found in its files
+    stored: int = 0  # of them, without near-duplicates
+    partial: str | None = None  # what of it could be read, where that is not all
+    added: int = 0  # seconds since 1970
+
+
+@dataclass
+class About:
+    """What a collection says of itself; a row of the table about for each field, in JSON."""
+
+    model: IndexedModel
+    format: int = FORMAT
+    rule: Rule | None = None
+    scoring: Scoring = field(default_factory=Scoring)
+    unknown_share: float = UNKNOWN_SHARE  # that the thresholds are fitted for
+    films_at_fit: int = 0  # how many films there were when projection and thresholds were fitted
+    fit: int = 0  # how often they were fitted; 0: not yet, and no film has vectors
+    revision: int = 0  # grows with each transaction
+    last_change: int = 0  # id of the last row of change
+    last_film: int = 0  # the greatest id that a film ever had
+    gathered_through: int = 0  # films up to this id are in cells
+    stills_gathered: int = 0  # in cells, those of films that are gone among them
+    stills_at_cells: int = 0  # that the cells were fitted on; 0: there are none
+    cells_fit: int = 0  # how often cells were fitted
+
+    def to_rows(self) -> list[tuple[str, str]]:
+        values = asdict(self) | {"rule": self.rule and self.rule.to_json()}
+        return [(key, json.dumps(value, ensure_ascii=False)) for key, value in values.items()]
+
+    @classmethod
+    def from_rows(cls, rows: list[tuple[str, str]]) -> "About":
+        """Raises KeyError, TypeError or ValueError for what to_rows did not write."""
+        values = {key: json.loads(value) for key, value in rows}
+        rule = values.pop("rule")
+        model = IndexedModel(**values.pop("model"))
+        scoring = Scoring(**values.pop("scoring"))
+        about = cls(model=model, rule=None if rule is None else Rule.from_json(rule), scoring=scoring, **values)
+        numbers = asdict(about) | asdict(scoring) | ({} if rule is None else asdict(about.rule))
+        for name in ("model", "rule", "scoring", "figures"):
+            numbers.pop(name, None)
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} is no number")
+        return about
+
+
+class Collection:
+    """The tables of a collection, for reading, and inside writing() for changing.
+
+    place: a file, or postgresql://...
+    """
+
+    def __init__(self, place: str | Path):
+        self.home: SqliteHome | PostgresHome = open_home(place)
+
+    def __str__(self) -> str:
+        return str(self.home)
+
+    def close(self) -> None:
+        self.home.close()
+
+    # ---------------------------------------------------------------------------------------- whole collection
+
+    def snapshot(self):
+        """One view of the collection for all reads inside; yields what changes when another process has committed.
+
+        Raises NoCollection where there is none.
+        """
+        return self.home.snapshot()
+
+    @contextlib.contextmanager
+    def writing(self, model: IndexedModel | None = None) -> Iterator[None]:
+        """Hold the collection against other writers for a whole run.
+
+        model: to make a new collection of this model where there is none; None raises NoCollection there.
+        """
+        if model is None and isinstance(self.home, SqliteHome):
+            self.home.stamp()  # raises before anything is made
+        with self.home.writing():
+            if not self.home.has_tables():
+                if model is None:
+                    text = f"--index {self}: no index there; python index.py add RAW --index {self}"
+                    raise NoCollection(text, 2)
+                self.make_tables(model)
+            self.upgrade()
+            yield
+
+    def make_tables(self, model: IndexedModel) -> None:
+        text = TABLES.replace("{bytes}", self.home.bytes_type)
+        with self.home.transaction():
+            self.home.execute_script([statement for statement in text.split(";") if statement.strip()])
+            self.home.mark()
+            self.home.execute_many("INSERT INTO about VALUES (?, ?)", About(model).to_rows())
+
+    def upgrade(self) -> None:
+        """Bring tables of an older format to this one, in one transaction."""
+        found = self.read_format()
+        if found == FORMAT:
+            return
+        with self.home.transaction():
+            for step in range(found, FORMAT):
+                text = MIGRATIONS[step].replace("{bytes}", self.home.bytes_type)
+                self.home.execute_script([statement for statement in text.split(";") if statement.strip()])
+            self.home.execute("UPDATE about SET value = ? WHERE key = 'format'", [json.dumps(FORMAT)])
+
+    def read_format(self) -> int:
+        """The format of the tables. Raises UserError for one that this version does not know."""
+        rows = self.home.execute("SELECT value FROM about WHERE key = 'format'")
+        try:
+            found = int(json.loads(rows[0][0]))
+        except (IndexError, ValueError, TypeError):
+            raise self.damaged("it does not say its format") from None
+        if found > FORMAT:
+            raise UserError(f"--index {self}: its format is {found}, of a newer version; this one reads {FORMAT}")
+        if found < FORMAT and any(step not in MIGRATIONS for step in range(found, FORMAT)):
+            raise UserError(f"--index {self}: its format is {found}, not {FORMAT}; make it anew")
+        return found
+
+    def about(self) -> About:
+        """What the collection says of itself. Raises NoCollection, or UserError for a damaged or newer one."""
+        with self.snapshot():
+            found = self.read_format()
+            if found < FORMAT:
+                raise UserError(f"--index {self}: its format is {found}; python index.py rebuild --index {self}")
+            rows = self.home.execute("SELECT key, value FROM about")
+        try:
+            return About.from_rows(rows)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.damaged(f"about: {str(error)[:60]}") from None
+
+    def write_about(self, about: About) -> None:
+        """In a transaction: what changed is seen by readers with all that the transaction wrote."""
+        about.revision += 1
+        rows = [(value, key) for key, value in about.to_rows()]
+        self.home.execute_many("UPDATE about SET value = ? WHERE key = ?", rows)
+
+    def damaged(self, what: str) -> UserError:
+        return UserError(f"--index {self}: is damaged ({what}); python index.py check --index {self} tells more")
+
+    # ------------------------------------------------------------------------------------------------- films
+
+    def films(self, after: int = 0) -> list[FilmRecord]:
+        """All films with an id greater than after, in the order of their ids."""
+        with self.snapshot():
+            rows = self.home.execute(f"SELECT {FILM_COLUMNS} FROM film WHERE id > ? ORDER BY id", [after])
+        return [FilmRecord(*row) for row in rows]
+
+    def film(self, title: str) -> FilmRecord | None:
+        with self.snapshot():
+            rows = self.home.execute(f"SELECT {FILM_COLUMNS} FROM film WHERE title = ?", [title])
+        return FilmRecord(*rows[0]) if rows else None
+
+    def count(self) -> tuple[int, int]:
+        """How many films, and how many stills of them are stored."""
+        with self.snapshot():
+            ((films, stills),) = self.home.execute("SELECT count(*), coalesce(sum(stored), 0) FROM film")
+        return int(films), int(stills)
+
+    def put_film(
+        self, about: About, film: FilmRecord, rows: FilmRows, vectors: np.ndarray | None, source: str = "folder"
+    ) -> FilmRecord:
+        """Add a film, in place of what there is of its title, in one transaction; returns it with its id.
+
+        vectors: float [n, d], what the projection makes of rows; None before there is one. source: of its stills.
+        """
+        with self.home.transaction():
+            about.last_film += 1
+            film = replace(film, id=about.last_film, stored=len(rows), added=film.added or int(time.time()))
+            for (id,) in self.home.execute("SELECT id FROM film WHERE title = ?", [film.title]):
+                self.delete_rows(about, id)
+            values = [getattr(film, name) for name in FILM_COLUMNS.split(", ")]
+            self.home.execute(f"INSERT INTO film ({FILM_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self.home.execute_many(
+                "INSERT INTO still (film, number, file, time_ms, until_ms, shot, source, thumbnail) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                list_still_rows(film.id, rows, source),
+            )
+            self.home.execute(
+                "INSERT INTO embedding (film, dims, stills, degraded, clean) VALUES (?, ?, ?, ?, ?)",
+                [
+                    film.id,
+                    rows.embedding.shape[1],
+                    pack_embedding(rows.embedding),
+                    pack_embedding(rows.degraded_embedding),
+                    pack_embedding(rows.clean_embedding),
+                ],
+            )
+            times = np.stack([rows.time_ms, rows.until_ms], 1).astype("<i8").tobytes()
+            packed, middle = (None, None) if vectors is None else pack_vectors(vectors)
+            self.home.execute(
+                "INSERT INTO vector (film, middle, times, vectors) VALUES (?, ?, ?, ?)",
+                [film.id, middle, times, packed],
+            )
+            self.note_change(about, film.id)
+            self.write_about(about)
+        return film
+
+    def delete_rows(self, about: About, id: int) -> None:
+        """Take out all rows of a film; in a transaction."""
+        for table in ("still", "vector", "embedding"):
+            self.home.execute(f"DELETE FROM {table} WHERE film = ?", [id])
+        self.home.execute("DELETE FROM film WHERE id = ?", [id])
+        self.note_change(about, id)
+
+    def note_change(self, about: About, id: int) -> None:
+        about.last_change += 1
+        self.home.execute("INSERT INTO change (id, film) VALUES (?, ?)", [about.last_change, id])
+
+    def remove_film(self, about: About, film: FilmRecord) -> None:
+        with self.home.transaction():
+            self.delete_rows(about, film.id)
+            self.write_about(about)
+
+    def rename_film(self, about: About, film: FilmRecord, title: str, year: int | None) -> None:
+        """Give a film another title. Raises UserError where another film has it."""
+        if self.film(title):
+            raise UserError(f"{title}: is in {self} already; remove it first", 2)
+        with self.home.transaction():
+            self.home.execute("UPDATE film SET title = ?, year = ? WHERE id = ?", [title, year, film.id])
+            self.note_change(about, film.id)
+            self.write_about(about)
+
+    # --------------------------------------------------------------------------------------- stills and vectors
+
+    def read_rows(self, film: FilmRecord) -> FilmRows:
+        """All that is kept of a film's stills."""
+        with self.snapshot():
+            stills = self.home.execute(
+                "SELECT file, time_ms, until_ms, shot, thumbnail FROM still WHERE film = ? ORDER BY number", [film.id]
+            )
+            embedding, degraded, clean = self.read_embedding(film)
+        thumbnails = [bytes(row[4]) for row in stills]
+        return FilmRows(
+            embedding=embedding.astype(np.float16),
+            degraded_embedding=degraded.astype(np.float16),
+            clean_embedding=clean.astype(np.float16),
+            name=np.array([row[0] for row in stills], dtype=str),
+            time_ms=np.array([-1 if row[1] is None else row[1] for row in stills], np.int64),
+            until_ms=np.array([-1 if row[2] is None else row[2] for row in stills], np.int64),
+            shot=np.array([row[3] or "" for row in stills], dtype=str),
+            thumbnails=np.frombuffer(b"".join(thumbnails), np.uint8),
+            thumbnail_ends=np.cumsum([len(thumbnail) for thumbnail in thumbnails], dtype=np.int64),
+        )
+
+    def read_embedding(self, film: FilmRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embeddings float32 of a film's stills [n, D], of degraded copies [m, D], of what these were made of [m, D]."""
+        query = "SELECT dims, stills, degraded, clean FROM embedding WHERE film = ?"
+        rows = self.home.execute(query, [film.id])
+        try:
+            ((dims, *packed),) = rows
+            return tuple(unpack_embedding(bytes(part), dims) for part in packed)
+        except ValueError:
+            raise self.damaged(f"embeddings of {film.title}") from None
+
+    def read_times(self, film: FilmRecord) -> np.ndarray:
+        """Milliseconds [n, 2] of a film's stills and of their last near-duplicates, -1 where not known."""
+        rows = self.home.execute("SELECT times FROM vector WHERE film = ?", [film.id])
+        return np.frombuffer(rows[0][0], "<i8").reshape(-1, 2)
+
+    def read_projection(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(project float32 [D, d], offset [d]), None before the first fit."""
+        parts = dict(self.home.execute("SELECT name, numbers FROM projection"))
+        if not parts:
+            return None
+        try:
+            offset = np.frombuffer(parts["offset"], "<f4")
+            return np.frombuffer(parts["project"], "<f4").reshape(-1, len(offset)), offset
+        except (KeyError, ValueError):
+            raise self.damaged("its projection") from None
+
+    def read_vectors(self, after: int = 0, most: int = SLICE_FILMS) -> list[tuple[int, bytes, bytes]]:
+        """(id, middle int8 [d], vectors int8 [n, d]) of the next films with vectors, by their ids."""
+        return self.home.execute(
+            "SELECT film, middle, vectors FROM vector WHERE film > ? AND vectors IS NOT NULL ORDER BY film LIMIT ?",
+            [after, most],
+        )
+
+    def put_fit(self, about: About, basis: tuple[np.ndarray, np.ndarray], project) -> None:
+        """Make a projection, with the rule in about, the collection's: all vectors anew, in one transaction.
+
+        project: function from embeddings [n, D] to vectors [n, d].
+        """
+        with self.home.transaction():
+            self.home.execute("DELETE FROM projection")
+            numbers = [(name, part.astype("<f4").tobytes()) for name, part in zip(("project", "offset"), basis, strict=True)]
+            self.home.execute_many("INSERT INTO projection (name, numbers) VALUES (?, ?)", numbers)
+            films = self.films()
+            for film in films:
+                packed, middle = pack_vectors(project(self.read_embedding(film)[0]))
+                self.home.execute("UPDATE vector SET vectors = ?, middle = ? WHERE film = ?", [packed, middle, film.id])
+            self.home.execute("DELETE FROM change")
+            self.home.execute("DELETE FROM gathered")
+            self.home.execute("DELETE FROM cell")
+            about.fit += 1
+            about.films_at_fit = len(films)
+            about.gathered_through = 0
+            about.stills_gathered = 0
+            about.stills_at_cells = 0
+            self.write_about(about)
+
+    # ---------------------------------------------------------------------------------------------- pictures
+
+    def proof(self, id: int, number: int) -> tuple[str, bytes]:
+        """File name and thumbnail of a film's still. Raises UserError where it is gone."""
+        rows = self.home.execute("SELECT file, thumbnail FROM still WHERE film = ? AND number = ?", [id, number])
+        if not rows:
+            raise self.damaged(f"still {number} of film {id} is missing")
+        return rows[0][0], bytes(rows[0][1])
+
+    # ------------------------------------------------------------------------------------------------ damage
+
+    def check(self) -> list[str]:
+        """What is wrong, in lines; an empty list where all is sound. Raises NoCollection, UserError."""
+        with self.snapshot():
+            found = self.home.find_damage()
+            if found:
+                return found
+            about = self.about()
+            basis = self.read_projection()
+            if (basis is None) != (about.fit == 0) or (about.rule is None) != (about.fit == 0):
+                found.append("projection and rule do not belong together")
+            dims = 0 if basis is None else len(basis[1])
+            for film in self.films():
+                found += [f"{film.title}: {fault}" for fault in self.film_faults(film, dims, basis)]
+            found += self.stray_rows()
+        return found
+
+    def film_faults(self, film: FilmRecord, dims: int, basis) -> list[str]:
+        """What is wrong with a film's rows."""
+        faults = []
+        stills = self.home.execute("SELECT thumbnail FROM still WHERE film = ? ORDER BY number", [film.id])
+        if len(stills) != film.stored:
+            faults.append(f"{len(stills)} stills of {film.stored}")
+        pictures = sum(bytes(row[0][:4]) in (b"RIFF",) or bytes(row[0][:2]) == b"\xff\xd8" for row in stills)
+        if pictures != len(stills):
+            faults.append(f"{len(stills) - pictures} thumbnails are no pictures")
+        rows = self.home.execute("SELECT times, middle, vectors FROM vector WHERE film = ?", [film.id])
+        if len(rows) != 1 or len(rows[0][0]) != 16 * film.stored:
+            faults.append("its times are damaged")
+        elif basis is not None and (len(rows[0][2] or b"") != film.stored * dims or len(rows[0][1] or b"") != dims):
+            faults.append("its vectors are damaged")
+        try:
+            embedding = self.read_embedding(film)[0]
+            if len(embedding) != film.stored or (basis is not None and embedding.shape[1] != len(basis[0])):
+                faults.append("its embeddings are of another model or number")
+        except UserError:
+            faults.append("its embeddings are damaged")
+        return faults
+
+    def stray_rows(self) -> list[str]:
+        """Rows of films that are not there."""
+        found = []
+        for table in ("still", "vector", "embedding"):
+            query = f"SELECT count(*) FROM {table} WHERE film NOT IN (SELECT id FROM film)"
+            ((count,),) = self.home.execute(query)
+            if count:
+                found.append(f"{count} rows of {table} belong to no film")
+        return found
+
+
+def list_still_rows(id: int, rows: FilmRows, source: str) -> list[tuple]:
+    """Rows of the table still."""
+    found = []
+    times = zip(rows.time_ms.tolist(), rows.until_ms.tolist(), strict=True)
+    for number, (name, (time_ms, until_ms), shot, thumbnail) in enumerate(
+        zip(rows.name.tolist(), times, rows.shot.tolist(), rows.list_thumbnails(), strict=True)
+    ):
+        known = time_ms >= 0
+        where = "telegram" if name.startswith(USER_STILL_PREFIX) else source
+        row = (id, number, name, time_ms if known else None, until_ms if known else None, shot or None, where)
+        found.append((*row, thumbnail.tobytes()))
+    return found
+
+
+def pack_vectors(vectors: np.ndarray) -> tuple[bytes, bytes]:
+    """(vectors int8 [n, d], their middle int8 [d]) as the table vector has them; vectors: float [n, d]."""
+    return quantise(vectors).tobytes(), quantise(vectors.sum(0, keepdims=True)).tobytes()
+
+
+def copy_films(source: Collection, target: Collection, titles: Iterable[str], project=None) -> Iterator[FilmRecord]:
+    """Put films of one collection into another of the same model, and yield each; inside target.writing().
+
+    project: function from embeddings [n, D] to vectors [n, d] of the target; None where it has no projection yet.
+    """
+    about = target.about()
+    for title in titles:
+        film = source.film(title)
+        if film is None:
+            raise UserError(f"{title}: not in {source}", 2)
+        rows = source.read_rows(film)
+        vectors = None if project is None else project(rows.embedding)
+        yield target.put_film(about, film, rows, vectors)
+
+
+def unpack_vectors(packed: bytes, dims: int) -> np.ndarray:
+    """Vectors float32 [n, d] of length 1."""
+    return unit_length(np.frombuffer(packed, np.int8).reshape(-1, dims))
