@@ -8,23 +8,23 @@ inverted file, Jegou 2011), and only what came since the last gathering lies in 
 import numpy as np
 
 from answering.console import UserError
-from answering.projection import Scoring, blend_similarity, quantise, unit_length
-from answering.tables import Collection, FilmRecord
+from answering.projection import Scoring, blend_similarity, unit_length
+from answering.tables import Collection
 
 EXACT = 200_000  # stills up to which no cells are made
 HEAD = 16  # dimensions that every still is compared in: the last, which vary most between films
 SMALL = 16_384  # stills up to which all dimensions are
 EXAMINED_FILMS = 64  # that are then compared exactly
-EXAMINED_STILLS = 8000  # of them in all, but for EXAMINED_LEAST films
+EXAMINED_STILLS = 16_000  # of them in all, but for EXAMINED_LEAST films
 EXAMINED_LEAST = 8
 CHUNK = 8192  # stills that are turned into floats at a time, which the processor's cache holds
 LOOSE = 5000  # stills outside of cells from which on they are gathered
 REFIT_GROWTH = 4  # cells are fitted anew when so many times more stills lie in them
 DEAD_SHARE = 0.25  # or so many of them are of films that are gone
 MOST_CELLS = 4096
-PROBES = 24  # cells that a search reads
+PROBES = 12  # cells that a search reads
 NEAR = 64  # stills found in cells; the last of them stands for those of films that were not found
-NEAR_FILMS = 16  # films from the tables that are compared exactly
+NEAR_FILMS = 32  # films from the tables that are compared exactly
 PART = 64  # stills of a cell in a row of gathered
 GATHER_STILLS = 200_000  # in memory at a time while cells are filled
 SAMPLE = 24  # stills a cell that cells are fitted on
@@ -47,6 +47,16 @@ def inverse_lengths(rows: np.ndarray) -> np.ndarray:
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK].astype(np.float32)
         found[start : start + CHUNK] = 1 / np.maximum(np.linalg.norm(part, axis=1), 1e-9)
+    return found
+
+
+def cosines(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Cosine of each of rows int8 [n, d] and a vector float32 [d] of length 1, float32 [n]."""
+    found = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK].astype(np.float32)
+        length = np.sqrt(np.einsum("ij,ij->i", part, part))
+        found[start : start + CHUNK] = part @ vector / np.maximum(length, 1e-9)
     return found
 
 
@@ -138,7 +148,7 @@ class LooseFilms:
 
 
 def pick_films(rank: np.ndarray, counts: np.ndarray, most: int) -> list[int]:
-    """Numbers of the films with the greatest rank [F], as many as may be compared exactly; counts: stills of each."""
+    """Numbers of the films with the greatest rank [F], at most so many, to compare exactly; counts: their stills."""
     most = min(most, len(rank))
     order = np.argpartition(-rank, most - 1)[:most]
     order = order[np.argsort(-rank[order], kind="stable")]
@@ -218,7 +228,7 @@ class Search:
         self.middles.append(middles)
         self.middle_inverse.append(inverse_lengths(middles))
         after = max(self.last_film, self.gathered_through)
-        while part := self.collection.read_vectors(after=after):
+        while after < self.ids[-1] and (part := self.collection.read_vectors(after=after)):
             self.loose.append([np.frombuffer(row[2], np.int8).reshape(-1, self.dims) for row in part])
             after = part[-1][0]
         self.last_film = int(self.ids[-1])
@@ -312,10 +322,15 @@ class Search:
         ids = self.ids[picked].tolist()
         marks = ", ".join("?" * len(ids))
         rows = self.collection.home.execute(f"SELECT film, vectors FROM vector WHERE film IN ({marks})", ids)
-        for id, packed in rows:
-            number = int(np.searchsorted(self.ids, id))
-            best[number] = (unit_length(np.frombuffer(packed, np.int8).reshape(-1, self.dims)) @ vector).max()
-            exact[number] = True
+        numbers = np.searchsorted(self.ids, [row[0] for row in rows])
+        similarity = cosines(self.unpack([row[1] for row in rows]), vector)
+        sizes = [len(row[1]) // self.dims for row in rows]
+        best[numbers] = np.maximum.reduceat(similarity, np.cumsum([0, *sizes[:-1]]))
+        exact[numbers] = True
+
+    def unpack(self, packed: list[bytes]) -> np.ndarray:
+        """Vectors of several films one after another, int8 [n, d]."""
+        return np.frombuffer(b"".join(bytes(part) for part in packed), np.int8).reshape(-1, self.dims)
 
     def read_probes(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(film ids [n], similarities [n]) of the stills in the cells nearest to a vector."""
@@ -337,9 +352,7 @@ class Search:
         if not rows:
             raise self.collection.damaged(f"vectors of {self.titles[number]} are missing")
         vectors = np.frombuffer(rows[0][0], np.int8).reshape(-1, self.dims)
-        similarity = np.empty(len(vectors), np.float32)
-        multiply(vectors, vector, similarity)
-        similarity *= inverse_lengths(vectors)
+        similarity = cosines(vectors, vector)
         return int(similarity.argmax()), similarity, np.frombuffer(rows[0][1], "<i8").reshape(-1, 2)
 
 
@@ -461,7 +474,7 @@ SLICE_OF_FILMS = 100  # that are read at a time while cells are filled
 
 
 def put_in_cells(collection: Collection, films: list[tuple], centres: np.ndarray, filled: np.ndarray) -> None:
-    """Append films' vectors to their cells; filled int64 [C, 2], parts and stills of each cell, is brought up to date."""
+    """Append films' vectors to their cells; filled int64 [C, 2], parts and stills of each cell, is kept up to date."""
     dims = centres.shape[1]
     vectors = np.frombuffer(b"".join(bytes(row[2]) for row in films), np.int8).reshape(-1, dims)
     records = np.empty(len(vectors), record_type(dims))

@@ -33,6 +33,9 @@ def open_home(place: str | Path) -> "SqliteHome | PostgresHome":
 class NoCollection(UserError):
     """There is nothing at the place yet."""
 
+    def __init__(self, home: "SqliteHome | PostgresHome"):
+        super().__init__(f"--index {home}: no index there; python index.py add RAW --index {home}", 2)
+
 
 # --------------------------------------------------------------------------------------------- a file of SQLite
 
@@ -66,7 +69,7 @@ class SqliteHome:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            raise NoCollection(f"--index {self}: no index there; python index.py add RAW --index {self}", 2) from None
+            raise NoCollection(self) from None
         if not self.immutable:
             return stat.st_dev, stat.st_ino
         replica = self.path.with_name(f"{self.path.name}-txid")
@@ -108,10 +111,10 @@ class SqliteHome:
         return connection
 
     def may_be_immutable(self, error: sqlite3.OperationalError) -> bool:
-        """Whether a file could not be read only since nothing can be written beside it, and no writer is at work."""
-        wal = self.path.with_name(f"{self.path.name}-wal")
-        is_at_rest = not wal.exists() or wal.stat().st_size == 0
-        return "unable to open" in str(error) and is_at_rest and not os.access(self.path.parent, os.W_OK)
+        """Whether a file could not be read only since nothing can be written beside it, and nobody is at work on it."""
+        wal, shared = (self.path.with_name(f"{self.path.name}-{suffix}") for suffix in ("wal", "shm"))
+        is_at_rest = not shared.exists() and (not wal.exists() or wal.stat().st_size == 0)
+        return is_at_rest and any(words in str(error) for words in ("unable to open", "readonly database"))
 
     def check_program(self) -> None:
         """Raise UserError for a database that is not one of index.py."""
@@ -122,7 +125,7 @@ class SqliteHome:
         if tables:
             raise UserError(f"--index {self}: is a database of another program; name another --index", 2)
         if not self.is_writer:
-            raise NoCollection(f"--index {self}: no index there; python index.py add RAW --index {self}", 2)
+            raise NoCollection(self)
 
     def close(self) -> None:
         if self.connection:
@@ -196,7 +199,10 @@ class SqliteHome:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is written inside, or nothing of it."""
+        """All that is written inside, or nothing of it; inside another one it is a part of that."""
+        if self.connection.in_transaction:
+            yield
+            return
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -249,7 +255,7 @@ class SqliteHome:
             yield
         except sqlite3.Error as error:
             if not self.is_writer and "unable to open" in str(error) and not self.path.exists():
-                raise NoCollection(f"--index {self}: no index there; python index.py add RAW --index {self}", 2) from None
+                raise NoCollection(self) from None
             raise UserError(f"--index {self}: {explain(str(error), self.path)}") from None
 
 
@@ -348,6 +354,9 @@ class PostgresHome:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
+        if self.is_inside:
+            yield
+            return
         self.execute("BEGIN")
         self.is_inside = True
         try:
@@ -407,7 +416,7 @@ class PostgresHome:
         try:
             yield
         except self.psycopg.errors.UndefinedTable:
-            raise NoCollection(f"--index {self}: no index there; python index.py add RAW --index {self}", 2) from None
+            raise NoCollection(self) from None
         except self.psycopg.Error as error:
             text = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(f"--index {self}: PostgreSQL says: {text[:200]}") from None

@@ -99,7 +99,7 @@ class About:
 
     @classmethod
     def from_rows(cls, rows: list[tuple[str, str]]) -> "About":
-        """Raises KeyError, TypeError or ValueError for what to_rows did not write."""
+        """Raises KeyError, TypeError, AttributeError or ValueError for what to_rows did not write."""
         values = {key: json.loads(value) for key, value in rows}
         rule = values.pop("rule")
         model = IndexedModel(**values.pop("model"))
@@ -149,8 +149,7 @@ class Collection:
         with self.home.writing():
             if not self.home.has_tables():
                 if model is None:
-                    text = f"--index {self}: no index there; python index.py add RAW --index {self}"
-                    raise NoCollection(text, 2)
+                    raise NoCollection(self.home)
                 self.make_tables(model)
             self.upgrade()
             yield
@@ -164,7 +163,7 @@ class Collection:
 
     def upgrade(self) -> None:
         """Bring tables of an older format to this one, in one transaction."""
-        found = self.read_format()
+        found = self.find_format(self.home.execute("SELECT key, value FROM about"))
         if found == FORMAT:
             return
         with self.home.transaction():
@@ -173,12 +172,11 @@ class Collection:
                 self.home.execute_script([statement for statement in text.split(";") if statement.strip()])
             self.home.execute("UPDATE about SET value = ? WHERE key = 'format'", [json.dumps(FORMAT)])
 
-    def read_format(self) -> int:
-        """The format of the tables. Raises UserError for one that this version does not know."""
-        rows = self.home.execute("SELECT value FROM about WHERE key = 'format'")
+    def find_format(self, rows: list[tuple[str, str]]) -> int:
+        """The format of tables with these rows of about. Raises UserError for one that this version does not know."""
         try:
-            found = int(json.loads(rows[0][0]))
-        except (IndexError, ValueError, TypeError):
+            found = int(json.loads(dict(rows)["format"]))
+        except (KeyError, ValueError, TypeError):
             raise self.damaged("it does not say its format") from None
         if found > FORMAT:
             raise UserError(f"--index {self}: its format is {found}, of a newer version; this one reads {FORMAT}")
@@ -189,13 +187,13 @@ class Collection:
     def about(self) -> About:
         """What the collection says of itself. Raises NoCollection, or UserError for a damaged or newer one."""
         with self.snapshot():
-            found = self.read_format()
-            if found < FORMAT:
-                raise UserError(f"--index {self}: its format is {found}; python index.py rebuild --index {self}")
             rows = self.home.execute("SELECT key, value FROM about")
+        found = self.find_format(rows)
+        if found < FORMAT:
+            raise UserError(f"--index {self}: its format is {found}; python index.py rebuild --index {self}")
         try:
             return About.from_rows(rows)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self.damaged(f"about: {str(error)[:60]}") from None
 
     def write_about(self, about: About) -> None:
@@ -227,11 +225,11 @@ class Collection:
         return int(films), int(stills)
 
     def put_film(
-        self, about: About, film: FilmRecord, rows: FilmRows, vectors: np.ndarray | None, source: str = "folder"
+        self, about: About, film: FilmRecord, rows: FilmRows, packed: tuple | None, source: str = "folder"
     ) -> FilmRecord:
         """Add a film, in place of what there is of its title, in one transaction; returns it with its id.
 
-        vectors: float [n, d], what the projection makes of rows; None before there is one. source: of its stills.
+        packed: pack_vectors of what the projection makes of rows; None before there is one. source: of its stills.
         """
         with self.home.transaction():
             about.last_film += 1
@@ -256,10 +254,10 @@ class Collection:
                 ],
             )
             times = np.stack([rows.time_ms, rows.until_ms], 1).astype("<i8").tobytes()
-            packed, middle = (None, None) if vectors is None else pack_vectors(vectors)
+            vectors, middle = packed or (None, None)
             self.home.execute(
                 "INSERT INTO vector (film, middle, times, vectors) VALUES (?, ?, ?, ?)",
-                [film.id, middle, times, packed],
+                [film.id, middle, times, vectors],
             )
             self.note_change(about, film.id)
             self.write_about(about)
@@ -313,7 +311,7 @@ class Collection:
         )
 
     def read_embedding(self, film: FilmRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Embeddings float32 of a film's stills [n, D], of degraded copies [m, D], of what these were made of [m, D]."""
+        """Embeddings float32 of a film's stills [n, D], of degraded copies [m, D], of the stills of these [m, D]."""
         query = "SELECT dims, stills, degraded, clean FROM embedding WHERE film = ?"
         rows = self.home.execute(query, [film.id])
         try:
@@ -352,7 +350,9 @@ class Collection:
         """
         with self.home.transaction():
             self.home.execute("DELETE FROM projection")
-            numbers = [(name, part.astype("<f4").tobytes()) for name, part in zip(("project", "offset"), basis, strict=True)]
+            numbers = [
+                (name, part.astype("<f4").tobytes()) for name, part in zip(("project", "offset"), basis, strict=True)
+            ]
             self.home.execute_many("INSERT INTO projection (name, numbers) VALUES (?, ?)", numbers)
             films = self.films()
             for film in films:
@@ -367,6 +367,13 @@ class Collection:
             about.stills_gathered = 0
             about.stills_at_cells = 0
             self.write_about(about)
+
+    def put_projection(self, basis: tuple[np.ndarray, np.ndarray]) -> None:
+        """Write (project [D, d], offset [d]) in place of what is there; in a transaction."""
+        self.home.execute("DELETE FROM projection")
+        parts = zip(("project", "offset"), basis, strict=True)
+        rows = [(name, np.ascontiguousarray(part, "<f4").tobytes()) for name, part in parts]
+        self.home.execute_many("INSERT INTO projection (name, numbers) VALUES (?, ?)", rows)
 
     # ---------------------------------------------------------------------------------------------- pictures
 
@@ -401,7 +408,7 @@ class Collection:
         stills = self.home.execute("SELECT thumbnail FROM still WHERE film = ? ORDER BY number", [film.id])
         if len(stills) != film.stored:
             faults.append(f"{len(stills)} stills of {film.stored}")
-        pictures = sum(bytes(row[0][:4]) in (b"RIFF",) or bytes(row[0][:2]) == b"\xff\xd8" for row in stills)
+        pictures = sum(is_picture(row[0]) for row in stills)
         if pictures != len(stills):
             faults.append(f"{len(stills) - pictures} thumbnails are no pictures")
         rows = self.home.execute("SELECT times, middle, vectors FROM vector WHERE film = ?", [film.id])
@@ -442,6 +449,11 @@ def list_still_rows(id: int, rows: FilmRows, source: str) -> list[tuple]:
     return found
 
 
+def is_picture(thumbnail: object) -> bool:
+    """Whether a value of the table still begins as a WebP or a JPEG does."""
+    return not isinstance(thumbnail, str) and bytes(thumbnail[:4]).startswith((b"RIFF", b"\xff\xd8"))
+
+
 def pack_vectors(vectors: np.ndarray) -> tuple[bytes, bytes]:
     """(vectors int8 [n, d], their middle int8 [d]) as the table vector has them; vectors: float [n, d]."""
     return quantise(vectors).tobytes(), quantise(vectors.sum(0, keepdims=True)).tobytes()
@@ -458,8 +470,8 @@ def copy_films(source: Collection, target: Collection, titles: Iterable[str], pr
         if film is None:
             raise UserError(f"{title}: not in {source}", 2)
         rows = source.read_rows(film)
-        vectors = None if project is None else project(rows.embedding)
-        yield target.put_film(about, film, rows, vectors)
+        packed = None if project is None else pack_vectors(project(rows.embedding))
+        yield target.put_film(about, film, rows, packed)
 
 
 def unpack_vectors(packed: bytes, dims: int) -> np.ndarray:
