@@ -73,8 +73,9 @@ class SqliteHome:
         if not self.immutable:
             return stat.st_dev, stat.st_ino
         replica = self.path.with_name(f"{self.path.name}-txid")
-        transaction = replica.read_bytes() if replica.exists() else b""
-        return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size, transaction
+        if replica.exists():  # is written when all pages of a transaction are
+            return stat.st_dev, stat.st_ino, replica.read_bytes()
+        return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
     def open_reader(self) -> None:
         """Open the file read-only. Raises NoCollection, or UserError for a file of another program."""

@@ -4,11 +4,13 @@ python bench.py index                                                   # among 
 """
 
 import contextlib
+import multiprocessing
 import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,8 @@ FAISS_PROBES = 24
 FAISS_NEAR = 64  # stills that faiss is asked for
 ADDED_STILLS = 200  # of a film that is added
 ADDED_FILMS = 9
+READERS = 3
+READ_SECONDS = 5.0
 
 
 def draw_film(number: int, frames: int) -> np.ndarray:
@@ -255,6 +259,36 @@ def measure_adding(place: str) -> dict[str, float]:
     return {name: 1000 * float(np.median(times)) for name, times in zip(names, (added, seen, proved), strict=True)}
 
 
+def ask_for(place: str, asked: np.ndarray, seconds: float) -> list[float]:
+    """Milliseconds of each question that this process could ask in so many seconds."""
+    ask = open_ours(place)
+    ask(asked[0])
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        ask(asked[len(times) % len(asked)])
+        times.append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def measure_readers(place: str, asked: np.ndarray, *, with_writer: bool) -> dict[str, float]:
+    """Milliseconds of READERS processes that ask at once, alone or while one writer adds film after film."""
+    writer = Collection(place)
+    added = 0
+    with ProcessPoolExecutor(READERS, multiprocessing.get_context("spawn")) as pool:
+        asking = [pool.submit(ask_for, place, asked, READ_SECONDS) for _ in range(READERS)]
+        with writer.writing() if with_writer else contextlib.nullcontext():
+            while with_writer and not all(reader.done() for reader in asking):
+                packed = pack_vectors(unit_length(draw_film(added, ADDED_STILLS)))
+                rows = draw_rows(added, ADDED_STILLS)
+                writer.put_film(writer.about(), FilmRecord(0, f"Beside {added}"), rows, packed)
+                added += 1
+        times = np.concatenate([reader.result() for reader in asking])
+    p50, p99 = np.percentile(times, [50, 99])
+    return {"asked": len(times), "p50, ms": p50, "p99, ms": p99, "films added": added}
+
+
 @contextlib.contextmanager
 def new_place(folder: Path, place: str) -> Iterator[tuple[str, Path]]:
     """(where a collection of the moment lies, a folder of the moment): a file in it, or an empty PostgreSQL."""
@@ -281,6 +315,7 @@ def bench_index(
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
     rows = {}
+    readers = {}
     for stills in map(int, frames.split(",")):
         count = max(5, stills // FILM_STILLS)
         with new_place(folder, place) as (where, inside):
@@ -293,7 +328,11 @@ def bench_index(
                 if name == "index.py":
                     row |= built | in_process(measure_adding, where)
                 rows[f"{name}, {stills:,} stills"] = {key: f"{value:,.3g}" for key, value in row.items()}
+            for words, with_writer in (("alone", False), ("beside a writer", True)):
+                row = measure_readers(where, asked, with_writer=with_writer)
+                readers[f"{words}, {stills:,} stills"] = {key: f"{value:,.3g}" for key, value in row.items()}
     show(f"Drawn vectors of {DIMENSIONS} dimensions, films of {FILM_STILLS} stills, one thread, asked in turn", rows)
+    show(f"{READERS} processes that ask at once", readers)
     rows = {}
     for count in map(int, films.split(",")):
         with new_place(folder, place) as (where, _):
