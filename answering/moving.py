@@ -91,8 +91,15 @@ def fill_from_folder(folder: Path, values: dict, collection: Collection, about: 
             imdb=film.get("imdb"),
             content_key=film.get("mark", ""),
             stills=film.get("stills", 0),
+            seconds=film.get("seconds"),
+            partial=film.get("partial"),
+            file=film.get("file"),
         )
         collection.put_film(about, record, FilmRows(**dict(zip(names, arrays, strict=True))), packed)
+    for file, failure in values.get("failed", {}).items():
+        collection.put_failure(file, failure["content_key"], failure["reason"])
+    renamed = list(values.get("renamed", {}).items())
+    collection.home.execute_many("INSERT INTO renamed (meant, title) VALUES (?, ?)", renamed)
     collection.write_about(about)
     take_over_pictures(folder / "telegram", list(values["films"]), Offers(collection))
 

@@ -31,7 +31,8 @@ TABLES = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE film (
     id BIGINT PRIMARY KEY, title TEXT NOT NULL UNIQUE, year BIGINT, imdb TEXT, content_key TEXT NOT NULL,
-    stills BIGINT NOT NULL, stored BIGINT NOT NULL, partial TEXT, added BIGINT NOT NULL
+    stills BIGINT NOT NULL, stored BIGINT NOT NULL, added BIGINT NOT NULL, seconds DOUBLE PRECISION, partial TEXT,
+    file TEXT
 );
 CREATE TABLE still (
     film BIGINT NOT NULL, number BIGINT NOT NULL, file TEXT NOT NULL, time_ms BIGINT, until_ms BIGINT, shot TEXT,
@@ -51,12 +52,13 @@ CREATE TABLE gathered (
 );
 CREATE TABLE change (id BIGINT PRIMARY KEY, film BIGINT NOT NULL);
 CREATE TABLE failed (file TEXT PRIMARY KEY, content_key TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE renamed (meant TEXT PRIMARY KEY, title TEXT NOT NULL);
 CREATE TABLE offered (name TEXT PRIMARY KEY, film TEXT NOT NULL, state TEXT NOT NULL, picture {bytes});
 """
 # format: what turns tables of that format into those of the next
 MIGRATIONS: dict[int, str] = {}
 
-FILM_COLUMNS = "id, title, year, imdb, content_key, stills, stored, partial, added"
+FILM_COLUMNS = "id, title, year, imdb, content_key, stills, stored, added, seconds, partial, file"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,10 @@ class FilmRecord:
     content_key: str = ""  # changes when its files do
     stills: int = 0  # found in its files
     stored: int = 0  # of them, without near-duplicates
-    partial: str | None = None  # what of it could be read, where that is not all
     added: int = 0  # seconds since 1970
+    seconds: float | None = None  # how long it plays, or as far as it could be read; None for a film of stills
+    partial: str | None = None  # how far its file could be read, in words; None where it is whole
+    file: str | None = None  # path of the video, or of its first part
 
 
 @dataclass
@@ -229,7 +233,8 @@ class Collection:
     ) -> FilmRecord:
         """Add a film, in place of what there is of its title, in one transaction; returns it with its id.
 
-        packed: pack_vectors of what the projection makes of rows; None before there is one. source: of its stills.
+        packed: pack_vectors of what the projection makes of rows; None before there is one. source: of its stills. That
+        its file failed before is forgotten.
         """
         with self.home.transaction():
             about.last_film += 1
@@ -237,7 +242,9 @@ class Collection:
             for (id,) in self.home.execute("SELECT id FROM film WHERE title = ?", [film.title]):
                 self.delete_rows(about, id)
             values = [getattr(film, name) for name in FILM_COLUMNS.split(", ")]
-            self.home.execute(f"INSERT INTO film ({FILM_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            marks = ", ".join("?" * len(values))
+            self.home.execute(f"INSERT INTO film ({FILM_COLUMNS}) VALUES ({marks})", values)
+            self.home.execute("DELETE FROM failed WHERE file = ?", [film.file])
             self.home.execute_many(
                 "INSERT INTO still (film, number, file, time_ms, until_ms, shot, source, thumbnail) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -279,14 +286,44 @@ class Collection:
             self.delete_rows(about, film.id)
             self.write_about(about)
 
-    def rename_film(self, about: About, film: FilmRecord, title: str, year: int | None) -> None:
-        """Give a film another title. Raises UserError where another film has it."""
+    def rename_film(self, about: About, film: FilmRecord, title: str, year: int | None) -> FilmRecord:
+        """Give a film, and its users' pictures, another title, also for what is added under the old one later.
+
+        Raises UserError where another film has it.
+        """
         if self.film(title):
-            raise UserError(f"{title}: is in {self} already; remove it first", 2)
+            text = f"{title}: {self} has a film of this title already; remove or rename that one first"
+            raise UserError(text, 2)
         with self.home.transaction():
             self.home.execute("UPDATE film SET title = ?, year = ? WHERE id = ?", [title, year, film.id])
+            self.home.execute("UPDATE offered SET film = ? WHERE film = ?", [title, film.title])
+            self.home.execute("UPDATE renamed SET title = ? WHERE title = ?", [title, film.title])
+            self.home.execute("DELETE FROM renamed WHERE meant = ? OR meant = title", [film.title])
+            self.home.execute("INSERT INTO renamed (meant, title) VALUES (?, ?)", [film.title, title])
             self.note_change(about, film.id)
             self.write_about(about)
+        return replace(film, title=title, year=year)
+
+    # -------------------------------------------------------------------------- what the user's files gave and meant
+
+    def failures(self) -> dict[str, tuple[str, str]]:
+        """{path of a file: (content key, reason)} of files that could not be read."""
+        with self.snapshot():
+            rows = self.home.execute("SELECT file, content_key, reason FROM failed ORDER BY file")
+        return {file: (content_key, reason) for file, content_key, reason in rows}
+
+    def put_failure(self, file: str, content_key: str, reason: str) -> None:
+        """Keep why a file could not be read; it is not tried again until its content key changes."""
+        with self.home.transaction():
+            self.home.execute("DELETE FROM failed WHERE file = ?", [file])
+            self.home.execute(
+                "INSERT INTO failed (file, content_key, reason) VALUES (?, ?, ?)", [file, content_key, reason]
+            )
+
+    def renames(self) -> dict[str, str]:
+        """{title that a file means: title that the user gave it}."""
+        with self.snapshot():
+            return dict(self.home.execute("SELECT meant, title FROM renamed ORDER BY meant"))
 
     # --------------------------------------------------------------------------------------- stills and vectors
 

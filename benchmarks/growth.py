@@ -325,8 +325,8 @@ def bench_index(
             measured = in_process(ask_in_turn, where, stills, inside, asked, truth)
             for name, row in measured.items():
                 row |= in_process(measure_memory, where, stills, inside, name, asked)
-                if name == "index.py":
-                    row |= built | in_process(measure_adding, where)
+            measured["index.py"] |= built | in_process(measure_adding, where)
+            for name, row in measured.items():
                 rows[f"{name}, {stills:,} stills"] = {key: f"{value:,.3g}" for key, value in row.items()}
             for words, with_writer in (("alone", False), ("beside a writer", True)):
                 row = measure_readers(where, asked, with_writer=with_writer)

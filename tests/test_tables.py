@@ -150,7 +150,8 @@ def test_films_are_replaced_renamed_and_removed_while_others_read(place):
         about = writer.about()
         writer.rename_film(about, writer.film("Film 3 (1993)"), "Renamed (2003)", 2003)
         assert ask(found, 3, 1)[:2] == ("Renamed (2003)", "001.jpg")
-        with pytest.raises(UserError, match=r"is in .* already"):
+        assert writer.renames() == {"Film 3 (1993)": "Renamed (2003)"}
+        with pytest.raises(UserError, match="of this title already"):
             writer.rename_film(about, writer.film("Renamed (2003)"), "Film 7 (1997)", None)
         writer.remove_film(about, writer.film("Film 7 (1997)"))
         assert ask(found, 7, 4)[0] != "Film 7 (1997)"
@@ -197,6 +198,35 @@ def test_before_the_first_fit_nothing_is_searched(place):
     with writer.writing():
         fit(writer)
     assert ask(found, 1, 3)[:2] == ("Film 1 (1991)", "003.jpg") and Collection(place).check() == []
+
+
+def test_files_that_failed_are_kept_until_they_are_read(place):
+    writer = Collection(place)
+    with writer.writing(MODEL):
+        for reason in ("gone", "cut off"):
+            writer.put_failure("/films/a.mkv", "k1", reason)
+        writer.put_failure("/films/b.mkv", "k2", "gone")
+        assert writer.failures() == {"/films/a.mkv": ("k1", "cut off"), "/films/b.mkv": ("k2", "gone")}
+        record = FilmRecord(0, "A (2001)", seconds=61.5, partial="read up to 0:01", file="/films/a.mkv")
+        writer.put_film(writer.about(), record, draw_rows(1), None)
+    reader = Collection(place)
+    film = reader.film("A (2001)")
+    assert (film.seconds, film.partial, film.file) == (61.5, "read up to 0:01", "/films/a.mkv")
+    assert list(reader.failures()) == ["/films/b.mkv"]
+
+
+def test_a_title_given_twice_leads_from_the_first(place):
+    writer = Collection(place)
+    offers = Offers(writer)
+    with writer.writing(MODEL):
+        film = add(writer, 1, title="movie")
+        offers.put("u1-a.jpg", "movie", "accepted", b"theirs")
+        film = writer.rename_film(writer.about(), film, "Heat", None)
+        film = writer.rename_film(writer.about(), film, "Heat (1995)", 1995)
+        assert writer.renames() == {"movie": "Heat (1995)", "Heat": "Heat (1995)"}
+        assert [offer.name for offer in offers.accepted("Heat (1995)")] == ["u1-a.jpg"]
+        writer.rename_film(writer.about(), film, "movie", None)
+        assert writer.renames() == {"Heat": "movie", "Heat (1995)": "movie"} and titles(writer) == ["movie"]
 
 
 def test_titles_of_any_kind(place):
