@@ -1,9 +1,11 @@
-"""An index of known stills: films are added in a minute without training, and every answer shows its proof.
+"""An index of known films: videos and stills are added in minutes without training, and every answer shows its proof.
 
-python index.py add data/raw --model export          # every folder of stills becomes a film; run again after changes
-python index.py add ~/shots/Alien --title "Alien (1979)" --every 2    # every second still of one film
+python index.py add ~/films --model export           # video files and folders of stills; run again after changes
+python index.py add ~/films --dry-run                # only show which film each file is
+python index.py add ~/shots/Alien --title "Alien (1979)" --every-nth 2    # every second still of one film
 python index.py search frame.jpg --sheet nearest.png # the nearest stills beside the frame
 python index.py list; python index.py check; python index.py remove "Alien (1979)"; python index.py rebuild
+python index.py rename "movie" "Heat (1995)"
 
 Each takes --index: a folder, or http://host:19530 of a Milvus when one machine is not enough. No torch.
 """
@@ -11,17 +13,37 @@ Each takes --index: a folder, or http://host:19530 of a Milvus when one machine 
 import argparse
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 
+from answering.adding import Adder, AddSettings
 from answering.calibration import UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
 from answering.collection import Index, draw_evidence, fingerprint
 from answering.console import UserError, one_line_errors
-from answering.editing import ASKED_FRAMES, add_film, open_state, refit, remove_user_stills, sample_films
+from answering.editing import (
+    ASKED_FRAMES,
+    find_title,
+    open_state,
+    refit,
+    remove_user_stills,
+    rename_film,
+    sample_films,
+)
+from answering.film_flags import (
+    add_gap_flag,
+    add_shelf_flags,
+    add_skip_flags,
+    check_sampling,
+    print_titles,
+    read_sampling,
+    say_passed_over,
+)
 from answering.model import Identifier
+from answering.shelf import Shelf, find_shelf
+from answering.side_by_side import count_cores
 from answering.state import Film, State
-from answering.stills import find_films
 from answering.store import Folder, Milvus, is_milvus, open_engine, read_state
 
 # ------------------------------------------------------------------------------------------------ changing
@@ -51,25 +73,70 @@ def finish(
 
 
 def run_add(args: argparse.Namespace) -> int:
-    """Add films; a folder that can't be read is one line, and the others go on."""
-    films = find_films(args.raw, args.title)
+    """Add films; one that can't be read is one line, and the others go on."""
+    check_sampling(args)
+    shelf = find_shelf(args.raw, title=args.title, titles=args.titles, with_extras=args.with_extras, with_stills=True)
+    say_passed_over(shelf)
+    if args.dry_run:
+        print_titles(shelf)
+        return 0
+    check_kinds(args, shelf)
+    check_model_is_there(args.model)
+    start = time.perf_counter()
+    engine = open_writer(args.index, args.memory)
     identifier = Identifier(args.model)
     seen = fingerprint(identifier)
-    start = time.perf_counter()
-    failed = 0
-    engine = open_writer(args.index, args.memory)
     with engine.writing():
         state = open_state(engine, identifier, seen)
-        for place, (title, folder) in enumerate(films.items(), 1):
-            done = add_film(engine, state, title, folder, identifier, args.every)
-            wrong = done.startswith("error")
-            failed += wrong
-            print(f"[{place}/{len(films)}] {title}: {done}", file=sys.stderr if wrong else sys.stdout, flush=True)
+        adder = Adder(engine, state, read_add_settings(args))
+        adder.add(shelf.films, identifier)
         finish(engine, state, memory=args.memory, unknown_share=args.unknown_share)
     seconds = time.perf_counter() - start
     print(f"{len(state.films)} films, {state.count_stills()} stills in {engine}; {seconds:.1f} s")
     print(f"next: python identify.py FRAME --model {args.model} --index {engine}")
-    return 1 if failed else 0
+    return 1 if adder.failed else 0
+
+
+def check_kinds(args: argparse.Namespace, shelf: Shelf) -> None:
+    """Raise UserError for a flag that says how often a frame is taken, where no film is of the kind that heeds it."""
+    if args.every is not None and not any(film.parts for film in shelf.films):
+        raise UserError("--every SECONDS is for videos, and these are stills: take every Nth with --every-nth N", 2)
+    if args.every_nth > 1 and all(film.parts for film in shelf.films):
+        raise UserError("--every-nth N is for stills, and these are videos: --every SECONDS", 2)
+
+
+def read_add_settings(args: argparse.Namespace) -> AddSettings:
+    """What the flags of add say."""
+    cores = count_cores()
+    return AddSettings(
+        model=args.model,
+        sampling=read_sampling(args),
+        every_nth=args.every_nth,
+        retry=args.retry,
+        processes=args.processes or cores,
+        cores=cores,
+        titles_given=bool(args.titles or args.title),
+    )
+
+
+def check_model_is_there(model: str) -> None:
+    """Raise UserError that says how to get a model, where there is none."""
+    if not Path(model).exists():
+        embedder = "python export.py --arch vit_small_patch14_dinov2 --init hub --frames FOLDER_OF_STILLS"
+        raise UserError(f"--model {model}: no model there; {embedder} makes one that needs no training", 2)
+
+
+def run_rename(args: argparse.Namespace) -> int:
+    """Give a film another title; what add finds under the old one goes there from now on."""
+    engine = open_engine(args.index)
+    new = unicodedata.normalize("NFC", " ".join(args.new.split()))
+    with engine.writing():
+        state = read_state(engine)
+        old = find_title(engine, state, args.old)
+        rename_film(engine, state, old, new)
+        engine.commit(state)
+    print(f"{old}: is {new} now")
+    return 0
 
 
 def run_remove(args: argparse.Namespace) -> int:
@@ -79,13 +146,10 @@ def run_remove(args: argparse.Namespace) -> int:
         return 0
     with engine.writing():
         state = read_state(engine)
-        if args.title not in state.films:
-            near = [title for title in state.films if args.title.casefold() in title.casefold()][:3]
-            hint = f"; did you mean {', '.join(near)}?" if near else "; python index.py list shows its films"
-            raise UserError(f"{args.title}: not in {engine}{hint}", 2)
-        del state.films[args.title]
+        title = find_title(engine, state, args.title)
+        del state.films[title]
         engine.commit(state)
-    print(f"{args.title}: removed, {len(state.films)} films left")
+    print(f"{title}: removed, {len(state.films)} films left")
     return 0
 
 
@@ -104,7 +168,8 @@ def run_rebuild(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     for title, film in sorted(read_state(open_engine(args.index)).films.items()):
-        print(f"{film.stored:6} of {film.stills:6} stills  {film.imdb or '':10}  {title}")
+        partial = f"  (in part: {film.partial})" if film.partial else ""
+        print(f"{film.stored:6} of {film.stills:6} stills  {film.imdb or '':10}  {title}{partial}")
     return 0
 
 
@@ -209,6 +274,21 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="export", help="folder from export.py (default: %(default)s)")
 
 
+def add_frame_flags(parser: argparse.ArgumentParser) -> None:
+    text = "video files, folders of them, folders that hold a folder of stills per film, or the folder of one film"
+    parser.add_argument("raw", nargs="+", type=Path, metavar="RAW", help=text)
+    text = "take a frame of a video so often, instead of its keyframes (default: keyframes)"
+    parser.add_argument("--every", type=float, metavar="SECONDS", help=text)
+    add_gap_flag(parser)
+    add_skip_flags(parser)
+    text = "take every Nth still of films of stills (default: %(default)s, all)"
+    parser.add_argument("--every-nth", type=int, default=1, metavar="N", help=text)
+    text = "try files again that failed before and did not change (default: they are left alone)"
+    parser.add_argument("--retry", action="store_true", help=text)
+    text = "videos that are read at the same time (default: as many as there are cores)"
+    parser.add_argument("--processes", type=int, metavar="N", help=text)
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Keep a collection of known frames, to answer with proof and without training."
@@ -222,13 +302,15 @@ def get_parser() -> argparse.ArgumentParser:
         command.add_argument("--index", default="index", help=where)
         return command
 
-    add = add_command("add", run_add, "add or update films from folders of stills")
+    add = add_command("add", run_add, "add or update films from video files and folders of stills")
     add_fit_options(add)
     add_model_option(add)
-    text = "folders that hold a folder of stills per film, or the folder of one film"
-    add.add_argument("raw", nargs="+", type=Path, metavar="RAW", help=text)
-    add.add_argument("--title", help="title, if RAW is one film (default: the folder's name)")
-    add.add_argument("--every", type=int, default=1, help="take every Nth still (default: %(default)s, all)")
+    add_shelf_flags(add)
+    add_frame_flags(add)
+
+    rename = add_command("rename", run_rename, "give a film another title")
+    rename.add_argument("old", metavar="OLD", help="title, as list prints it")
+    rename.add_argument("new", metavar="NEW", help="the new one: Title (Year)")
 
     remove = add_command("remove", run_remove, "take a film out")
     which = remove.add_mutually_exclusive_group(required=True)
@@ -258,8 +340,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("learn is a script of its own now: python learn.py --db bot.sqlite", 2)
     parser = get_parser()
     args = parser.parse_args(argv)
-    if getattr(args, "every", 1) < 1 or getattr(args, "top", 1) < 1:
-        parser.error("--every and --top must be 1 or more")
+    for flag in ("every_nth", "top", "processes"):
+        value = getattr(args, flag, None)
+        if value is not None and value < 1:
+            parser.error(f"--{flag.replace('_', '-')} must be 1 or more")
     share = getattr(args, "unknown_share", None)
     if share is not None and not 0 < share < 1:
         parser.error("--unknown-share must be more than 0 and under 1")

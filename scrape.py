@@ -3,35 +3,38 @@
 python scrape.py flim movies.txt --out data/raw              # one film per line, "Title (Year)"; run again to continue
 python scrape.py video ~/films --out data/raw                # a frame of every shot of your own video files
 python scrape.py video ~/films --every 2                     # or one every two seconds
+python scrape.py video ~/films --keyframes                   # or its keyframes, which is several times as fast
 python scrape.py titles --basics title.basics.tsv.gz --ratings title.ratings.tsv.gz --top 800 > movies.txt
 echo "Sintel (2010)" > few.txt; python scrape.py flim few.txt --max-frames 20      # a small try
 """
 
 import argparse
+import bisect
 import contextlib
 import csv
-import fcntl
 import gzip
+import hashlib
 import io
 import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import requests
+from filelock import FileLock, Timeout
 from PIL import Image
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
@@ -39,8 +42,20 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
 from answering.console import UserError, atomic_write, one_line_errors
-from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, read_image
-from answering.titles import folder_name, name_video, normalise_title, short_hash, split_title
+from answering.film_flags import (
+    add_gap_flag,
+    add_shelf_flags,
+    add_skip_flags,
+    check_sampling,
+    print_titles,
+    read_sampling,
+    say_passed_over,
+)
+from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, find_bars, is_flat, read_image
+from answering.shelf import ShelfFilm, find_shelf
+from answering.side_by_side import FilmBar, Job, count_bytes, count_cores, format_clock, run_side_by_side
+from answering.titles import folder_name, normalise_title, short_hash, split_title
+from answering.video import Sampling, Video
 
 API = "https://api.flim.ai"
 PER_PAGE = 100
@@ -50,7 +65,8 @@ BACKOFF = 0.5  # seconds to wait before the first further tries; the waits doubl
 SLOWEST = 180  # seconds for one image or reply
 FAILURES = (requests.RequestException, HTTPError, ValueError)  # what fetch raises
 EMPTY_PAGES = 3  # in a row without a new frame, after which a film's search ends
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".avi", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv"}
+SHOT_WIDTH = 256  # pixels of the frames that shots are found in, as PySceneDetect has them
+SHORTER = 0.9  # a file whose last frame comes so much sooner than that of its frames of before is cut off
 
 
 def match_title(wanted: str, films: list[dict]) -> dict | None:
@@ -79,15 +95,15 @@ def file_stem(identity: str) -> str:
     return f"{readable}-{short_hash(identity)}"
 
 
-def lock(out: Path) -> io.IOBase:
-    """An open file that keeps a second run out of a folder as long as this one runs. Raises UserError."""
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Keep a second run out of a folder as long as this one runs. Raises UserError."""
     out.mkdir(parents=True, exist_ok=True)
-    file = open(out / ".lock", "a")  # noqa: SIM115
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
         raise UserError(f"--out {out}: another scrape.py is at work there; wait for it or stop it") from None
-    return file
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -511,117 +527,358 @@ class FlimRun:
 # ------------------------------------------------------------------------------------------------- video
 
 
-def video_mark(path: Path) -> str:
-    """A short name for a video, wherever it lies and whatever film it is said to be."""
-    return short_hash(f"{path.name} {path.stat().st_size}")
+def video_mark(parts: tuple[Path, ...]) -> str:
+    """A short name for a film's video files, wherever they lie and whatever film they are said to be.
+
+    By what stands in their middles: all first parts of DVDs have one name and one size.
+    """
+    about = []
+    for part in parts:
+        with open(part, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size // 2)
+            middle = hashlib.sha256(file.read(1 << 16)).hexdigest()
+            about.append(f"{part.name} {size} {middle}")
+    return short_hash(" ".join(about))
 
 
-def remove_video(out: Path, mark: str) -> None:
-    """Remove the frames of a video, whatever film they were taken for."""
-    for folder in {image.parent for image in out.glob(f"*/{mark}_*")}:
+def mark_of_before(part: Path) -> str:
+    """How the frames of a file were named up to 2026-11."""
+    return short_hash(f"{part.name} {part.stat().st_size}")
+
+
+def remove_video(folders: Iterable[Path], mark: str, keep: set[Path]) -> None:
+    """Remove the frames of a video from folders of films, but those to keep."""
+    for folder in folders:
         for image in folder.glob(f"{mark}_*"):
-            image.unlink()
+            if image not in keep:
+                image.unlink()
         sidecar = folder / "frames.jsonl"
-        lines = [line for line in read_lines(sidecar) if mark not in str(line.get("file"))]
-        if lines:
+        before = read_lines(sidecar)
+        lines = [line for line in before if mark not in str(line.get("file")) or folder / line["file"] in keep]
+        if lines and lines != before:
             write_lines(sidecar, lines)
-        else:
+        elif not lines:
             sidecar.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
 
-class Moment(NamedTuple):
-    """Where in a video a frame is to be taken."""
+@dataclass(frozen=True)
+class VideoSettings:
+    """Which frames of a video are written, and how."""
 
-    seconds: float
-    end: float  # seconds; a frame from there on is too late
-    shot: str | None
+    per_shot: int | None  # frames a shot; None where sampling says which
+    sampling: Sampling
+    blur: float  # the least sharpness; 0 for all frames, also black ones
+    width: int  # pixels, at most
+
+    def describe(self) -> list:
+        """What frames.jsonl says of how a film's frames were made."""
+        made = [self.per_shot or 1, self.sampling.every, self.blur, self.width]
+        if self.per_shot is None and self.sampling.every is None:
+            made.append(f"keyframes {self.sampling.max_gap:g}")
+        if self.sampling.skip_start or self.sampling.skip_end:
+            made.append(f"skip {self.sampling.skip_start:g} {self.sampling.skip_end:g}")
+        return made
 
 
-def scrape_video(path: Path, folder: Path, *, per_shot: int, every: float | None, blur: float, width: int) -> int:
-    """Write frames of every shot, or one every so many seconds, to folder; returns how many.
+@dataclass(frozen=True)
+class VideoJob:
+    """A film for a process to take frames from."""
 
-    Frames of a sharpness under blur are left out, those wider than width pixels shrink. A video that is finished is not
-    done again: frames.jsonl says how it was made.
+    parts: tuple[Path, ...]
+    mark: str
+    folder: Path  # where the frames go for now
+    settings: VideoSettings
+    threads: int
+
+
+@dataclass
+class ScrapedVideo:
+    """What a process gives back."""
+
+    lines: list[dict]  # of frames.jsonl
+    seconds: float  # of the last frame that was read
+    damage: str | None  # see Video
+
+
+def scrape_video(job: VideoJob, report: Callable[[float, float], None]) -> ScrapedVideo:
+    """Write the frames of a film that are sharp enough to job.folder. report(seconds, duration): how far it is.
+
+    Raises UserError where there is none.
     """
-    mark = video_mark(path)
-    made = [per_shot, every, blur, width]
-    sidecar = folder / "frames.jsonl"
-    before = [line for line in read_lines(sidecar) if mark in str(line.get("file"))]
-    if before and all(line.get("made") == made and (folder / line["file"]).exists() for line in before):
-        return len(before)
-    moments = every_so_often(every) if every else moments_of_shots(path, mark, per_shot)
-    video = open_video(path)
-    remove_video(folder.parent, mark)  # last: if a package is missing, the frames of an earlier run stay
+    shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was killed
+    job.folder.mkdir(parents=True)
+    with Video(*job.parts) as video:
+        longer = max(1.0, video.height / video.width)
+        report(0.0, video.duration)
+    settings = job.settings
+    shots = detect_shots(job, longer, report) if settings.per_shot else None
     lines = []
-    for moment, ms, bgr in read_moments(video, moments):
-        if ms < moment.end * 1000 and sharpness(bgr) >= blur:
-            line = save_video_frame(bgr, folder, f"{mark}_{round(ms):08}", width, round(ms), moment.shot)
-            lines.append({**line, "made": made})
+    seconds = 0.0
+    with Video(*job.parts, longest_side=round(settings.width * max(1.0, longer)), threads=job.threads) as video:
+        frames = video.frames_at(shots.moments(settings)) if shots else video.frames(settings.sampling)
+        for frame in frames:
+            seconds = frame.time_ms / 1000
+            report(seconds, video.duration)
+            if is_good(frame.rgb, settings.blur):
+                shot = shots.name(job.mark, seconds) if shots else None
+                name = f"{job.mark}_{frame.time_ms:08}"
+                lines.append(save_video_frame(frame.rgb, job.folder, name, settings.width, frame.time_ms, shot))
+        damage = shots.damage if shots else video.damage
     if not lines:
-        raise UserError("not a video that can be read, or no frame of it is bright and sharp enough (see --blur)")
-    write_lines(sidecar, read_lines(sidecar) + lines)
-    return len(lines)
+        raise UserError(damage or "no frame of it is bright and sharp enough (see --blur)")
+    return ScrapedVideo(lines, seconds, damage)
 
 
-def every_so_often(seconds: float) -> Iterator[Moment]:
-    """Moments from the start on, without an end."""
-    return (Moment(k * seconds, sys.maxsize, None) for k in itertools.count())
+@dataclass
+class Shots:
+    """The shots of a film."""
+
+    starts: list[float]  # seconds
+    end: float  # seconds, of the last one
+    damage: str | None  # see Video
+
+    def moments(self, settings: VideoSettings) -> list[float]:
+        """Seconds of the frames to take: per_shot of each shot, at equal distances."""
+        sampling = settings.sampling
+        moments = []
+        for start, end in itertools.pairwise([*self.starts, self.end]):
+            for k in range(1, settings.per_shot + 1):
+                moments.append(start + (end - start) * (k / (settings.per_shot + 1)))
+        return [moment for moment in moments if sampling.skip_start <= moment <= self.end - sampling.skip_end]
+
+    def name(self, mark: str, seconds: float) -> str:
+        """What frames.jsonl calls the shot at this time."""
+        return f"{mark}-{bisect.bisect_right(self.starts, seconds + 1e-3) - 1}"
 
 
-def moments_of_shots(path: Path, mark: str, per_shot: int) -> list[Moment]:
-    """per_shot moments of each shot of a video, at equal distances; mark: how its shots' names begin."""
-    from scenedetect import AdaptiveDetector, detect
+def detect_shots(job: VideoJob, longer: float, report: Callable[[float, float], None]) -> Shots:
+    """The shots of a film, by PySceneDetect. longer: height / width, or 1."""
+    from scenedetect import FrameTimecode
+    from scenedetect.detectors import AdaptiveDetector
 
-    scenes = detect(str(path), AdaptiveDetector(), show_progress=sys.stderr.isatty(), start_in_scene=True)
-    moments = []
-    for number, (first, last) in enumerate(scenes):
-        start = first.seconds
-        end = last.seconds
-        for k in range(1, per_shot + 1):
-            moments.append(Moment(start + (end - start) * (k / (per_shot + 1)), end, f"{mark}-{number}"))
-    return moments
-
-
-def open_video(path: Path):
-    """OpenCV's reader of a video."""
-    import cv2
-
-    return cv2.VideoCapture(str(path))
-
-
-def read_moments(video, moments: Iterable[Moment]) -> Iterator[tuple[Moment, float, np.ndarray]]:
-    """Yield (moment, milliseconds, BGR uint8 [H, W, 3]) of the first frame from each moment on, to the video's end.
-
-    video: an open cv2.VideoCapture.
-    """
-    import cv2
-
-    clock = (video.get(cv2.CAP_PROP_POS_MSEC) for _ in iter(video.grab, False))  # frame rates vary
-    for moment in moments:
-        ms = next((ms for ms in clock if ms >= moment.seconds * 1000 - 1), None)
-        if ms is None:
-            return
-        yield moment, ms, video.retrieve()[1]
+    detector = AdaptiveDetector()
+    times = []
+    starts = []
+    with Video(*job.parts, longest_side=round(SHOT_WIDTH * longer), threads=job.threads) as video:
+        for number, frame in enumerate(video.all_frames()):
+            times.append(frame.time_ms / 1000)
+            bgr = np.ascontiguousarray(frame.rgb[..., ::-1])
+            # it only counts frames, so any rate will do; how long they last is known from the video
+            starts += [times[cut.frame_num] for cut in detector.process_frame(FrameTimecode(number, 25.0), bgr)]
+            report(times[-1], video.duration)
+        damage = video.damage
+    if not times:
+        raise UserError(damage or "no frame in it")
+    return Shots([times[0], *starts], times[-1], damage)
 
 
-def sharpness(bgr: np.ndarray) -> float:
-    """Variance of the Laplacian at 480 pixels of width (Pech-Pacheco et al. 2000). bgr: uint8 [H, W, 3]."""
-    import cv2
+def is_good(rgb: np.ndarray, blur: float) -> bool:
+    """Whether a frame is not black, a fade or a title, and as sharp as blur asks; blur 0 takes all."""
+    if not blur:
+        return True
+    left, top, right, bottom = find_bars(rgb)
+    return not is_flat(rgb[top:bottom, left:right]) and sharpness(rgb) >= blur
 
-    height = max(1, round(bgr.shape[0] * 480 / bgr.shape[1]))
-    small = cv2.resize(bgr, (480, height), interpolation=cv2.INTER_AREA)
-    return cv2.Laplacian(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), cv2.CV_64F).var()
+
+def sharpness(rgb: np.ndarray) -> float:
+    """Variance of the Laplacian at 480 pixels of width (Pech-Pacheco et al. 2000). rgb: uint8 [H, W, 3]."""
+    height = max(2, round(rgb.shape[0] * 480 / rgb.shape[1]))
+    grey = np.asarray(Image.fromarray(rgb).convert("L"), np.float64)
+    grey = mean_by_area(mean_by_area(grey, height).T, 480).T.round()
+    around = np.pad(grey, 1, mode="reflect")
+    neighbours = around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]
+    return float((neighbours - 4 * grey).var())
 
 
-def save_video_frame(bgr: np.ndarray, folder: Path, name: str, width: int, ms: int, shot: str | None) -> dict:
+def mean_by_area(values: np.ndarray, count: int) -> np.ndarray:
+    """Float [n, m] resized to [count, m]: each row is the mean over a stretch of rows, which may begin within one."""
+    sums = np.pad(values.cumsum(axis=0), ((1, 0), (0, 0)))
+    edges = np.linspace(0, len(values), count + 1)
+    below = np.minimum(edges.astype(int), len(values) - 1)
+    at_edges = sums[below] + (edges - below)[:, None] * values[below]
+    return np.diff(at_edges, axis=0) * (count / len(values))
+
+
+def save_video_frame(rgb: np.ndarray, folder: Path, name: str, width: int, ms: int, shot: str | None) -> dict:
     """Write a frame, at most width pixels wide, as a JPEG of this name; returns its line of frames.jsonl."""
-    image = Image.fromarray(bgr[..., ::-1])
+    image = Image.fromarray(rgb)
     image.thumbnail((width, sys.maxsize), Image.Resampling.LANCZOS)
-    folder.mkdir(exist_ok=True)
-    image.save(folder / f"{name}.jpg", quality=92)
+    packed = io.BytesIO()  # Pillow would not say that the disk is full
+    image.save(packed, "JPEG", quality=92)
+    (folder / f"{name}.jpg").write_bytes(packed.getvalue())
     return frame_line(f"{name}.jpg", identity=name, url=None, ms=ms, shot=shot, size=image.size, source="video")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Files of a film that frames are to be taken from; if they are broken, others follow."""
+
+    name: str  # of the film's folder
+    parts: tuple[Path, ...]
+    others: tuple[tuple[Path, ...], ...]  # further encodings, the best first
+    marks: frozenset[str]  # of every encoding of the film, and of each of their files
+    marks_of_before: frozenset[str]  # of these files, by which frames in the film's folder may be named yet
+
+    def follow(self) -> "Encoding":
+        """The next one."""
+        parts, *others = self.others
+        return replace(self, parts=parts, others=tuple(others))
+
+
+class VideoRun:
+    """A run of scrape.py video: films to take frames from, and what came of them."""
+
+    def __init__(self, out: Path, settings: VideoSettings, processes: int, cores: int):
+        self.out = out
+        self.settings = settings
+        self.processes = processes
+        self.cores = cores
+        self.threads = 1
+        self.failed = 0
+        self.names: set[str] = set()  # folders of the films
+        self.bar: FilmBar | None = None
+
+    def scrape(self, films: list[ShelfFilm]) -> None:
+        """Take the frames of all films; one that fails is a line. Raises OSError where the disk is full."""
+        self.processes = min(self.processes, len(films))
+        self.threads = max(1, self.cores // self.processes)
+        self.names = {folder_name(film.title) for film in films}
+        with FilmBar(len(films), sum(count_bytes(film.parts) for film in films)) as self.bar:
+            jobs = []
+            for film in films:
+                first = Encoding(folder_name(film.title), film.parts, film.copies, *all_marks(film))
+                if encoding := self.next_to_do(first):
+                    jobs.append(self.start(encoding))
+                else:
+                    self.bar.count(Job(None, size=count_bytes(film.parts)), film_done=True)
+            run_side_by_side(scrape_video, jobs, self.processes, self.bar, self.take)
+        shutil.rmtree(self.out / ".video", ignore_errors=True)
+
+    def next_to_do(self, encoding: Encoding | None) -> Encoding | None:
+        """The best encoding, from this one on, that is to be read; None where all that is wanted is there."""
+        while encoding:
+            lines = self.finished(encoding)
+            if not lines:
+                return encoding
+            if not (lines[0].get("partial") and encoding.others):
+                self.remove_others(encoding, {self.out / encoding.name / line["file"] for line in lines})
+                self.tell(encoding, f"{len(lines)} frames, as before", lines[0].get("partial"))
+                return None
+            encoding = encoding.follow()
+        return None
+
+    def finished(self, encoding: Encoding) -> list[dict]:
+        """The lines of frames.jsonl of an encoding whose frames are there as they are wanted; else none."""
+        mark = mark_or_none(encoding.parts)
+        lines = [line for line in self.lines(encoding) if mark and line["file"].startswith(mark)]
+        made = self.settings.describe()
+        folder = self.out / encoding.name
+        is_there = all(line.get("made") == made and (folder / line["file"]).exists() for line in lines)
+        return lines if is_there else []
+
+    def lines(self, encoding: Encoding) -> list[dict]:
+        """Lines of frames.jsonl of a film that are of videos."""
+        lines = read_lines(self.out / encoding.name / "frames.jsonl")
+        return [line for line in lines if line.get("source") == "video" and isinstance(line.get("file"), str)]
+
+    def start(self, encoding: Encoding) -> Job:
+        """The job of an encoding."""
+        mark = mark_or_none(encoding.parts) or "gone"
+        folder = self.out / ".video" / f"{mark}-{short_hash(encoding.name)}"
+        job = VideoJob(encoding.parts, mark, folder, self.settings, self.threads)
+        return Job(job, about=encoding, size=count_bytes(encoding.parts))
+
+    def take(self, job: Job, result: ScrapedVideo | UserError, waiting: deque[Job]) -> None:
+        """Put the frames of a film into its folder, or have its next encoding tried."""
+        encoding: Encoding = job.about
+        reason = self.refuse(encoding, result)
+        whole = not reason and not result.damage
+        if not reason:
+            self.put(encoding, job.argument, result)
+        shutil.rmtree(job.argument.folder, ignore_errors=True)
+        if reason:
+            self.bar.say(f"scrape.py: error: {encoding.parts[0]}: {reason}", error=True)
+        else:
+            self.tell(encoding, f"{len(result.lines)} frames", result.damage)
+        following = None if whole or not encoding.others else self.next_to_do(encoding.follow())
+        self.bar.count(job, film_done=not following)
+        if following:
+            waiting.appendleft(self.start(following))
+        elif reason:
+            self.failed += not self.has_one_of(encoding)
+
+    def has_one_of(self, encoding: Encoding) -> bool:
+        """Whether frames of one of a film's encodings are there."""
+        files = [line["file"] for line in self.lines(encoding)]
+        return any(file.startswith(mark) for file in files for mark in encoding.marks | encoding.marks_of_before)
+
+    def refuse(self, encoding: Encoding, result: ScrapedVideo | UserError) -> str | None:
+        """Why the frames that are there stay; None where those of the result take their place."""
+        if isinstance(result, UserError):
+            text = " ".join(str(result).split())
+            return text.removeprefix(f"{encoding.parts[0]}: ")[:200]
+        before = [line for line in self.lines(encoding) if isinstance(line.get("shot_time_ms"), (int, float))]
+        reached = max((line["shot_time_ms"] for line in before), default=0) / 1000
+        was_whole = bool(before) and not any(line.get("partial") for line in before)
+        if result.damage and before and (was_whole or result.seconds <= reached):
+            return f"{result.damage}; the {len(before)} frames that are there stay"
+        if not result.damage and was_whole and result.seconds < SHORTER * reached and self.changed(encoding, before):
+            end = format_clock(result.seconds)
+            return f"ends at {end}; the {len(before)} frames that are there, up to {format_clock(reached)}, stay"
+        return None
+
+    def changed(self, encoding: Encoding, before: list[dict]) -> bool:
+        """Whether these frames were made as they are now, so that only the file can be why there are fewer."""
+        return any(line.get("made") == self.settings.describe() for line in before)
+
+    def put(self, encoding: Encoding, job: VideoJob, result: ScrapedVideo) -> None:
+        """Move frames into the film's folder, then remove those of its other encodings and of other settings."""
+        folder = self.out / encoding.name
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for line in result.lines:
+            os.replace(job.folder / line["file"], folder / line["file"])
+            lines.append({**line, "made": self.settings.describe()})
+            if result.damage:
+                lines[-1]["partial"] = result.damage
+        sidecar = folder / "frames.jsonl"
+        others = [line for line in read_lines(sidecar) if job.mark not in str(line.get("file"))]
+        write_lines(sidecar, others + lines)
+        self.remove_others(encoding, {folder / line["file"] for line in lines})
+
+    def remove_others(self, encoding: Encoding, keep: set[Path]) -> None:
+        """Remove the frames of all encodings of a film but those to keep, also from folders of titles of before."""
+        own = self.out / encoding.name
+        others = [folder for folder in self.out.glob("[!.]*/") if folder.name not in self.names]
+        for mark in encoding.marks:
+            remove_video([own, *others], mark, keep)
+        for mark in encoding.marks_of_before:
+            remove_video([own], mark, keep)
+
+    def tell(self, encoding: Encoding, what: str, partial: str | None) -> None:
+        """Say what was taken of a film, and which encodings were left out. partial: see Video.damage."""
+        what += f", in part: {partial}" if partial else ""
+        others = "".join(f"; left out, another encoding of it: {parts[0].name}" for parts in encoding.others)
+        self.bar.say(f"{encoding.parts[0].name} -> {encoding.name}: {what}{others}")
+
+
+def mark_or_none(parts: tuple[Path, ...]) -> str | None:
+    """video_mark, None where a file is gone."""
+    try:
+        return video_mark(parts)
+    except OSError:
+        return None
+
+
+def all_marks(film: ShelfFilm) -> tuple[frozenset[str], frozenset[str]]:
+    """(Marks of a film's encodings and of each of their files, which a run may have taken alone; marks of before)."""
+    encodings = [film.parts, *film.copies]
+    files = [part for parts in encodings for part in parts]
+    marks = map(mark_or_none, [*encodings, *((file,) for file in files)])
+    return frozenset(mark for mark in marks if mark), frozenset(mark_of_before(file) for file in files if file.exists())
 
 
 # ------------------------------------------------------------------------------------------------ titles
@@ -717,15 +974,21 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("films", nargs="+", type=Path, help="video files or folders of them")
     add("--out", type=Path, default=Path("data/raw"), help="default: %(default)s")
-    add("--title", help="Title (Year), if there is a single film (default: from the file's name)")
     which = parser.add_mutually_exclusive_group()
     text = "frames per shot, from its middle (default: %(default)s)"
     which.add_argument("--per-shot", type=int, default=1, help=text)
     text = "instead of a frame per shot: one every so many seconds"
     which.add_argument("--every", type=float, metavar="SECONDS", help=text)
-    text = "drop frames that are less sharp than this; 0 keeps all (default: %(default)s)"
+    text = "instead of a frame per shot: keyframes, as index.py add takes them, which is several times as fast"
+    which.add_argument("--keyframes", action="store_true", help=text)
+    add_gap_flag(parser)
+    add_skip_flags(parser)
+    text = "drop frames that are less sharp than this, and black ones; 0 keeps all (default: %(default)s)"
     add("--blur", type=float, default=10.0, help=text)
     add("--width", type=int, default=960, help="pixels; wider frames are scaled down (default: %(default)s)")
+    text = "videos that are read at the same time (default: as many as there are cores)"
+    add("--processes", type=int, metavar="N", help=text)
+    add_shelf_flags(parser)
 
 
 def add_titles_arguments(parser: argparse.ArgumentParser) -> None:
@@ -760,50 +1023,21 @@ def run_flim(args: argparse.Namespace) -> int:
 
 
 def run_video(args: argparse.Namespace) -> int:
-    videos = find_videos(args.films)
-    if args.title and len(videos) > 1:
-        raise UserError(f"--title names one film, and these are {len(videos)}", 2)
-    films = group_encodings(videos, args.title)
-    settings = {"per_shot": args.per_shot, "every": args.every, "blur": args.blur, "width": args.width}
-    failed = 0
+    check_sampling(args)
+    shelf = find_shelf(args.films, title=args.title, titles=args.titles, with_extras=args.with_extras)
+    say_passed_over(shelf)
+    if args.dry_run:
+        print_titles(shelf)
+        return 0
+    per_shot = None if args.every or args.keyframes else args.per_shot
+    settings = VideoSettings(per_shot, read_sampling(args), args.blur, args.width)
+    cores = count_cores()
     with lock(args.out):
-        for encodings in tqdm(films, unit="film", disable=None):
-            *others, best = sorted(encodings, key=lambda path: path.exists() and path.stat().st_size)
-            try:
-                for path in others:
-                    remove_video(args.out, video_mark(path))
-                name = folder_name(args.title or name_video(best)[0])
-                frames = scrape_video(best, args.out / name, **settings)
-            except Exception as error:  # OpenCV and PySceneDetect raise many kinds on damaged files
-                failed += 1
-                tqdm.write(f"scrape.py: error: {best}: {' '.join(str(error).split())[:160]}", file=sys.stderr)
-            else:
-                left_out = "".join(f"; left out, a smaller encoding of it: {path.name}" for path in others)
-                tqdm.write(f"{best.name} -> {name}: {frames} frames{left_out}")
-    print(f"{len(films) - failed} of {len(films)} videos; next: python filter.py {args.out}")
-    return 1 if failed else 0
-
-
-def find_videos(sources: list[Path]) -> list[Path]:
-    """Video files as they are, folders as the video files in them, each once. Raises UserError where there are none."""
-    videos: dict[Path, None] = {}  # in order
-    for source in sources:
-        found = sorted(path for path in source.rglob("[!.]*") if path.suffix.lower() in VIDEO_SUFFIXES)
-        if not found and not source.is_file():
-            raise UserError(f"{source}: no video file, nor a folder of them ({', '.join(sorted(VIDEO_SUFFIXES))})", 2)
-        videos.update(dict.fromkeys(path.resolve() for path in found or [source]))
-    return list(videos)
-
-
-def group_encodings(videos: list[Path], title: str | None) -> list[list[Path]]:
-    """Videos of one film (and of one part of it, where it has several) together. title: of the only film, if given."""
-    if title:
-        return [videos]
-    films: dict[tuple[str, str], list[Path]] = {}
-    for path in videos:
-        its_title, part = name_video(path)
-        films.setdefault((normalise_title(its_title), part), []).append(path)
-    return list(films.values())
+        run = VideoRun(args.out, settings, args.processes or cores, cores)
+        run.scrape(shelf.films)
+    count = len(shelf.films)
+    print(f"{count - run.failed} of {count} films; next: python filter.py {args.out}")
+    return 1 if run.failed else 0
 
 
 def run_titles(args: argparse.Namespace) -> int:
@@ -824,7 +1058,7 @@ def run_titles(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
-    for flag in ("rate", "max_frames", "per_shot", "every", "width", "top"):
+    for flag in ("rate", "max_frames", "per_shot", "width", "top", "processes"):
         value = getattr(args, flag, None)
         if value is not None and not value > 0:
             parser.error(f"--{flag.replace('_', '-')} must be more than 0")

@@ -2,10 +2,9 @@
 
 import base64
 import hashlib
-import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from answering.embedding import DUPLICATE_COSINE, FilmRows, embed_film
 from answering.model import Identifier
 from answering.projection import Scoring, encode_middle, fit_projection, project_all, quantise, unit_length
 from answering.state import Film, IndexedModel, State
-from answering.stills import Still, list_stills
+from answering.stills import Still
 from answering.store import USER_STILL_PREFIX, Folder, Milvus, read_state, require_user_stills
+from answering.titles import split_title
 
 FIT_FRAMES = 6000  # that projection and thresholds are fitted on
 FIT_FILMS = 300
@@ -50,37 +50,39 @@ def read_rows(engine: Folder | Milvus, film: Film) -> FilmRows:
     return FilmRows(**dict(zip(names, arrays, strict=True)))
 
 
-def add_film(
-    engine: Folder | Milvus, state: State, title: str, folder: Path, identifier: Identifier, every: int
-) -> str:
-    """Put a film into the index, in place of what it had of that title; returns what was done, or an error, in words.
+def store_film(
+    engine: Folder | Milvus,
+    state: State,
+    title: str,
+    rows: FilmRows,
+    *,
+    content_key: str,
+    stills: int,
+    imdb: str | None = None,
+    seconds: float | None = None,
+    partial: str | None = None,
+    file: str | None = None,
+) -> Film:
+    """Put a film into the index, in place of what it had of that title; returns the film.
 
-    every: take every Nth still. Raises UserError where the engine can't go on.
+    stills: how many there were before flat ones and near-duplicates were left out; the others: see Film.
     """
-    stills = list_stills(folder)[::every]
-    content_key = hash_contents(stills)
-    before = state.films.get(title)
-    if before and before.content_key == content_key:
-        return "unchanged"
-    try:
-        rows = embed_film(stills, identifier)
-        rows = merge_user_stills(engine, title, rows, identifier)
-    except UserError as error:
-        return f"error: {error}"
-    year = re.search(r"\((\d{4})\)$", title)
     film = Film(
         rows_file=engine.write_arrays(title, rows.arrays()),
         content_key=content_key,
-        stills=len(stills),
+        stills=stills,
         stored=len(rows),
-        year=int(year[1]) if year else None,
-        imdb=next((str(still.imdb) for still in stills if still.imdb), None),
+        year=split_title(title)[1],
+        imdb=imdb,
+        seconds=seconds,
+        partial=partial,
+        file=file,
     )
     if state.basis:
         film = store_vectors(engine, title, film, project_all(rows.embedding, *read_basis(engine, state)))
     state.films[title] = film
     engine.commit(state)
-    return f"{film.stored} of {len(stills)} stills stored" + (", updated" if before else "")
+    return film
 
 
 def hash_contents(stills: list[Still]) -> str:
@@ -91,6 +93,39 @@ def hash_contents(stills: list[Still]) -> str:
             stat = still.path.stat()
             stats.append((still.name, still.milliseconds, stat.st_size, stat.st_mtime_ns))
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def find_title(engine: Folder | Milvus, state: State, typed: str) -> str:
+    """The title of the index that was typed; accents may be one character or two, as macOS has them.
+
+    Raises UserError where the index has no such film.
+    """
+    if typed in state.films:
+        return typed
+    wanted = unicodedata.normalize("NFC", typed)
+    for title in state.films:
+        if unicodedata.normalize("NFC", title) == wanted:
+            return title
+    near = [title for title in state.films if wanted.casefold() in title.casefold()][:3]
+    hint = f"; did you mean {', '.join(near)}?" if near else "; python index.py list shows its films"
+    raise UserError(f"{typed}: not in {engine}{hint}", 2)
+
+
+def rename_film(engine: Folder | Milvus, state: State, old: str, new: str) -> None:
+    """Give a film of the index a new title, also for what is added later.
+
+    Raises UserError for a title that another film has, or for an empty one.
+    """
+    if not new:
+        raise UserError("the new title is empty; write it as: Title (Year)", 2)
+    if new in state.films:
+        raise UserError(f"{new}: {engine} has a film of this title already; remove or rename that one first", 2)
+    film = replace(state.films[old], year=split_title(new)[1])
+    state.films = {new if title == old else title: film if title == old else its for title, its in state.films.items()}
+    given = {meant: new if its == old else its for meant, its in state.renamed.items()} | {old: new}
+    state.renamed = {meant: its for meant, its in given.items() if meant != its}
+    if engine.user_stills:
+        engine.user_stills.rename(old, new)
 
 
 def replace_film(engine: Folder | Milvus, state: State, title: str, rows: FilmRows) -> None:
@@ -159,9 +194,13 @@ def refit(engine: Folder | Milvus, state: State, force: bool = False) -> None:
 # ---------------------------------------------------------------------------------------- stills of users
 
 
-def merge_user_stills(engine: Folder | Milvus, title: str, rows: FilmRows, identifier: Identifier) -> FilmRows:
-    """A film's rows and those of the users' stills that the owner accepted and that show something new."""
-    accepted = engine.user_stills.accepted(title) if engine.user_stills else []
+def accepted_stills(engine: Folder | Milvus, title: str) -> list[Still]:
+    """The users' stills of a film that the owner accepted."""
+    return engine.user_stills.accepted(title) if engine.user_stills else []
+
+
+def merge_stills(rows: FilmRows, accepted: list[Still], identifier: Identifier) -> FilmRows:
+    """A film's rows and those of accepted stills that are not among them and show something new."""
     present = set(rows.name.tolist())
     stills = [still for still in accepted if still.name not in present]
     if not stills:
@@ -179,9 +218,10 @@ def add_user_stills(engine: Folder, state: State, identifier: Identifier) -> Ite
     Raises UserError where none of a film's new stills can be read.
     """
     for title, film in state.films.items():
-        if not require_user_stills(engine).accepted(title):
+        accepted = require_user_stills(engine).accepted(title)
+        if not accepted:
             continue
-        rows = merge_user_stills(engine, title, read_rows(engine, film), identifier)
+        rows = merge_stills(read_rows(engine, film), accepted, identifier)
         if len(rows) > film.stored:
             replace_film(engine, state, title, rows)
             yield title, len(rows) - film.stored

@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -13,13 +15,14 @@ from PIL import Image
 
 from answering.console import UserError
 from answering.model import Identifier
-from answering.pictures import read_image
+from answering.pictures import find_bars, is_flat, read_image
 from answering.projection import unit_length
 from answering.stills import Still
 from answering.wear import COPIES, wear
 
 DEGRADED_COPIES = 24  # of a film's stills, at most
-CHUNK = 32  # frames in memory at a time
+AHEAD = 8  # pictures that are decoded before they are asked for
+CHUNK = 32  # rows that are compared at a time
 THUMBNAIL = 160  # pixels of the longer side
 DUPLICATE_COSINE = 0.99  # about the film's mean: frames so near are stored once
 RUN_MS = 10_000  # and so near in time, where times are known
@@ -88,27 +91,45 @@ class FilmRows:
 # ----------------------------------------------------------------------------------------------- decoding
 
 
-@dataclass
-class DecodedStill:
-    """What the model and the index take of a still."""
+@dataclass(frozen=True)
+class Picture:
+    """A decoded frame on its way into an index."""
 
-    image: np.ndarray  # model input
-    thumbnail: bytes  # a JPEG
-    degraded: np.ndarray | None  # model input of a degraded copy, if one is wanted
+    still: Still
+    rgb: np.ndarray  # uint8 [H, W, 3]
+    place: float  # in the film, from 0 to 1
 
 
-def decode_still(still: Still, copy_kind: int | None, identifier: Identifier) -> DecodedStill | UserError:
-    """A still, or the error that it gives. copy_kind: number in wear.COPIES of the degraded copy, None for none."""
+def read_ahead(read: Callable, items: Iterable, threads: int) -> Iterator:
+    """As map(read, items), a few items ahead in threads; decoders and runtimes let several threads work at once."""
+    waiting: deque[Future] = deque()
+    pool = ThreadPoolExecutor(threads)
     try:
-        rgb = read_image(still.path, draft=2 * identifier.preprocessing["size"])
-        image = Image.fromarray(rgb)
-        degraded = None
-        if copy_kind is not None:
-            seed = int.from_bytes(hashlib.sha256(still.name.encode()).digest()[:4], "big")
-            degraded = identifier.load(np.asarray(wear(image, copy_kind, np.random.default_rng(seed))))
-        return DecodedStill(identifier.load(rgb), make_thumbnail(image), degraded)
-    except UserError as error:
-        return error
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture]:
+    """The stills that can be read, in order; a line on stderr for each of the others."""
+    script = os.path.basename(sys.argv[0])
+
+    def read(still: Still) -> np.ndarray | UserError:
+        try:
+            return read_image(still.path, draft=2 * identifier.preprocessing["size"])
+        except UserError as error:
+            return error
+
+    for number, rgb in enumerate(read_ahead(read, stills, os.cpu_count() or 1)):
+        if isinstance(rgb, UserError):
+            print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
+        else:
+            yield Picture(stills[number], rgb, number / len(stills))
 
 
 def make_thumbnail(image: Image.Image) -> bytes:
@@ -120,68 +141,81 @@ def make_thumbnail(image: Image.Image) -> bytes:
     return packed.getvalue()
 
 
-def plan_copies(count: int) -> dict[int, int]:
-    """{number of a still: kind of its degraded copy}: stills spread over a film of so many, kinds in turn."""
-    places = np.linspace(0, count - 1, min(DEGRADED_COPIES, count)).astype(int).tolist()
-    return {place: turn % len(COPIES) for turn, place in enumerate(dict.fromkeys(places))}
-
-
-def decode_stills(stills: list[Still], identifier: Identifier):
-    """Yield (still, DecodedStill) of those that can be read, in order; a line on stderr for each of the others."""
-    kinds = plan_copies(len(stills))
-    script = os.path.basename(sys.argv[0])
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for start in range(0, len(stills), CHUNK):
-            part = stills[start : start + CHUNK]
-            wanted = [kinds.get(place) for place in range(start, start + len(part))]
-            found = list(pool.map(decode_still, part, wanted, [identifier] * len(part)))
-            for still, decoded in zip(part, found, strict=True):
-                if isinstance(decoded, UserError):
-                    print(f"{script}: skipped: {' '.join(str(decoded).split())}", file=sys.stderr)
-                else:
-                    yield still, decoded
+def degrade(picture: Picture, kind: int) -> np.ndarray:
+    """A degraded copy uint8 [H, W, 3], the same at each run. kind: number in wear.COPIES."""
+    about = f"{picture.still.name} {picture.still.milliseconds}"
+    seed = int.from_bytes(hashlib.sha256(about.encode()).digest()[:4], "big")
+    return np.asarray(wear(Image.fromarray(picture.rgb), kind, np.random.default_rng(seed)))
 
 
 # ---------------------------------------------------------------------------------------------- embedding
 
 
-def embed(image: np.ndarray, identifier: Identifier) -> np.ndarray:
-    """Model input uint8 [S, S, 3] -> float16 [D]."""
-    return identifier.run(image[None])["embedding"][0].astype(np.float16)
+class FilmEmbedder:
+    """Turns a film's pictures into rows, one after another, so that a film is never in memory."""
+
+    def __init__(self, identifier: Identifier):
+        self.identifier = identifier
+        self.seen = 0  # pictures that came
+        self.flat = 0  # of them, with too little in them to tell a film by
+        self.stills: list[Still] = []  # of the others, one an embedding
+        self.embeddings: list[np.ndarray] = []
+        self.thumbnails: list[bytes] = []
+        self.degraded: list[np.ndarray] = []  # embeddings of degraded copies
+        self.degraded_of: list[int] = []  # numbers of the stills that they were made of
+        self.last_turn = -1  # the part of the film, of DEGRADED_COPIES, that has its degraded copy
+
+    def add(self, picture: Picture) -> None:
+        """Take a picture; pictures come in film order."""
+        self.seen += 1
+        left, top, right, bottom = find_bars(picture.rgb)
+        if is_flat(picture.rgb[top:bottom, left:right]):
+            self.flat += 1
+            return
+        self.embeddings.append(self.embed(picture.rgb))
+        self.thumbnails.append(make_thumbnail(Image.fromarray(picture.rgb)))
+        turn = int(picture.place * DEGRADED_COPIES)
+        if turn > self.last_turn:
+            kind = len(self.degraded) % len(COPIES)
+            self.degraded.append(self.embed(degrade(picture, kind)))
+            self.degraded_of.append(len(self.stills))
+            self.last_turn = turn
+        self.stills.append(picture.still)
+
+    def embed(self, rgb: np.ndarray) -> np.ndarray:
+        """The embedding float16 [D] of a picture uint8 [H, W, 3]."""
+        return self.identifier.run(self.identifier.load(rgb)[None])["embedding"][0].astype(np.float16)
+
+    def rows(self) -> FilmRows:
+        """The film; near-duplicates are stored once. Raises UserError where no picture is left."""
+        if self.flat and not self.stills:
+            raise UserError("nothing in it but black, fades and titles")
+        if not self.stills:
+            raise UserError("no still in it can be read")
+        embedding = np.stack(self.embeddings)
+        if not np.isfinite(embedding).all():
+            raise UserError("the model gives numbers that are not finite; export it again")
+        time_ms = np.array([still.milliseconds for still in self.stills], np.int64)
+        rows, until_ms = drop_near_duplicates(embedding, time_ms)
+        return FilmRows(
+            embedding=embedding[rows],
+            degraded_embedding=np.array(self.degraded, np.float16).reshape(len(self.degraded), embedding.shape[1]),
+            clean_embedding=embedding[np.array(self.degraded_of, int)],
+            name=np.array([self.stills[row].name for row in rows]),
+            time_ms=time_ms[rows],
+            until_ms=until_ms[rows],
+            shot=np.array([str(self.stills[row].shot or "") for row in rows]),
+            thumbnails=np.frombuffer(b"".join(self.thumbnails[row] for row in rows), np.uint8),
+            thumbnail_ends=np.cumsum([len(self.thumbnails[row]) for row in rows]),
+        )
 
 
 def embed_film(stills: list[Still], identifier: Identifier) -> FilmRows:
-    """A film's rows; near-duplicates are stored once. Raises UserError where no still can be read."""
-    kept = []
-    vectors = []
-    thumbnails = []
-    degraded = []  # embeddings of copies
-    clean = []  # and numbers of the stills that they were made of
-    for still, decoded in decode_stills(stills, identifier):
-        vectors.append(embed(decoded.image, identifier))
-        if decoded.degraded is not None:
-            degraded.append(embed(decoded.degraded, identifier))
-            clean.append(len(kept))
-        thumbnails.append(decoded.thumbnail)
-        kept.append(still)
-    if not kept:
-        raise UserError("no still in it can be read")
-    embedding = np.stack(vectors)
-    if not np.isfinite(embedding).all():
-        raise UserError("the model gives numbers that are not finite; export it again")
-    time_ms = np.array([still.milliseconds for still in kept], np.int64)
-    rows, until_ms = drop_near_duplicates(embedding, time_ms)
-    return FilmRows(
-        embedding=embedding[rows],
-        degraded_embedding=np.array(degraded, np.float16).reshape(len(degraded), embedding.shape[1]),
-        clean_embedding=embedding[np.array(clean, int)],
-        name=np.array([kept[row].name for row in rows]),
-        time_ms=time_ms[rows],
-        until_ms=until_ms[rows],
-        shot=np.array([str(kept[row].shot or "") for row in rows]),
-        thumbnails=np.frombuffer(b"".join(thumbnails[row] for row in rows), np.uint8),
-        thumbnail_ends=np.cumsum([len(thumbnails[row]) for row in rows]),
-    )
+    """The rows of a film's stills. Raises UserError where none of them can be read, or has something in it."""
+    film = FilmEmbedder(identifier)
+    for picture in read_stills(stills, identifier):
+        film.add(picture)
+    return film.rows()
 
 
 def drop_near_duplicates(embedding: np.ndarray, time_ms: np.ndarray) -> tuple[list[int], np.ndarray]:

@@ -36,6 +36,9 @@ class Film:
     year: int | None = None
     imdb: str | None = None
     middle: str | None = None  # the middle of its vectors, see projection.encode_middle
+    seconds: float | None = None  # how long it plays, or as far as it could be read; None for a film of stills
+    partial: str | None = None  # how far its file could be read, in words; None where it is whole
+    file: str | None = None  # path of the video, or of its first part
 
     def to_json(self) -> dict:
         """The film as index.json has it."""
@@ -48,8 +51,9 @@ class Film:
             "year": self.year,
             "imdb": self.imdb,
         }
-        if self.middle is not None:
-            values["middle"] = self.middle
+        for name in ("middle", "seconds", "partial", "file"):
+            if getattr(self, name) is not None:
+                values[name] = getattr(self, name)
         return values
 
     @classmethod
@@ -64,7 +68,18 @@ class Film:
             year=values.get("year"),
             imdb=values.get("imdb"),
             middle=values.get("middle"),
+            seconds=values.get("seconds"),
+            partial=values.get("partial"),
+            file=values.get("file"),
         )
+
+
+@dataclass
+class Failure:
+    """A file that could not be read, or gave less than the index has; it is not tried again until it changes."""
+
+    content_key: str  # changes when the file does
+    reason: str
 
 
 @dataclass
@@ -98,6 +113,8 @@ class State:
     memory: str = "plenty"
     pack: Pack | None = None
     scoring: Scoring = field(default_factory=Scoring)
+    failed: dict[str, Failure] = field(default_factory=dict)  # by the path of the file, or of a film's first part
+    renamed: dict[str, str] = field(default_factory=dict)  # title that a file means: title that the user gave it
 
     def names(self) -> set[str]:
         """Names of everything that was written beside this state and belongs to it."""
@@ -124,6 +141,10 @@ class State:
         names = [*self.names(), *(film.rows_file for film in self.films.values())]
         if not all(isinstance(name, str) for name in names):
             raise TypeError("a name is no text")
+        of_films = [text for film in self.films.values() for text in (film.partial, film.file) if text is not None]
+        failures = [text for failure in self.failed.values() for text in (failure.content_key, failure.reason)]
+        if not all(isinstance(text, str) for text in (*of_films, *failures, *self.renamed.values())):
+            raise TypeError("partial, file, failed or renamed")
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """What answers are computed with, and what each is called."""
@@ -137,6 +158,8 @@ class State:
             yield "shift", self.rule.shift
         for title, film in self.films.items():
             yield f"stored of {title}", film.stored
+            if film.seconds is not None:
+                yield f"seconds of {title}", film.seconds
 
     def count_stills(self) -> int:
         """Stills that the index holds."""
@@ -144,7 +167,7 @@ class State:
 
     def to_json(self) -> dict:
         """The state as index.json has it."""
-        return {
+        values = {
             "format": FORMAT,
             "model": dataclasses.asdict(self.model),
             "basis": self.basis,
@@ -156,6 +179,11 @@ class State:
             "memory": self.memory,
             "pack": self.pack and dataclasses.asdict(self.pack),
         }
+        if self.failed:
+            values["failed"] = {path: dataclasses.asdict(failure) for path, failure in self.failed.items()}
+        if self.renamed:
+            values["renamed"] = self.renamed
+        return values
 
     @classmethod
     def from_json(cls, values: dict) -> "State":
@@ -172,7 +200,9 @@ class State:
             unknown_share=values["unknown_share"],
             memory=values.get("memory", "plenty"),
             pack=None if pack is None else Pack(**pack),
-            scoring=Scoring(**values.get("scoring", {})),  # an index of before has none
+            scoring=Scoring(**values.get("scoring", {})),  # an index of before has none of these
+            failed={path: Failure(**failure) for path, failure in values.get("failed", {}).items()},
+            renamed=dict(values.get("renamed", {})),
         )
         state.check()
         return state

@@ -98,6 +98,14 @@ class UserStills:
         folder.mkdir(exist_ok=True)
         os.replace(file, folder / file.name)
 
+    def rename(self, old: str, new: str) -> None:
+        """Keep a film's pictures, accepted and pending, under its new title; they join what was there of that title."""
+        for folder in (self.folder, self.folder / "pending"):
+            target = folder / hashed_name(new)
+            for file in (folder / hashed_name(old)).glob("*"):
+                target.mkdir(exist_ok=True)
+                os.replace(file, target / file.name)
+
     def refuse_accepted(self) -> None:
         """Put away all that was accepted."""
         for file in self.folder.glob("*/*.jpg"):

@@ -41,6 +41,23 @@ def draw_frame(film: int, shot: int, frame: int, size: tuple[int, int] = (240, 1
     return Image.fromarray((np.asarray(large) + texture + noise).clip(0, 255).astype(np.uint8))
 
 
+def write_video(path: Path, pictures: list[np.ndarray], *, codec: str = "mjpeg", rate: int = 24, **options) -> Path:
+    """Pictures uint8 [H, W, 3], one a frame, as a video. options: of the encoder."""
+    av = pytest.importorskip("av", reason="needs av")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={name: str(value) for name, value in options.items()})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.bit_rate = 20_000_000  # clean pictures
+        for rgb in pictures:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> Path:
     """3 films of 12 shots x 4 frames with sidecars, 6 more with too few frames."""

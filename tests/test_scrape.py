@@ -13,12 +13,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from conftest import draw_frame
+from conftest import draw_frame, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 
 import scrape
 from answering.console import UserError
@@ -556,24 +556,27 @@ def test_token_that_cannot_be_one_is_not_shown(tmp_path, capsys, monkeypatch, to
 
 
 def clip(path: Path, shots: list[np.ndarray], frames: int = 24) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 24, (240, 136))
-    for shot in shots:
-        for k in range(frames):
-            writer.write(np.roll(shot, k // 8, axis=1))
-    writer.release()
-    return path
+    """A video of 24 frames a second, so many of each picture, which moves slowly."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_video(path, [np.roll(shot, k // 8, axis=1) for shot in shots for k in range(frames)])
 
 
 def picture(film: int, shot: int) -> np.ndarray:
-    return np.asarray(draw_frame(film, shot, 0))[..., ::-1].copy()
+    return np.asarray(draw_frame(film, shot, 0))
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
 
 
 def test_video_takes_frames_of_every_shot(tmp_path):
-    black, blurred = np.zeros((136, 240, 3), np.uint8), cv2.GaussianBlur(picture(1, 7), (0, 0), 25)
+    pytest.importorskip("scenedetect", reason="needs scenedetect")
+    black = np.zeros((136, 240, 3), np.uint8)
+    blurred = np.asarray(Image.fromarray(picture(1, 7)).filter(ImageFilter.GaussianBlur(25)))
     shots = [picture(0, 1), black, picture(2, 2), blurred, picture(4, 3)]
     path = clip(tmp_path / "The.Big.Film.2001.720p.BluRay.avi", shots)
-    assert main(["video", str(path), "--out", str(tmp_path / "raw")]) == 0
+    argv = ["video", str(path), "--out", str(tmp_path / "raw"), "--processes", "1"]
+    assert main(argv) == 0
     folder = tmp_path / "raw" / "The Big Film (2001)"
     lines = read_sidecar(folder)
     assert len(lines) == 3 and {line["file"] for line in lines} == images(folder)
@@ -581,21 +584,19 @@ def test_video_takes_frames_of_every_shot(tmp_path):
     assert seconds == pytest.approx([0.5, 2.5, 4.5], abs=0.35)  # the middles of the first, third and fifth
     assert len({line["shot"] for line in lines}) == 3
     for line, shot in zip(lines, (shots[0], shots[2], shots[4]), strict=True):
-        frame = cv2.imread(str(folder / line["file"])).astype(int)
+        frame = read_rgb(folder / line["file"])
         assert min(abs(np.roll(shot, k, axis=1) - frame).mean() for k in range(4)) < 8  # of that shot, colours right
     stamps = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert main(["video", str(path), "--out", str(tmp_path / "raw")]) == 0
+    assert main(argv) == 0
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == stamps  # a finished film is not done again
-    assert main(["video", str(path), "--out", str(tmp_path / "raw"), "--per-shot", "3"]) == 0
-    assert main(["video", str(path), "--out", str(tmp_path / "raw"), "--per-shot", "3", "--title", "Other (2002)"]) == 0
+    assert main([*argv, "--per-shot", "3", "--title", "Other (2002)"]) == 0
     assert not folder.exists()  # named anew, it is not left under the old name too
     folder, moved = tmp_path / "raw" / "Other (2002)", tmp_path / "elsewhere.avi"
     path.rename(moved)
-    assert (
-        main(["video", str(moved), "--out", str(tmp_path / "raw"), "--per-shot", "3", "--title", "Other (2002)"]) == 0
-    )
+    assert main(["video", str(moved), *argv[2:], "--per-shot", "3", "--title", "Other (2002)"]) == 0
     again = read_sidecar(folder)
     assert len(again) == len(images(folder)) > 6 and len({line["file"] for line in again}) == len(again)
+    assert not (tmp_path / "raw" / ".video").exists()
 
 
 def test_video_takes_a_frame_every_so_often(tmp_path):
@@ -607,21 +608,22 @@ def test_video_takes_a_frame_every_so_often(tmp_path):
     assert {line["file"] for line in lines} == images(folder)
     assert [line["shot_time_ms"] for line in lines] == pytest.approx(list(range(0, 5000, 500)), abs=1)
     assert [still.time_ms for still in list_stills(folder)] == [line["shot_time_ms"] for line in lines]
-    frame = cv2.imread(str(folder / lines[7]["file"])).astype(int)  # at 3.5 s: the fourth shot, moved by one pixel
+    frame = read_rgb(folder / lines[7]["file"])  # at 3.5 s: the fourth shot, moved by one pixel
     assert abs(np.roll(picture(3, 3), 1, axis=1) - frame).mean() < 8
-    assert main([*argv, "--every", "2"]) == 0
-    assert [line["shot_time_ms"] for line in read_sidecar(folder)] == pytest.approx([0, 2000, 4000], abs=1)
-    assert len(images(folder)) == 3  # in place of the ten
+    assert main([*argv, "--every", "2", "--skip-start", "1"]) == 0
+    assert [line["shot_time_ms"] for line in read_sidecar(folder)] == pytest.approx([2000, 4000], abs=1)
+    assert len(images(folder)) == 2  # in place of the ten
     with pytest.raises(SystemExit) as caught:
         main([*argv, "--every", "2", "--per-shot", "2"])
     assert caught.value.code == 2
 
 
 def test_two_encodings_are_one_film_and_two_parts_too(tmp_path, capsys):
-    small = clip(tmp_path / "in" / "Film.2001.480p.avi", [picture(0, 1)])
-    argv = ["video", str(tmp_path / "in"), "--out", str(tmp_path / "raw"), "--every", "0.5"]
+    small = clip(tmp_path / "in" / "Film.2001.480p.avi", [picture(0, 1), picture(0, 2)], frames=12)
+    argv = ["video", str(tmp_path / "in"), "--out", str(tmp_path / "raw"), "--every", "0.25"]
     assert main(argv) == 0
-    clip(tmp_path / "in" / "again" / "film (2001) 1080p.avi", [picture(0, 1), picture(0, 2)])
+    noisy = [np.random.default_rng(k).integers(0, 256, (136, 240, 3), dtype=np.uint8) for k in range(2)]
+    clip(tmp_path / "in" / "again" / "film (2001) 1080p.avi", noisy, frames=12)
     for part in (1, 2):
         clip(tmp_path / "in" / f"Other.2002.cd{part}.avi", [picture(3, part)])
     capsys.readouterr()
@@ -630,9 +632,12 @@ def test_two_encodings_are_one_film_and_two_parts_too(tmp_path, capsys):
     assert len(output) == 1 and small.name in output[0] and output[0].startswith("film (2001) 1080p.avi")
     found = {path.name.casefold(): path for path in (tmp_path / "raw").iterdir() if path.is_dir()}
     assert set(found) == {"film (2001)", "other (2002)"}
-    times = [line["shot_time_ms"] for line in read_sidecar(found["film (2001)"])]
-    assert times == pytest.approx([0, 500, 1000, 1500], abs=1)  # of the better one; what was taken of the other went
-    assert len(read_sidecar(found["other (2002)"])) == 4
+    folder = found["film (2001)"]
+    times = [line["shot_time_ms"] for line in read_sidecar(folder)]
+    assert times == pytest.approx([0, 250, 500, 750], abs=1)  # of the better one; what was taken of the other went
+    assert images(folder) == {line["file"] for line in read_sidecar(folder)}
+    times = [line["shot_time_ms"] for line in read_sidecar(found["other (2002)"])]
+    assert times == pytest.approx(list(range(0, 2000, 250)), abs=1)  # the second part goes on
 
 
 def test_one_broken_video_does_not_stop_the_rest(tmp_path, capsys):
@@ -643,12 +648,73 @@ def test_one_broken_video_does_not_stop_the_rest(tmp_path, capsys):
     clip(films / "c.good.2001.avi", [picture(0, 1), picture(1, 2)])
     (films / "d.dangling.2002.avi").symlink_to(tmp_path / "nowhere.avi")
     (films / "._c.good.2001.avi").write_bytes(b"of macOS")
-    assert main(["video", str(films), "--out", str(tmp_path / "raw")]) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert [Path(line.split(": ")[2]).name[:2] for line in errors] == ["a.", "b.", "no"]
+    argv = ["video", str(films), "--out", str(tmp_path / "raw"), "--keyframes"]
+    assert main(argv) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "error:" in line and "a.broken.1999.mkv" in line]) == 1
+    (passed_over,) = [line for line in lines if "passed over" in line]
+    assert "1 empty files" in passed_over and "1 broken links" in passed_over
     assert images(tmp_path / "raw" / "c good (2001)")
     assert [path.name for path in (tmp_path / "raw").glob("[!.]*")] == ["c good (2001)"]
     assert main(["video", str(tmp_path / "nothing"), "--out", str(tmp_path / "raw")]) == 2
+
+
+def test_a_broken_larger_copy_removes_nothing(tmp_path, capsys):
+    films = tmp_path / "films"
+    out = tmp_path / "raw"
+    argv = ["video", str(films), "--out", str(out), "--keyframes"]
+    good = clip(films / "Film (2001).avi", [picture(0, 1), picture(0, 2)])
+    assert main(argv) == 0
+    before = {path.name: path.read_bytes() for path in (out / "Film (2001)").iterdir()}
+    (films / "Film.2001.2160p.mkv").write_bytes(np.random.default_rng(1).bytes(4 * good.stat().st_size))
+    capsys.readouterr()
+    assert main(argv) == 0  # the film is there
+    assert {path.name: path.read_bytes() for path in (out / "Film (2001)").iterdir()} == before
+    good.unlink()
+    assert main(argv) == 1
+    assert {path.name: path.read_bytes() for path in (out / "Film (2001)").iterdir()} == before
+
+
+def test_a_film_in_part_gives_way_to_a_whole_one_and_never_the_other_way(tmp_path, capsys):
+    whole = clip(tmp_path / "whole" / "Film (2001).mkv", [picture(k % 3, k) for k in range(12)])
+    cut = tmp_path / "cut" / "Film (2001).mkv"
+    cut.parent.mkdir()
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    folder = tmp_path / "raw" / "Film (2001)"
+    argv = ["--out", str(tmp_path / "raw"), "--every", "1"]
+    assert main(["video", str(cut.parent), *argv]) == 0
+    assert "in part: read up to 0:00:0" in capsys.readouterr().out
+    lines = read_sidecar(folder)
+    assert 4 < len(lines) < 9 and all("the rest is damaged" in line["partial"] for line in lines)
+    assert main(["video", str(whole.parent), *argv]) == 0
+    lines = [line for line in read_sidecar(folder) if "partial" not in line]
+    assert len(lines) == 12 and {line["file"] for line in lines} <= images(folder)
+    kept = images(folder)
+    cut.write_bytes(data[: len(data) // 3])
+    capsys.readouterr()
+    assert main(["video", str(cut.parent), *argv]) == 1
+    assert "frames that are there stay" in capsys.readouterr().err and images(folder) == kept
+
+
+def test_sharpness_is_what_opencv_computes():
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV")
+    for size in ((960, 544), (1280, 720), (240, 136), (481, 203)):
+        rgb = np.asarray(draw_frame(3, 1, 0, size))
+        height = round(size[1] * 480 / size[0])
+        small = cv2.resize(rgb, (480, height), interpolation=cv2.INTER_AREA)
+        wanted = cv2.Laplacian(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var()
+        assert scrape.sharpness(rgb) == pytest.approx(wanted, rel=0.005)
+
+
+def test_dry_run_and_titles(tmp_path, capsys):
+    clip(tmp_path / "in" / "movie.avi", [picture(0, 1)])
+    (tmp_path / "titles.csv").write_text("file,title\nmovie.avi,Heat (1995)\n")
+    argv = ["video", str(tmp_path / "in"), "--out", str(tmp_path / "raw"), "--titles", str(tmp_path / "titles.csv")]
+    assert main([*argv, "--dry-run"]) == 0
+    assert "->  Heat (1995)" in capsys.readouterr().out and not (tmp_path / "raw").exists()
+    assert main([*argv, "--keyframes"]) == 0
+    assert images(tmp_path / "raw" / "Heat (1995)")
 
 
 # ---------------------------------------------------------------------------------------------- titles

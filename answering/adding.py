@@ -1,0 +1,377 @@
+"""Put a shelf of films into an index: what is new or changed is embedded, videos side by side, one commit a film."""
+
+import functools
+import hashlib
+import itertools
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from answering.console import UserError
+from answering.editing import accepted_stills, hash_contents, merge_stills, rename_film, store_film
+from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
+from answering.model import Identifier
+from answering.shelf import ShelfFilm
+from answering.side_by_side import FilmBar, Job, count_bytes, format_clock, run_side_by_side
+from answering.state import Failure, State
+from answering.stills import Still, list_stills
+from answering.store import Folder, Milvus
+from answering.video import Sampling, Video
+
+LONGEST_SIDE = 3  # of a decoded frame, in sides of the model's input: a film of 2.39:1 still has its height
+USUAL_SECONDS = 6000  # of a film whose file does not tell
+SHORTER = 0.98  # a file that plays for a smaller share of what the index has is not the whole film
+
+# ------------------------------------------------------------------------------------------------ in a process
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """A film for a process to embed."""
+
+    parts: tuple[Path, ...]
+    sampling: Sampling
+    model: str  # folder from export.py
+    threads: int
+    accepted: list[Still]  # users' stills of it
+
+
+@dataclass
+class EmbeddedVideo:
+    """What a process gives back."""
+
+    rows: FilmRows
+    seen: int  # frames
+    seconds: float  # of film: how long it plays, or as far as it could be read
+    damage: str | None  # see Video
+
+
+@functools.cache
+def load_identifier(model: str, threads: int) -> Identifier:
+    """The model, loaded once a process."""
+    return Identifier(model, threads=threads)
+
+
+def embed_video(job: VideoJob, report: Callable[[float, float], None]) -> EmbeddedVideo:
+    """Decode and embed a film. report(seconds, duration) is told how far it is. Raises UserError."""
+    identifier = load_identifier(job.model, max(1, job.threads - 1))
+    film = FilmEmbedder(identifier)
+    reached = 0.0
+    longest_side = LONGEST_SIDE * identifier.preprocessing["size"]
+    with Video(*job.parts, longest_side=longest_side, threads=job.threads) as video:
+        report(0.0, video.duration)
+        for picture in read_video(video, job):
+            film.add(picture)
+            reached = picture.still.milliseconds / 1000
+            report(reached, video.duration)
+        whole = not video.damage and video.duration
+        seconds = video.duration if whole else reached
+        rows = merge_stills(film.rows(), job.accepted, identifier)
+        return EmbeddedVideo(rows, film.seen, seconds, video.damage)
+
+
+def read_video(video: Video, job: VideoJob) -> Iterator[Picture]:
+    """The frames of a video, decoded while others are embedded."""
+    still = Still(file=job.parts[0].name, path=job.parts[0], source="video")
+    frames = video.frames(job.sampling)
+    for frame in read_ahead(lambda _: next(frames, None), itertools.count(), 1):
+        if frame is None:
+            return
+        place = frame.time_ms / 1000 / (video.duration or USUAL_SECONDS)
+        yield Picture(replace(still, time_ms=frame.time_ms), frame.rgb, min(place, 0.999))
+
+
+# ------------------------------------------------------------------------------------------------ what is to do
+
+
+def hash_video(parts: tuple[Path, ...], sampling: Sampling) -> str:
+    """What changes when a file is written anew, or other frames of it are wanted; not with its name. Opens nothing."""
+    stats = [part.stat() for part in parts]
+    about = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    return hashlib.sha256(repr((about, sampling)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Files of a film that are to be read; of several encodings, others follow if these are broken."""
+
+    title: str
+    parts: tuple[Path, ...]
+    content_key: str
+    others: "tuple[Attempt, ...]" = ()
+    stands: bool = False  # the index has the film already, from another of the files that lie there
+
+    @property
+    def path(self) -> str:
+        """What the state calls it."""
+        return str(self.parts[0].absolute())
+
+    def follow(self) -> "Attempt":
+        """The next one."""
+        first, *others = self.others
+        return replace(first, others=tuple(others))
+
+
+@dataclass
+class AddSettings:
+    """How films are added."""
+
+    model: str  # folder from export.py
+    sampling: Sampling  # of videos
+    every_nth: int = 1  # still, of films of stills
+    retry: bool = False  # also files that failed before
+    processes: int = 1
+    cores: int = 1
+    titles_given: bool = False  # titles come from the user, not from the files' names
+
+
+class Adder:
+    """Adds the films of a shelf to an index, each with a commit when it is done."""
+
+    def __init__(self, engine: Folder | Milvus, state: State, settings: AddSettings):
+        self.engine = engine
+        self.state = state
+        self.settings = settings
+        self.bar: FilmBar | None = None  # while videos are added
+        self.films = 0  # that there are to do
+        self.done = 0  # of them
+        self.failed = 0  # films that the index lacks, or has only as they were before
+        self.unchanged = 0
+        self.stored: set[str] = set()  # titles
+        self.left_alone: list[str] = []  # files that failed before and did not change
+        self.other_titles: list[tuple[str, str]] = []  # (title that a file means, title that the index has it under)
+
+    def add(self, films: list[ShelfFilm], identifier: Identifier) -> None:
+        """Add what is new or changed; a film that fails is a line. Raises UserError or OSError where nothing can go on.
+
+        identifier: for films of stills; videos have theirs in processes of their own.
+        """
+        stills, attempts = self.plan(films)
+        self.films = len(stills) + len(attempts)
+        for title, folder in stills.items():
+            self.add_stills(title, folder, identifier)
+        if attempts:
+            self.add_videos(attempts)
+        self.sum_up()
+
+    def plan(self, films: list[ShelfFilm]) -> tuple[dict[str, Path], list[Attempt]]:
+        """({title: folder} of films of stills, first attempts at films of videos) that are to do."""
+        claimed = {film.title for film in films}
+        stills: dict[str, Path] = {}
+        attempts: list[Attempt] = []
+        seen: set[str] = set()
+        for film in films:
+            title = self.choose_title(film, claimed)
+            if title in seen:
+                self.failed += 1
+                self.say(f"error: {title}: two films have this title; rename one of them", error=True)
+                continue
+            seen.add(title)
+            if film.parts:
+                attempts += self.plan_video(replace(film, title=title))
+            else:
+                stills[title] = film.stills
+        return stills, attempts
+
+    def choose_title(self, film: ShelfFilm, claimed: set[str]) -> str:
+        """The title that a film has in the index: one that rename gave it, or that an unchanged file of it has there.
+
+        claimed: titles of the films of this shelf.
+        """
+        title = film.title
+        if title not in self.state.films:
+            title = self.state.renamed.get(title, title)
+        if title in self.state.films or not film.parts:
+            return title
+        before = self.find_file(film)
+        if before is None or before in claimed:
+            return title
+        if not self.settings.titles_given:
+            self.other_titles.append((title, before))
+            return before
+        rename_film(self.engine, self.state, before, title)
+        self.engine.commit(self.state)
+        self.say(f"{before}: is {title} now")
+        return title
+
+    def find_file(self, film: ShelfFilm) -> str | None:
+        """The title that the index has a file of a film under, if that file did not change, or has only moved."""
+        for parts in (film.parts, *film.copies):
+            path = str(parts[0].absolute())
+            for title, its in self.state.films.items():
+                same = its.file is not None and its.content_key == self.hash(parts)
+                if same and (its.file == path or not Path(its.file).exists()):
+                    return title
+        return None
+
+    def hash(self, parts: tuple[Path, ...]) -> str:
+        """The content key of a video's files; empty where they can't be seen."""
+        try:
+            return hash_video(parts, self.settings.sampling)
+        except OSError:
+            return ""
+
+    def plan_video(self, film: ShelfFilm) -> list[Attempt]:
+        """The first attempt at a film, with those that follow it if it fails; none where nothing is to do."""
+        before = self.state.films.get(film.title)
+        attempts: list[Attempt] = []
+        failed_before = False
+        stands = False
+        for parts in (film.parts, *film.copies):
+            attempt = Attempt(film.title, parts, self.hash(parts))
+            if before and before.content_key == attempt.content_key:
+                stands = True
+                if not before.partial:  # those after it are smaller
+                    break
+                if not self.settings.retry:
+                    continue
+            failure = self.state.failed.get(attempt.path)
+            if failure and failure.content_key == attempt.content_key and not self.settings.retry:
+                failed_before = True
+                self.left_alone.append(f"{parts[0].name} ({failure.reason})")
+                continue
+            attempts.append(attempt)
+        if not attempts:
+            self.unchanged += stands or not failed_before
+            return []
+        attempts = [replace(attempt, stands=stands) for attempt in attempts]
+        return [replace(attempts[0], others=tuple(attempts[1:]))]
+
+    # ------------------------------------------------------------------------------------------ stills
+
+    def add_stills(self, title: str, folder: Path, identifier: Identifier) -> None:
+        """Add a film of stills."""
+        stills = list_stills(folder)[:: self.settings.every_nth]
+        content_key = hash_contents(stills)
+        before = self.state.films.get(title)
+        if before and before.content_key == content_key:
+            self.unchanged += 1
+            self.done += 1
+            return
+        film = FilmEmbedder(identifier)
+        try:
+            for picture in read_stills(stills, identifier):
+                film.add(picture)
+            rows = merge_stills(film.rows(), accepted_stills(self.engine, title), identifier)
+        except UserError as error:
+            self.end_film(f"{title}: error: {error}", failed=True)
+            return
+        imdb = next((str(still.imdb) for still in stills if still.imdb), None)
+        about = {"content_key": content_key, "stills": len(stills), "imdb": imdb}
+        stored = store_film(self.engine, self.state, title, rows, **about)
+        self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{', updated' if before else ''}")
+
+    # ------------------------------------------------------------------------------------------ videos
+
+    def add_videos(self, attempts: list[Attempt]) -> None:
+        """Add films from their video files, side by side."""
+        processes = min(self.settings.processes, len(attempts))
+        self.threads = max(1, self.settings.cores // processes)
+        jobs = [self.start(attempt) for attempt in attempts]
+        with FilmBar(len(jobs), sum(job.size for job in jobs)) as self.bar:
+            run_side_by_side(embed_video, jobs, processes, self.bar, self.take)
+        self.bar = None
+
+    def start(self, attempt: Attempt) -> Job:
+        """The job of an attempt."""
+        accepted = accepted_stills(self.engine, attempt.title)
+        video = VideoJob(attempt.parts, self.settings.sampling, self.settings.model, self.threads, accepted)
+        return Job(video, about=attempt, size=count_bytes(attempt.parts))
+
+    def take(self, job: Job, result: EmbeddedVideo | UserError, waiting: deque[Job]) -> None:
+        """Store what a process made of a film, or have the film's next encoding tried."""
+        attempt: Attempt = job.about
+        reason = self.refuse(attempt.title, result)
+        if reason:
+            self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
+            self.engine.commit(self.state)
+            line = f"{attempt.title}: error: {reason}"
+        else:
+            line = self.store(attempt, result, time.monotonic() - job.started)
+        is_last = not attempt.others or not (reason or result.damage)
+        self.bar.count(job, film_done=is_last)
+        if is_last:
+            failed = bool(reason) and attempt.title not in self.stored and not attempt.stands
+            self.end_film(line, failed=failed, error=bool(reason))
+        else:
+            self.say(f"{line}; its next encoding is tried", error=True)
+            waiting.appendleft(self.start(attempt.follow()))
+
+    def refuse(self, title: str, result: EmbeddedVideo | UserError) -> str | None:
+        """Why the index keeps what it has of a film; None where the result is to be stored."""
+        if isinstance(result, UserError):
+            return " ".join(str(result).split())
+        before = self.state.films.get(title)
+        if before is None or before.seconds is None:
+            return None
+        has = f"the {format_clock(before.seconds)} that the index has stay"
+        if result.damage and (not before.partial or result.seconds <= before.seconds):
+            return f"{result.damage}; {has}"
+        if not result.damage and result.seconds < SHORTER * before.seconds:
+            return (
+                f"plays only {format_clock(result.seconds)}; {has}; to take it, python index.py remove the film first"
+            )
+        return None
+
+    def store(self, attempt: Attempt, result: EmbeddedVideo, took: float) -> str:
+        """Put a film into the index; returns what was done, in words. took: seconds."""
+        updated = ", updated" if attempt.title in self.state.films else ""
+        self.state.failed.pop(attempt.path, None)
+        self.stored.add(attempt.title)
+        film = store_film(
+            self.engine,
+            self.state,
+            attempt.title,
+            result.rows,
+            content_key=attempt.content_key,
+            stills=result.seen,
+            seconds=round(result.seconds, 3),
+            partial=result.damage,
+            file=attempt.path,
+        )
+        rate = result.seconds / max(1e-9, took)
+        pace = f"{format_clock(result.seconds)} of film in {took:.0f} s ({rate:.0f}x real time)"
+        partial = f"; in part: {result.damage}" if result.damage else ""
+        return f"{attempt.title}: {film.stored} of {result.seen} frames stored{updated}, {pace}{partial}"
+
+    # ------------------------------------------------------------------------------------------- lines
+
+    def end_film(self, line: str, *, failed: bool = False, error: bool = False) -> None:
+        """Count a film that is done and say what came of it."""
+        self.done += 1
+        self.failed += failed
+        self.say(f"[{self.done}/{self.films}] {line}", error=failed or error)
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        """A line for the user."""
+        if self.bar:
+            self.bar.say(text, error=error)
+        else:
+            print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+    def sum_up(self) -> None:
+        """Lines on the films that nothing was done for."""
+        if self.unchanged:
+            self.say(f"{count_films(self.unchanged)} unchanged")
+        if self.left_alone:
+            listed = list_some(self.left_alone)
+            text = "failed before and are not tried again until they change (--retry)"
+            self.say(f"{len(self.left_alone)} files {text}: {listed}", error=True)
+        if self.other_titles:
+            listed = list_some([f"{before} (now called {title})" for title, before in self.other_titles])
+            text = "stand in the index under other titles, which index.py rename or --titles changes"
+            self.say(f"{count_films(len(self.other_titles))} {text}: {listed}")
+
+
+def count_films(count: int) -> str:
+    """In words."""
+    return f"{count} film{'s' if count > 1 else ''}"
+
+
+def list_some(texts: list[str], most: int = 3) -> str:
+    """The first of them, in a line."""
+    more = f"; and {len(texts) - most} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + more
