@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from answering.console import one_line_errors
+from benchmarks.clip import bench_clip
 from benchmarks.collection import bench_index, bench_moments
 from benchmarks.cuda import bench_cuda
 from benchmarks.filtering import bench_filter
@@ -39,6 +40,7 @@ COMMANDS = [
     bench_cuda,
     bench_index,
     bench_moments,
+    bench_clip,
 ]
 
 

@@ -30,7 +30,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from answering.console import UserError, atomic_write, one_line_errors
-from answering.pictures import find_bars, is_flat, read_image
+from answering.flat import is_flat
+from answering.pictures import read_image
+from answering.screenshots import find_bars
 from answering.stills import Still, find_films, list_stills, natural_key
 from training.dataset import (
     Lookup,

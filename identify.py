@@ -1,6 +1,7 @@
-"""Name the film that a frame comes from, with an exported model: numpy, Pillow and one runtime, no torch.
+"""Name the film that a frame or a clip comes from, with an exported model: numpy, Pillow and one runtime, no torch.
 
 python identify.py frame.jpg                                  # one frame, with the model in export/
+python identify.py unknown.mkv                                # a video or an animation gets one answer: pip install av
 python identify.py frames/ more.png --json > answers.jsonl    # one object per line
 cat frame.jpg | python identify.py - --model export/openvino/model.xml
 python identify.py --self-test                                # which files this CPU computes correctly, and how fast
@@ -9,38 +10,86 @@ python identify.py --self-test                                # which files this
 import argparse
 import itertools
 import json
+import multiprocessing
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as TookTooLong
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from answering.clip import Question, describe_clip, identify_clip, prepare_reader, read_question
 from answering.collection import attach_index, draw_evidence
 from answering.console import UserError, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
 from answering.stills import expand
 
-MAX_SECONDS = 10.0  # for one image
+MAX_SECONDS = 60.0  # for reading one file; a clip is cut short after a third of it
 MAX_WIDTH = 48  # characters of the column of file names
 
 
-def identify_files(
-    identifier: Identifier, paths: list[str], *, top: int = 3
-) -> Iterator[tuple[str, Answer | UserError]]:
-    """Yield (file, Answer or UserError) in order; "-" is read from stdin."""
+class Reader:
+    """Reads files in a process of its own: one that hangs there, or crashes it, costs that file and no other."""
+
+    def __init__(self, read: Callable[..., Question] = read_question):
+        """Starts the process. read: what is called in it. Raises UserError without pebble."""
+        try:
+            from pebble import ProcessPool
+        except ImportError:
+            raise UserError("pebble is needed to read files: pip install pebble", 2) from None
+        self.function = read
+        # what an initializer takes does not count as time for a file
+        spawn = multiprocessing.get_context("spawn")
+        self.pool = ProcessPool(1, initializer=prepare_reader, context=spawn)
+        self.pool.schedule(prepare_reader)  # else it would start with the first file
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.pool.stop()
+        self.pool.join()
+
+    def read(self, source: str | bytes, draft: int | None = None) -> Question:
+        """What a file holds; draft: see read_image. Raises UserError for what can't be read, or not in time."""
+        try:
+            return self.pool.schedule(self.function, [source, draft], timeout=MAX_SECONDS).result()
+        except TookTooLong:
+            raise UserError(f"took over {MAX_SECONDS:g} seconds to read") from None
+        except MemoryError:
+            raise UserError("takes more memory to read than there is") from None
+        except (OSError, RuntimeError) as error:  # pebble's for a process that ended
+            raise UserError(f"can't be read ({type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one file."""
+
+    file: str  # "-" for stdin
+    answer: Answer | UserError
+    question: Question | None = None  # None where it could not be read
+
+
+def identify_files(identifier: Identifier, reader: Reader, paths: list[str], *, top: int = 3) -> Iterator[Result]:
+    """Yield a Result a file, in order; "-" is read from stdin."""
     for file in expand(paths):
         data = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
-        pool = ThreadPoolExecutor(1)  # a decoder can't be interrupted, but left behind
         try:
-            yield file, pool.submit(identifier.identify, data, top).result(MAX_SECONDS)
+            question = reader.read(data, identifier.draft)
+            answer = identify_question(identifier, question, top)
         except UserError as error:
             names_file = file == "-" or file in str(error)
-            yield file, error if names_file else UserError(f"{file}: {error}")
-        except TimeoutError:
-            yield file, UserError(f"{file}: took over {MAX_SECONDS:g} seconds to read")
-        finally:
-            pool.shutdown(wait=False)
+            yield Result(file, error if names_file else UserError(f"{file}: {error}"))
+        else:
+            yield Result(file, replace(answer, ms=answer.ms + question.ms), question)
+
+
+def identify_question(identifier: Identifier, question: Question, top: int = 3) -> Answer:
+    """The answer to a picture or a clip."""
+    if question.clip:
+        return identify_clip(identifier, question.clip, top)
+    return identifier.identify(question.picture, top)
 
 
 def print_answer(file: str, answer: Answer | UserError, *, width: int, as_json: bool, guess: bool) -> None:
@@ -51,7 +100,8 @@ def print_answer(file: str, answer: Answer | UserError, *, width: int, as_json: 
     elif isinstance(answer, UserError):
         print(f"identify.py: error: {' '.join(str(answer).split())}", file=sys.stderr)
     else:
-        print(f"{file:{width}}  {answer.ms:6.1f} ms  {format_answer(answer, guess)}", flush=True)
+        words = format_answer(answer, guess) + describe_clip(answer)
+        print(f"{file:{width}}  {answer.ms:6.1f} ms  {words}", flush=True)
 
 
 def run_self_tests(args: argparse.Namespace) -> list[SelfTest]:
@@ -80,8 +130,9 @@ def print_self_tests(results: list[SelfTest], as_json: bool) -> int:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Name the film that each frame comes from.")
-    parser.add_argument("frames", nargs="*", metavar="FRAME", help="image files, folders of images, or - for stdin")
+    parser = argparse.ArgumentParser(description="Name the film that each frame or clip comes from.")
+    text = "images, animations and videos, folders of images (videos in them must be named), or - for stdin"
+    parser.add_argument("frames", nargs="*", metavar="FRAME", help=text)
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="export", help="folder from export.py, .onnx or .xml (default: %(default)s)")
     picked = "(default: what is fastest on this kind of CPU)"
@@ -96,7 +147,9 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--self-test", action="store_true", help=text)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object per frame")
-    group.add_argument("--evidence", type=Path, help="draw the frame and its proof from the index into this file")
+    group.add_argument(
+        "--evidence", type=Path, help="draw the frame, or one of a clip, and its proof from the index into this file"
+    )
     group.add_argument("--top", type=int, default=3, help="candidates per frame (default: %(default)s)")
     group.add_argument("--guess", action="store_true", help="show the best guess for an unknown film too")
     group.add_argument("--verbose", action="store_true", help="say which runtime and format were picked, and why")
@@ -110,7 +163,29 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if args.precision and args.runtime == "onnxruntime":
         parser.error("--precision is for OpenVINO; ONNX Runtime heeds none")
     if not args.self_test and not args.frames:
-        parser.error("name image files or folders, or - for stdin")
+        parser.error("name images, videos or folders of images, or - for stdin")
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Reader) -> int:
+    """Answer every file; returns 1 if one could not be read."""
+    identifier = Identifier(
+        args.model, runtime=args.runtime, format=args.format, threads=args.threads, precision=args.precision
+    )
+    if problem := attach_index(identifier, args.index):
+        print(f"identify.py: {problem}", file=sys.stderr)
+    if args.evidence and (not identifier.index or args.frames == ["-"] or len(expand(args.frames)) != 1):
+        parser.error("--evidence draws one frame's proof: name one image or video file, and an --index")
+    if args.verbose:
+        print(f"identify.py: {identifier.reason}", file=sys.stderr)
+    width = min(MAX_WIDTH, max(len(path) for path in args.frames) + 12)
+    failed = False
+    for result in identify_files(identifier, reader, args.frames, top=args.top):
+        if isinstance(result.answer, UserError):
+            failed = True
+        elif args.evidence:
+            draw_evidence(result.question.shown(result.answer), result.answer, args.evidence)
+        print_answer(result.file, result.answer, width=width, as_json=args.json, guess=args.guess)
+    return 1 if failed else 0
 
 
 @one_line_errors
@@ -120,24 +195,8 @@ def main(argv: list[str] | None = None) -> int:
     check_usage(parser, args)
     if args.self_test:
         return print_self_tests(run_self_tests(args), args.json)
-    identifier = Identifier(
-        args.model, runtime=args.runtime, format=args.format, threads=args.threads, precision=args.precision
-    )
-    if problem := attach_index(identifier, args.index):
-        print(f"identify.py: {problem}", file=sys.stderr)
-    if args.evidence and (not identifier.index or args.frames == ["-"] or len(expand(args.frames)) != 1):
-        parser.error("--evidence draws one frame's proof: name one image file, and an --index")
-    if args.verbose:
-        print(f"identify.py: {identifier.reason}", file=sys.stderr)
-    width = min(MAX_WIDTH, max(len(path) for path in args.frames) + 12)
-    failed = False
-    for file, answer in identify_files(identifier, args.frames, top=args.top):
-        if isinstance(answer, UserError):
-            failed = True
-        elif args.evidence:
-            draw_evidence(file, answer, args.evidence)
-        print_answer(file, answer, width=width, as_json=args.json, guess=args.guess)
-    return 1 if failed else 0
+    with Reader() as reader:  # its process starts while the model is loaded
+        return run(parser, args, reader)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import base64
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from answering.alignment import align
 from answering.calibration import Rule
 from answering.console import UserError, atomic_write
 from answering.model import (
@@ -27,6 +29,7 @@ from answering.store import Folder, Milvus, open_engine, read_state
 
 STRETCH_MS = 5000  # frames of a film so near in time, and nearly as like, are one stretch of proof
 STRETCH_SIMILARITY = 0.1  # less than the nearest frame's
+MIXED_SHARE = 0.25  # of a clip's frames name another film than all together do: it mixes films
 SAME_MODEL = 0.4  # relative error of fingerprints: all formats of one model are within
 RETRIES = 10  # where a writer renews the index while it is read
 
@@ -107,35 +110,76 @@ class Index:
 
     def answer(self, vector: np.ndarray, top: int) -> Answer:
         """The answer to a frame's vector [d]."""
-        similarity = blend_similarity(self.best_by_film(vector), self.middles @ vector, self.scoring)
-        scores = film_scores(similarity[None], self.scoring)[0]
+        scores = film_scores(self.similarities(vector)[None], self.scoring)[0]
+        return self.rank(scores, top, lambda film: self.evidence(film, vector))
+
+    def answer_clip(self, embedding: np.ndarray, time_ms: np.ndarray, length_ms: int, top: int = 3) -> Answer:
+        """One answer for all frames of a clip, by the mean of their similarities to each film.
+
+        embedding: float [N, D]; time_ms: [N], since the clip's start; length_ms: of the clip. A clip that mixes films,
+        as far as its frames alone would tell, gets a shortlist at best.
+        """
+        self.refresh()
+        vectors = project_all(embedding, *self.basis)
+        similarity = np.stack([self.similarities(vector) for vector in vectors])
+        scores = film_scores(similarity.mean(0, keepdims=True), self.scoring)[0]
+        answer = self.rank(scores, top, lambda film: self.evidence(film, vectors, time_ms, length_ms))
+        alone = film_scores(similarity, self.scoring)
+        elsewhere = (alone.max(1) >= self.rule.movie) & (alone.argmax(1) != scores.argmax())
+        if answer.kind == "movie" and elsewhere.mean() >= MIXED_SHARE:
+            return replace(answer, kind="shortlist")
+        return answer
+
+    def similarities(self, vector: np.ndarray) -> np.ndarray:
+        """How like a frame's vector [d] is to each film [F]."""
+        return blend_similarity(self.best_by_film(vector), self.middles @ vector, self.scoring)
+
+    def rank(self, scores: np.ndarray, top: int, find_evidence: Callable[[int], Evidence | None]) -> Answer:
+        """The answer for the scores of all films [F]. find_evidence: from a film's number to its evidence."""
         confidence = 1 / (1 + np.exp(-np.clip(self.rule.slope * scores + self.rule.shift, -30, 30)))
         order = np.argsort(-scores, kind="stable")[:top].tolist()
-        candidates = []
-        for film in order:
-            candidates.append(Candidate(self.titles[film], float(confidence[film]), self.evidence(film, vector)))
+        candidates = [Candidate(self.titles[film], float(confidence[film]), find_evidence(film)) for film in order]
         kind = answer_kind(scores[order[0]], movie=self.rule.movie, shortlist=self.rule.shortlist)
         return Answer(kind, candidates, 0.0)
 
-    def evidence(self, film: int, vector: np.ndarray) -> Evidence:
-        """The still of a film that is nearest to vector [d], and the stretch of film around it."""
+    def evidence(
+        self, film: int, vectors: np.ndarray, time_ms: np.ndarray | None = None, length_ms: int = 0
+    ) -> Evidence:
+        """The still of a film that is nearest to a frame's vector [d], and the stretch of film around it.
+
+        For the frames of a clip [N, d], at time_ms [N] of its length_ms: where they agree on a moment, the stretch is
+        the clip's, and the still the nearest of those in it.
+        """
+        vectors = np.atleast_2d(vectors)
         title = self.titles[film]
         rows_file = self.films[title].rows_file
-        names, time_ms, until_ms, ends = self.engine.read_arrays(rows_file, "name", "time", "until", "ends")
-        similarity = self.engine.read_vectors(self.films[title].vectors_file) @ vector
-        best = int(similarity.argmax())
-        alike = similarity >= similarity[best] - STRETCH_SIMILARITY
-        from_ms, to_ms = find_stretch(time_ms, until_ms, alike, best)
+        names, starts, untils, ends = self.engine.read_arrays(rows_file, "name", "time", "until", "ends")
+        similarity = vectors @ self.engine.read_vectors(self.films[title].vectors_file).T
+        aligned = align(similarity, time_ms, starts, untils) if len(vectors) > 1 and time_ms is not None else None
+        if aligned and aligned.is_agreed:
+            frame, best = nearest_agreeing(similarity, aligned.rows)
+            from_ms, to_ms = aligned.place(0), aligned.place(length_ms)
+        else:
+            frame, best = np.unravel_index(similarity.argmax(), similarity.shape)
+            alike = similarity[frame] >= similarity[frame, best] - STRETCH_SIMILARITY
+            from_ms, to_ms = find_stretch(starts, untils, alike, best)
         start = int(ends[best - 1]) if best else 0
         return Evidence(
             title=title,
             file=str(names[best]),
-            similarity=round(float(similarity[best]), 4),
-            time_ms=known_time(time_ms[best]),
+            similarity=round(float(similarity[frame, best]), 4),
+            time_ms=known_time(starts[best]),
             from_ms=known_time(from_ms),
             to_ms=known_time(to_ms),
             thumbnail=self.engine.read_bytes(rows_file, "thumbs", start, int(ends[best])),
         )
+
+
+def nearest_agreeing(similarity: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
+    """(frame, still) of the best match. similarity: [N, n]; rows: the still that each frame is matched with, or -1."""
+    frames = np.flatnonzero(rows >= 0)
+    frame = frames[similarity[frames, rows[frames]].argmax()]
+    return int(frame), int(rows[frame])
 
 
 def known_time(milliseconds: int) -> int | None:

@@ -11,8 +11,12 @@ import numpy as np
 
 from answering.console import UserError
 from answering.contract import Contract
-from answering.pictures import cut_still, preprocess, read_image
+from answering.flat import is_flat
+from answering.pictures import preprocess, read_image
 from answering.runtimes import choose_file, cpu_flags, load_file, release_weights
+from answering.screenshots import cut_still
+
+TOO_LITTLE = "too little in the picture"  # the reason of an answer about a flat picture
 
 # ------------------------------------------------------------------------------------------------ answers
 
@@ -54,13 +58,19 @@ class Answer:
     candidates: list[Candidate]  # best first, whatever the kind
     ms: float  # time for this frame, milliseconds
     look: str | None = None  # "still": it is about the picture inside a screenshot
+    reason: str | None = None  # why it is unknown, where the model was not asked: TOO_LITTLE
+    frames: int | None = None  # of a clip, that were asked
 
     def as_dict(self) -> dict:
-        """For JSON, as identify.py --json prints it; look is there only where it says something."""
+        """For JSON, as identify.py --json prints it; look and reason are there only where they say something."""
         candidates = [candidate.as_dict() for candidate in self.candidates]
         row = {"kind": self.kind, "candidates": candidates, "ms": round(self.ms, 2)}
         if self.look:
             row["look"] = self.look
+        if self.reason:
+            row["reason"] = self.reason
+        if self.frames is not None:
+            row["frames"] = self.frames
         return row
 
 
@@ -71,6 +81,9 @@ class FilmIndex(Protocol):
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]."""
+
+    def answer_clip(self, embedding: np.ndarray, time_ms: np.ndarray, length_ms: int, top: int = 3) -> Answer:
+        """One answer for all frames of a clip: embeddings float [N, D], their times in the clip [N], its length."""
 
 
 def answer_kind(score: float, *, movie: float, shortlist: float) -> str:
@@ -101,6 +114,8 @@ def format_answer(answer: Answer, guess: bool = False) -> str:
         return f"{answer.candidates[0].title}  ({answer.candidates[0].confidence:.0%}{inside})"
     if answer.kind == "shortlist":
         return f"one of: {listed}{inside}"
+    if answer.reason:
+        return f"I don't know this film: {answer.reason}"
     return "I don't know this film" + (f"; best guess: {listed}" if guess else "")
 
 
@@ -156,10 +171,14 @@ class Identifier:
         if shapes != wanted:
             raise UserError(f"--model {self.path}: its outputs {shapes} don't fit its {count} classes; export it again")
 
+    @property
+    def draft(self) -> int | None:
+        """As read_image takes it: twice the model's size, so that the final resize and the bars see real detail."""
+        return 2 * self.preprocessing["size"] if self.preprocessing["draft"] else None
+
     def read(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> RGB uint8 [H, W, 3]. Raises UserError if unreadable."""
-        # twice the model's size, so that the final resize and the bars still see real detail
-        return read_image(image, draft=2 * self.preprocessing["size"] if self.preprocessing["draft"] else None)
+        return read_image(image, draft=self.draft)
 
     def load(self, image) -> np.ndarray:
         """Path, bytes, PIL image or RGB uint8 array -> model input uint8 [S, S, 3]. Raises UserError if unreadable."""
@@ -168,23 +187,31 @@ class Identifier:
     def identify(self, image, top: int = 3) -> Answer:
         """Answer for a frame: path, bytes, PIL image or RGB uint8 [H, W, 3]; or one for a list of frames of a film.
 
-        Screenshots whose film is unknown are cropped to the still inside and tried again. Raises UserError if one is
-        unreadable.
+        Flat frames, such as black ones and credits, are left out; where no other is left the answer is unknown, with
+        a reason. Screenshots whose film is unknown are cropped to the still inside and tried again. Raises UserError if
+        one is unreadable.
         """
         start = time.perf_counter()
         pictures = [self.read(one) for one in (image if isinstance(image, list) else [image])]
-        answer = self.look(pictures, top)
-        if answer.kind == "unknown":
-            stills = [cut_still(rgb) for rgb in pictures]
-            if any(still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)):
-                answer = replace(self.look(stills, top), look="still")
+        pictures = [rgb for rgb in pictures if not is_flat(rgb)]
+        stills = [cut_still(rgb) for rgb in pictures]
+        cropped = [still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)]
+        shown = [place for place, still in enumerate(stills) if not (cropped[place] and is_flat(still))]
+        answer = self.look([pictures[place] for place in shown], top)
+        if answer.kind == "unknown" and any(cropped[place] for place in shown):
+            answer = replace(self.look([stills[place] for place in shown], top), look="still")
         return replace(answer, ms=milliseconds_since(start))
 
     def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
-        """One answer for pictures uint8 [H, W, 3] of one film: by the mean of what the model says."""
+        """One answer for pictures uint8 [H, W, 3] of one film: by the mean of what the model says.
+
+        Flat ones are left out, as identify does.
+        """
         start = time.perf_counter()
         # in turn, so that memory stays as it is
-        rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures]
+        rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures if not is_flat(rgb)]
+        if not rows:
+            return Answer("unknown", [], milliseconds_since(start), reason=TOO_LITTLE)
         outputs = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
         (answer,) = self.make_answers(outputs, top)
         return replace(answer, ms=milliseconds_since(start))
@@ -200,15 +227,21 @@ class Identifier:
 
     def make_answers(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
         """An answer a row of the outputs of run, from the index, the classifier, or both; ms is left at 0."""
-        if not self.classes and not self.index:
-            raise UserError(
-                f"--model {self.path}: an embedder knows no films; name an --index, or export a trained run"
-            )
-        classified = self.name_classes(outputs, top) if self.classes else []
+        classified = self.classify(outputs, top)
         if not self.index:
             return classified
         indexed = self.index.answers(outputs["embedding"], top)
         return join_answers(indexed, classified, self.index.films)  # films after answers, which may read a newer index
+
+    def classify(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
+        """An answer a row of the outputs of run, from the classifier alone; none where there is none, but an index."""
+        if self.classes:
+            return self.name_classes(outputs, top)
+        if not self.index:
+            raise UserError(
+                f"--model {self.path}: an embedder knows no films; name an --index, or export a trained run"
+            )
+        return []
 
     def name_classes(self, outputs: dict[str, np.ndarray], top: int) -> list[Answer]:
         """What the classifier alone answers, by its probabilities and thresholds."""

@@ -1,23 +1,26 @@
-"""Pictures: read what people send, find the still inside it, and prepare it for a model."""
+"""Pictures: read what people send, and prepare it for a model."""
 
 import contextlib
-import io
 import os
 import stat
-import warnings
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
-from PIL.Image import open as open_image  # ultralytics replaces Image.open in the whole process
+from PIL import Image, ImageOps
 
 from answering.console import UserError
+from answering.flat import is_flat
+from answering.formats import MAX_BYTES, MAX_PIXELS, READABLE, check_size, check_tail, mend, open_bytes
+from answering.screenshots import find_bars
 
-MAX_BYTES = 20_000_000  # of one image file
-MAX_PIXELS = 50_000_000  # of one decoded image
-MIN_SIDE = 16  # pixels; less than this is an icon, not a frame
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "MPO", "TIFF", "AVIF")  # by content; the name is not believed
+# of files in folders, lower case; the content decides how they are read
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES |= {".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl"}
+MAX_FRAMES = 600  # of an animation that are decoded
+MAX_FRAMES_PIXELS = 1_000_000_000  # of all frames of an animation that are decoded
+MAX_FRAMES_SECONDS = 4.0  # for decoding an animation
 # what a model must know about an image; carried by the checkpoint and by every exported file
 PREPROCESSING = {
     "size": 224,  # pixels, square
@@ -28,77 +31,127 @@ PREPROCESSING = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-DARK = 24  # of 255; a pixel of a bar has no channel above
-BAR_ROW = 0.985  # share of dark pixels in a row of a bar
-CELL_SIDE = 8  # pixels of the reduced screenshot; find_still works on cells of this size
-MIN_CELLS = 8  # a side of fewer cells is too small for a screenshot
 
 # ---------------------------------------------------------------------------------------------- reading
 
 
 def read_image(source, draft: int | None = None) -> np.ndarray:
-    """Decode an image to RGB uint8 [H, W, 3], upright (EXIF), first frame of an animation.
+    """Decode an image to RGB uint8 [H, W, 3], upright (EXIF); of an animation the first frame that is not flat.
 
     source: path, bytes, PIL image or RGB uint8 array [H, W, 3]. draft: a large picture may be read at a fraction of its
-    size as long as its shorter side keeps this many pixels. Raises UserError for what is no image, too large, cut off.
+    size as long as its shorter side keeps this many pixels. A file that lacks its last bytes is read if nine tenths of
+    it are there. Raises UserError for what is no image, too large, or damaged.
     """
-    name = "image"
-    if isinstance(source, (str, Path)):
-        name = str(source)
+    with _errors_named(source):
+        frames = _decode_frames(source, draft)
+        first = next(frames)
+        shown = first
+        while is_flat(shown):
+            shown = next(frames, None)
+            if shown is None:  # a still picture, or an animation of nothing
+                return first
+        return shown
+
+
+def open_frames(source, most: int, draft: int | None = None) -> list[np.ndarray]:
+    """Up to `most` frames of an animation that are not flat, evenly over its length; of a still picture that one.
+
+    Takes what read_image takes, and raises what it raises. Where all frames are flat there is none.
+    """
+    with _errors_named(source):
+        found = [rgb for rgb in _decode_frames(source, draft, 3 * most) if not is_flat(rgb)]
+    places = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
+    return [found[place] for place in places]
+
+
+@contextlib.contextmanager
+def _errors_named(source) -> Iterator[None]:
+    """Turn what Pillow raises, and its plugins raise anything on hostile bytes, into a UserError that names source."""
+    name = str(source) if isinstance(source, (str, Path)) else "image"
     try:
-        if isinstance(source, (str, Path)):
-            source = _read_file(source)
-        image = _open(source)
-        _check_size(image)
+        yield
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more than {MAX_PIXELS // 1_000_000} megapixels") from None
-    except Exception as error:  # Pillow's plugins raise anything on hostile bytes
-        reason = getattr(error, "strerror", None) or f"not an image that can be read ({', '.join(IMAGE_FORMATS)})"
-        raise UserError(f"{name}: {reason}") from None
-    try:
-        if draft and isinstance(source, bytes):  # never a caller's own image
-            _draft(image, draft)
-        return _decode(image, draft)
     except Exception as error:
-        raise UserError(f"{name}: damaged or cut off ({str(error) or type(error).__name__})") from None
+        reason = getattr(error, "strerror", None) or f"damaged or cut off ({str(error) or type(error).__name__})"
+        raise UserError(f"{name}: {reason}") from None
 
 
-def _read_file(path: str | Path) -> bytes:
-    """The file, one byte more than MAX_BYTES at most."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe could wait forever
+def _decode_frames(source, draft: int | None, most: int = MAX_FRAMES) -> Iterator[np.ndarray]:
+    """RGB uint8 [H, W, 3] of a picture, or in turn of up to `most` frames of an animation, evenly over its length."""
+    data = _read(source)
+    image = _open(data)
+    yield _decode_first(image, data, draft)
+    count = min(image.n_frames, MAX_FRAMES) if _is_animation(image) else 1
+    step = -(-count // most)
+    end = time.monotonic() + MAX_FRAMES_SECONDS
+    for place in range(1, count):
+        pixels = (place + 1) * image.width * image.height
+        if pixels > MAX_FRAMES_PIXELS or time.monotonic() > end:
+            return
+        try:
+            image.seek(place)  # in turn: a frame is what came before it and its own changes
+            rgb = _decode(image, draft) if place % step == 0 else None
+        except Exception:  # the file ends in this frame
+            return
+        if rgb is not None:
+            yield rgb
+
+
+def _read(source):
+    """A file's bytes, one more than MAX_BYTES at most; what is no path as it is."""
+    if not isinstance(source, (str, Path)):
+        return source
+    if not stat.S_ISREG(os.stat(source).st_mode):  # reading a pipe could wait forever
         raise UserError("not a file")
-    with open(path, "rb") as file:
+    with open(source, "rb") as file:
         return file.read(MAX_BYTES + 1)
 
 
 def _open(source) -> Image.Image:
     """bytes, PIL image or array as a PIL image, which need not be decoded yet."""
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        return source
-    if not source:
-        raise UserError("the file is empty")
-    if len(source) > MAX_BYTES:
-        raise UserError(f"larger than {MAX_BYTES // 1_000_000} MB")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own bomb warning comes before our cap
-        return open_image(io.BytesIO(source), formats=IMAGE_FORMATS)
+    try:
+        if isinstance(source, np.ndarray):
+            image = Image.fromarray(source)
+        elif isinstance(source, Image.Image):
+            image = source
+        else:
+            image = open_bytes(source)
+    except (UserError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        raise UserError(f"not an image that can be read ({READABLE})") from None
+    check_size(image)
+    return image
 
 
-def _check_size(image: Image.Image) -> None:
-    """Raises UserError for a picture that is too large or too small."""
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
-    if min(image.size) < MIN_SIDE:
-        raise UserError(f"{image.width}x{image.height} is too small to be a frame")
+def _decode_first(image: Image.Image, data, draft: int | None) -> np.ndarray:
+    """The pixels of an opened picture; if data, the bytes of its file, lack their end, as much of it as there is."""
+    if not isinstance(data, bytes):  # never draft a caller's own image
+        return _decode(image, draft)
+    _draft(image, draft)
+    try:
+        return _decode(image, draft)
+    except Exception:
+        mended = mend(data)
+        if mended is None:
+            raise
+        image = _open(mended)
+        _draft(image, draft)
+        check_tail(image)
+        return _decode(image, draft)
 
 
-def _draft(image: Image.Image, shorter_side: int) -> None:
+def _is_animation(image: Image.Image) -> bool:
+    """Whether its frames follow each other in time, unlike the pages of a TIFF and the views of an MPO."""
+    return getattr(image, "is_animated", False) and image.format not in ("TIFF", "MPO")
+
+
+def _draft(image: Image.Image, shorter_side: int | None) -> None:
     """Let a JPEG be decoded at a half, a quarter or an eighth of its size, no smaller than shorter_side asks."""
-    if image.format in ("JPEG", "MPO"):
+    if shorter_side and image.format in ("JPEG", "MPO"):
         scale = shorter_side / min(image.size)
         image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
@@ -118,6 +171,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = _scale_to_8_bits(image)
+    if image.mode == "LAB":
+        image = _lab_to_rgb(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -134,165 +189,13 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, white) * (255.0 / white)).astype(np.uint8))
 
 
-# ----------------------------------------------------------------------------------------------- black bars
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    """An image of CIE L*a*b* as RGB."""
+    from PIL import ImageCms
 
-
-def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
-    """Box (left, top, right, bottom) in pixels of the picture inside black bars; the whole frame where there are none.
-
-    rgb: uint8 [H, W, 3]. Bars come in pairs of nearly the same height (or width), so a night sky alone is not cut; up
-    to a fifth of a bar may be lit, as subtitles do. A frame that would lose more than 60% of a side is left as it is.
-    """
-    height, width = rgb.shape[:2]
-    if not rgb.size or not _has_black_edge(rgb):
-        return 0, 0, width, height
-    red, green, blue = Image.fromarray(rgb).split()  # Pillow and bits: ten times as fast as rgb.max(axis=2) and means
-    brightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
-    dark = np.asarray(brightest) <= DARK
-    top, bottom = _bar_pair(_row_shares(dark))
-    between = dark[top : height - bottom]
-    left, right = _bar_pair(_row_shares(np.ascontiguousarray(between.T)))
-    return left, top, width - right, height - bottom
-
-
-def _has_black_edge(rgb: np.ndarray) -> bool:
-    """Whether one of the four outermost rows and columns is black; most frames have none, which is quickly seen."""
-    rows = (rgb[[0, -1]] <= DARK).all(axis=2).mean(axis=1)
-    columns = (rgb[:, [0, -1]] <= DARK).all(axis=2).mean(axis=0)
-    return max(*rows, *columns) >= BAR_ROW
-
-
-def _row_shares(dark: np.ndarray) -> np.ndarray:
-    """Share of True in each row of bool [H, W]."""
-    return np.bitwise_count(np.packbits(dark, axis=1)).sum(axis=1, dtype=np.int64) / dark.shape[1]
-
-
-def _bar_pair(shares: np.ndarray) -> tuple[int, int]:
-    """Heights in rows of the upper and the lower bar, (0, 0) where there is no pair. shares: of dark pixels a row."""
-    total = len(shares)
-    highest = int(total * 0.3)
-    solid = shares >= BAR_ROW
-    if solid.all():  # a black frame has no bars
-        return 0, 0
-    upper = int(np.argmin(solid))
-    lower = int(np.argmin(solid[::-1]))
-    longer = max(upper, lower)
-    # a bar with text in it ends early or is not seen at all: it gets the other one's height if it is mostly dark there
-    if upper != lower and longer <= highest:
-        strip = shares[::-1][:longer] if upper > lower else shares[:longer]
-        if _is_lit_bar(strip):
-            upper = lower = longer
-    if min(upper, lower) < max(2, total * 0.015) or longer > highest:
-        return 0, 0
-    if abs(upper - lower) > max(3, 0.35 * longer):
-        return 0, 0
-    edge = -(-total // 250)  # the blurred rows between bar and picture
-    return upper + edge, lower + edge
-
-
-def _is_lit_bar(strip: np.ndarray) -> bool:
-    """Whether rows with these shares of dark pixels can be a bar with text in it."""
-    return strip.mean() >= 0.8 and (strip >= BAR_ROW).mean() >= 0.4
-
-
-# -------------------------------------------------------------------------------- the still in a screenshot
-
-
-def find_still(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; None where it is no screenshot.
-
-    rgb: uint8 [H, W, 3]. Black bars are cut off first, and the rest is divided into square cells. Interfaces are flat:
-    a cell is plain if it has one colour, and a corner of the screenshot has it too (_plain_cells). The still is the
-    rectangle with the largest sum where a plain cell counts -2 and any other 1 (_largest_rectangle), if it looks
-    like a still in an interface (_is_still).
-    """
-    x, y, x2, y2 = find_bars(rgb)
-    divided = _divide(rgb[y:y2, x:x2])
-    if divided is None:
-        return None
-    cells, pixels = divided
-    plain = _plain_cells(cells)
-    left, top, right, bottom = _largest_rectangle(np.where(plain, -2, 1))
-    if not _is_still(plain, left, top, right, bottom):
-        return None
-    rows, columns = plain.shape
-    return (
-        x + left * pixels,
-        y + top * pixels,
-        x2 if right == columns else x + right * pixels,  # what is left over beside the last cells belongs to them
-        y2 if bottom == rows else y + bottom * pixels,
+    return ImageCms.profileToProfile(
+        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
     )
-
-
-def _divide(rgb: np.ndarray) -> tuple[np.ndarray, int] | None:
-    """(Cells int16 [rows, columns, pixels, 3], side of a cell in pixels of rgb); None if there are too few cells.
-
-    The picture is reduced to about 640 pixels for its longer side first.
-    """
-    height, width = rgb.shape[:2]
-    scale = max(1, round(max(height, width) / 640))
-    rows = height // scale // CELL_SIDE
-    columns = width // scale // CELL_SIDE
-    if min(rows, columns) < MIN_CELLS:
-        return None
-    small = np.asarray(Image.fromarray(rgb).reduce(scale))[: rows * CELL_SIDE, : columns * CELL_SIDE].astype(np.int16)
-    cells = small.reshape(rows, CELL_SIDE, columns, CELL_SIDE, 3).swapaxes(1, 2)
-    return cells.reshape(rows, columns, -1, 3), CELL_SIDE * scale
-
-
-def _plain_cells(cells: np.ndarray) -> np.ndarray:
-    """Cells of one colour that a corner cell of one colour has too, and at least 3% of all cells; bool [rows, columns].
-
-    cells: int16 [rows, columns, pixels, 3].
-    """
-    flat = np.ptp(cells, axis=2).max(-1) <= 12
-    colour = cells.mean(2)
-    plain = np.zeros_like(flat)
-    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        alike = flat & (np.abs(colour - colour[row, column]).max(-1) <= 5)
-        if flat[row, column] and alike.mean() >= 0.03:
-            plain |= alike
-    return plain
-
-
-def _largest_rectangle(values: np.ndarray) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the rectangle with the largest sum in int [rows, columns], right, bottom excluded.
-
-    Kadane's maximum subarray (Bentley, Programming Pearls, 1984) over the rows, for all pairs of columns at once. For a
-    pair of columns, a row is one number: the sum between them. The best run of rows that ends in a row is this row
-    alone, or joined to the best run that ends in the row above, if that one's sum is positive. Where no rectangle has
-    a positive sum, it is the whole.
-    """
-    rows, columns = values.shape
-    sums = np.pad(values.cumsum(1), ((0, 0), (1, 0)))  # up to each column; differences are sums between two
-    run = np.zeros((columns, columns), int)  # sum of the best run that ends in this row, by first and last column
-    start = np.zeros((columns, columns), int)  # the row where that run begins
-    largest = 0
-    box = 0, 0, columns, rows
-    for row in range(rows):
-        start[run <= 0] = row
-        between = np.triu(sums[row, 1:] - sums[row, :-1, None])  # no pair has its last column before its first
-        run = np.maximum(run, 0) + between
-        first, last = divmod(int(run.argmax()), columns)
-        if run[first, last] > largest:
-            largest = run[first, last]
-            box = first, int(start[first, last]), last + 1, row + 1
-    return box
-
-
-def _is_still(plain: np.ndarray, left: int, top: int, right: int, bottom: int) -> bool:
-    """Whether a box of cells can be a still: 6 to 80% of all, not taller than wide, and half of the others plain."""
-    inside = (bottom - top) * (right - left)
-    around = plain.size - inside
-    plain_around = plain.sum() - plain[top:bottom, left:right].sum()
-    share = inside / plain.size
-    return bool(0.06 <= share <= 0.8 and plain_around >= 0.5 * around and right - left >= bottom - top)
-
-
-def cut_still(rgb: np.ndarray) -> np.ndarray:
-    """The picture inside a screenshot, or rgb as it is."""
-    left, top, right, bottom = find_still(rgb) or (0, 0, rgb.shape[1], rgb.shape[0])
-    return rgb[top:bottom, left:right]
 
 
 # --------------------------------------------------------------------------------------- for the model
@@ -305,16 +208,3 @@ def preprocess(rgb: np.ndarray, spec: dict = PREPROCESSING, size: tuple[int, int
         rgb = rgb[top:bottom, left:right]  # cut first: Pillow's resize(box=...) would mix the bars into the edges
     interpolation = Image.Resampling[spec["interpolation"].upper()]
     return np.asarray(Image.fromarray(rgb).resize(size or (spec["size"],) * 2, interpolation))
-
-
-def is_flat(rgb: np.ndarray) -> bool:
-    """Fades, black frames and title cards: almost nothing lit, or almost no contrast. rgb: uint8 [H, W, 3], no bars."""
-    counts = np.array(Image.fromarray(rgb[::4, ::4]).convert("L").histogram())
-    shares = counts / counts.sum()  # of pixels, by grey level
-    levels = np.arange(256)
-    mean = shares @ levels
-    median = int(np.searchsorted(shares.cumsum(), 0.5))
-    lit = shares[29:].sum()
-    variance = shares @ (levels - mean) ** 2
-    background = shares[max(0, median - 5) : median + 6].sum()
-    return bool(lit < 0.05 or variance < 5**2 or background > 0.93)

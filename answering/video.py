@@ -103,6 +103,21 @@ class Video:
             wanted = wanted[len(times) :]
             offset += part.length
 
+    def keyframes_at(self, seconds: Iterable[float]) -> Iterator[Frame]:
+        """The keyframe before each of these times, or else after it: decoded alone, so quick anywhere in a film."""
+        for wanted in seconds:
+            offset = 0.0
+            for part in self._parts[:-1]:
+                if wanted < offset + part.length:
+                    break
+                offset += part.length
+            else:
+                part = self._parts[-1]
+            with contextlib.closing(part.read(wanted - offset, keys_only=True)) as found:
+                for decoded, time in found:
+                    yield self._finish(decoded, part, offset + time)
+                    break
+
     def _sampled(self, sampling: Sampling) -> Iterator[tuple]:
         offset = 0.0
         for part in self._parts:

@@ -156,7 +156,8 @@ async def look_again(query: CallbackQuery, app: App, texts: dict, number: str, l
         return await respond(query, refusal)
     await respond(query, texts["looking"])
     picture = File(file_id=answer.file_id, file_unique_id="")
-    question = Question([picture], message.chat.id, user.id, asker=user, look=look)
+    clip = File(file_id=answer.clip_id, file_unique_id="") if answer.clip_id else None
+    question = Question([picture], message.chat.id, user.id, user, look, clip)
     await edit_message(message, await answer_question(query.bot, app, texts, question))
 
 

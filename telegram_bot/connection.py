@@ -62,10 +62,11 @@ class PictureUnavailable(UserError):
     """Telegram does not give it, or not any more."""
 
 
-async def download(bot: Bot, pictures: list) -> list[bytes | str]:
+async def download(bot: Bot, pictures: list, folder: Path | None = None) -> list[bytes | str]:
     """Pictures, together at most MAX_BYTES, without those that can't be had; if none can, the last one's error.
 
-    A Bot API server of one's own may run with --local: then its files are larger, and here are their paths. Raises
+    A Bot API server of one's own may run with --local: then its files are larger, and here are their paths. folder:
+    where to write the bytes, as for clips, which are read from a file; then all are paths. Raises
     PictureTooBig, PictureUnavailable, or RuntimeError where the network fails.
     """
     room = MAX_BYTES if bot.session.api is PRODUCTION else LOCAL_BYTES
@@ -77,6 +78,10 @@ async def download(bot: Bot, pictures: list) -> list[bytes | str]:
         except (UserError, RuntimeError) as error:
             trouble = error
         else:
+            if folder and isinstance(content, bytes):
+                path = folder / str(len(found))
+                await asyncio.to_thread(path.write_bytes, content)
+                content = str(path)
             found.append(content)
             room -= size
     if not found:

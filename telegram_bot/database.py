@@ -15,7 +15,8 @@ DAY = 86400  # seconds
 SCHEMA = """
 PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
 CREATE TABLE IF NOT EXISTS answers
-    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT, who TEXT);
+    (id TEXT PRIMARY KEY, time REAL, file_id TEXT, kind TEXT, candidates TEXT, verdict TEXT, film TEXT, who TEXT,
+     clip TEXT, frames INTEGER);
 CREATE TABLE IF NOT EXISTS counts (day TEXT, what TEXT, n INTEGER, PRIMARY KEY (day, what));
 CREATE TABLE IF NOT EXISTS updates (id INTEGER PRIMARY KEY, time REAL, body TEXT, sending INTEGER DEFAULT 0);
 CREATE TABLE IF NOT EXISTS languages (who TEXT PRIMARY KEY, code TEXT);
@@ -28,8 +29,9 @@ def open_base(path: Path | str) -> sqlite3.Connection:
         base = sqlite3.connect(path, isolation_level=None)
         base.executescript(SCHEMA)
         columns = [column[1] for column in base.execute("PRAGMA table_info(answers)")]
-        if "who" not in columns:  # of an older bot
-            base.execute("ALTER TABLE answers ADD COLUMN who TEXT")
+        for column, kind in (("who", "TEXT"), ("clip", "TEXT"), ("frames", "INTEGER")):
+            if column not in columns:  # of an older bot
+                base.execute(f"ALTER TABLE answers ADD COLUMN {column} {kind}")
     except sqlite3.Error as error:
         raise UserError(f"--db {path}: {error}; name a file that this bot can write") from None
     return base
@@ -50,26 +52,30 @@ class StoredAnswer:
     """What the bot answered, as its buttons find it again."""
 
     id: str  # stands in the buttons; nobody can guess another's
-    file_id: str  # Telegram's, of the picture
+    file_id: str  # Telegram's, of the picture; of a clip that has one, of its cover, which learn.py may add to an index
     kind: str  # "movie", "shortlist" or "unknown"
     candidates: list[dict]  # as Answer.as_dict() gives them, without thumbnails
     asker: str | None  # hash of the user who may judge it; None where nobody knows who asked
+    clip_id: str | None = None  # Telegram's, of the clip
+    frames: int | None = None  # of the clip, that were asked
 
 
 def save_answer(base: sqlite3.Connection, answer: StoredAnswer) -> None:
     candidates = json.dumps(answer.candidates)
-    row = (answer.id, time.time(), answer.file_id, answer.kind, candidates, answer.asker)
-    base.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, NULL, NULL, ?)", row)
+    asked = (answer.asker, answer.clip_id, answer.frames)
+    row = (answer.id, time.time(), answer.file_id, answer.kind, candidates, *asked)
+    names = "id, time, file_id, kind, candidates, who, clip, frames"
+    base.execute(f"INSERT INTO answers ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def find_answer(base: sqlite3.Connection, number: str) -> StoredAnswer | None:
     """The answer with this id; None for one that is forgotten or never was."""
-    query = "SELECT id, file_id, kind, candidates, who FROM answers WHERE id = ?"
+    query = "SELECT id, file_id, kind, candidates, who, clip, frames FROM answers WHERE id = ?"
     row = base.execute(query, (number,)).fetchone()
     if row is None:
         return None
-    number, file_id, kind, candidates, asker = row
-    return StoredAnswer(number, file_id, kind, json.loads(candidates), asker)
+    number, file_id, kind, candidates, *asked = row
+    return StoredAnswer(number, file_id, kind, json.loads(candidates), *asked)
 
 
 # ------------------------------------------------------------------------------------ what users said of them

@@ -14,7 +14,7 @@ from telegram_bot.figures import read_figures
 from telegram_bot.keyboards import Language, Skip, ask_title, button, film_links, keyboard
 from telegram_bot.naming import Question, answer_question, find_refusal
 from telegram_bot.replies import UNDELIVERABLE, Reply, is_spoiler, send_reply
-from telegram_bot.updates import COMMANDS, Albums, Journal, find_picture, report
+from telegram_bot.updates import COMMANDS, Albums, Journal, can_read_clips, find_clip, find_picture, report
 from telegram_bot.wording import films_page
 
 MAX_TITLE = 100  # letters of a title that users tell
@@ -30,30 +30,32 @@ CONTENT_TYPES |= {"video", "video_note", "story"}
 async def on_message(message: Message, app: App, texts: dict, album: list[Message]) -> None:
     """Frames, albums, questions about a picture that is replied to, titles; anything else gets a hint."""
     pictures = [picture for part in album if (picture := find_picture(part))]
-    if not pictures:
+    clip = find_clip(message) if len(album) == 1 and can_read_clips() else None  # of an album, the covers are asked
+    if not pictures and not clip:
         if answer := find_asked(message):
             return await on_title(message, app, texts, answer)
-        pictures = find_replied(message)
-    if not pictures and not expects_hint(message):
+        pictures, clip = find_replied(message)
+    if not pictures and not clip and not expects_hint(message):
         return
     user = (message.sender_chat or message.from_user or message.chat).id  # channels and hidden admins share one user
     refusal = find_refusal(app, texts, user)
     if refusal == "":
         return
-    if refusal is not None or not pictures:
+    if refusal is not None or not (pictures or clip):
         return await send_reply(message, Reply(refusal or texts["hint"]))
     asker = None if message.sender_chat else message.from_user
-    question = Question(pictures, message.chat.id, user, asker, find_look(app, album))
+    question = Question(pictures, message.chat.id, user, asker, find_look(app, album), clip)
     reply = await answer_question(message.bot, app, texts, question)
     await send_reply(message, reply, spoiler=any(map(is_spoiler, album)))
 
 
-def find_replied(message: Message) -> list:
-    """The picture that a text replies to."""
+def find_replied(message: Message) -> tuple[list, object | None]:
+    """The picture and the clip that a text replies to."""
     if not (message.text or "").strip():
-        return []
+        return [], None
     picture = find_picture(message.reply_to_message)
-    return [picture] if picture else []
+    clip = find_clip(message.reply_to_message) if can_read_clips() else None
+    return [picture] if picture else [], clip
 
 
 def expects_hint(message: Message) -> bool:

@@ -9,12 +9,14 @@ import sqlite3
 import time
 import traceback
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from aiogram import BaseMiddleware, exceptions
 from aiogram.types import Message, Update, User
 
 from answering.pictures import IMAGE_SUFFIXES
+from answering.video import is_video
 from telegram_bot.replies import Reply, send_reply
 
 MAX_QUESTION_AGE = 600.0  # seconds; after an outage, older questions are not answered
@@ -65,6 +67,14 @@ async def is_for_us(update: Update) -> bool:
 def find_picture(message):
     """The best picture of a Message, or of what it quotes or holds, with file_id and file_size; None without one."""
 
+    if picture := find_own_picture(message):
+        return picture
+    return next((picture for part in find_inside(message) if (picture := find_picture(part))), None)
+
+
+def find_own_picture(message):
+    """As find_picture, but not of what the message quotes or holds."""
+
     def get(name: str):
         return getattr(message, name, None)
 
@@ -78,17 +88,56 @@ def find_picture(message):
     document = get("document")
     if document and not get("animation") and is_image(document):
         return document
-    if media := get("animation") or video or get("video_note") or sticker or document:
-        return media.thumbnail
-    inside = [get("external_reply"), get("poll") and message.poll.media]
-    if get("rich_message"):
-        inside += message.rich_message.blocks
-    return next((picture for part in inside if part and (picture := find_picture(part))), None)
+    media = get("animation") or video or get("video_note") or sticker or document
+    return media.thumbnail if media else None
+
+
+def find_inside(message) -> list:
+    """What a Message quotes or holds that may have pictures; of one that has media itself, nothing."""
+    if any(getattr(message, name, None) for name in ("animation", "video", "video_note", "sticker", "document")):
+        return []
+    poll = getattr(message, "poll", None)
+    inside = [getattr(message, "external_reply", None), poll and poll.media]
+    rich = getattr(message, "rich_message", None)
+    if rich:
+        inside += rich.blocks
+    return [part for part in inside if part]
 
 
 def is_image(document) -> bool:
     suffix = Path((document.file_name or "")[-20:]).suffix.lower()
     return (document.mime_type or "").startswith("image/") or suffix in IMAGE_SUFFIXES
+
+
+def find_clip(message):
+    """What moves in a Message, or in what it quotes or holds: a GIF, video, video note or sticker; None without one.
+
+    Its cover is what find_picture gives.
+    """
+
+    def get(name: str):
+        return getattr(message, name, None)
+
+    if media := get("animation") or get("video") or get("video_note"):
+        return media
+    sticker = get("sticker")
+    if sticker and sticker.is_video:
+        return sticker
+    document = get("document")
+    if document and not is_image(document) and is_clip(document):
+        return document
+    if find_own_picture(message):
+        return None  # what the message holds itself goes before what it quotes
+    return next((clip for part in find_inside(message) if (clip := find_clip(part))), None)
+
+
+def is_clip(document) -> bool:
+    return (document.mime_type or "").startswith("video/") or is_video((document.file_name or "")[-20:])
+
+
+def can_read_clips() -> bool:
+    """Whether PyAV is installed; without it the cover of a clip is asked."""
+    return find_spec("av") is not None
 
 
 # ------------------------------------------------------------------------------------- kept until answered

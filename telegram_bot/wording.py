@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aiogram.types import InlineKeyboardMarkup
 
+from answering.clip import format_time
 from telegram_bot.app import App, local_title
 from telegram_bot.database import StoredAnswer
 from telegram_bot.keyboards import (
@@ -57,11 +58,13 @@ def compose(app: App, texts: dict, answer: StoredAnswer, kind: str, place: int =
     """
     shown = answer.candidates[place]
     text = describe_films(texts, answer.candidates, kind, place)
+    if answer.frames:
+        text += "\n" + texts["clip"].format(count=answer.frames)
     if kind == "unknown":
         return Reply(text, unknown_buttons(texts, answer))
     if proof := shown.get("evidence"):
         listed = kind in ("shortlist", "guess")
-        text += "\n" + describe_proof(texts, proof, of=shown["title"] if listed else None)
+        text += "\n" + describe_proof(texts, proof, of=shown["title"] if listed else None, is_clip=bool(answer.frames))
     still = app.stills.get(answer.id, {}).get(place)
     further = []
     if still and len(answer.candidates) > 1:
@@ -86,17 +89,19 @@ def describe_films(texts: dict, candidates: list[dict], kind: str, place: int) -
     )
 
 
-def describe_proof(texts: dict, proof: dict, of: str | None) -> str:
+def describe_proof(texts: dict, proof: dict, of: str | None, is_clip: bool = False) -> str:
     """In words, how much alike the nearest known still is, and when it comes in its film.
 
-    proof: as Evidence.as_dict() gives it; of: the film's title, where several are listed.
+    proof: as Evidence.as_dict() gives it; of: the film's title, where several are listed; is_clip: the proof is from
+    where to where a clip is seen.
     """
     alike = texts["alike"][sum(proof["similarity"] < limit for limit in SIMILARITY_STEPS)]
     film = texts["of"].format(title=local_title(of, texts)) if of else ""
     at = ""
-    if proof["time_ms"] is not None:
-        minutes, seconds = divmod(proof["time_ms"] // 1000, 60)
-        at = texts["at"].format(time=f"{minutes // 60}:{minutes % 60:02}:{seconds:02}")
+    if is_clip and proof["from_ms"] is not None and proof["to_ms"] > proof["from_ms"]:
+        at = texts["span"].format(start=format_time(proof["from_ms"]), end=format_time(proof["to_ms"]))
+    elif proof["time_ms"] is not None:
+        at = texts["at"].format(time=format_time(proof["time_ms"]))
     return texts["proof"].format(of=film, alike=alike, at=at)
 
 

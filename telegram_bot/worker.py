@@ -11,20 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pebble import ProcessPool
 
-from answering import pictures
+from answering import formats, pictures
+from answering.clip import identify_clip, look_at_clip, read_question
 from answering.collection import Index, attach_index
 from answering.console import UserError
 from answering.model import Contract, Evidence, Identifier
-from answering.pictures import cut_still
+from answering.screenshots import cut_still
 
 SECONDS = 20.0  # for the pictures of one question, then the process is killed
 PICTURE_MEMORY = 300_000_000  # bytes that pictures may take there beside the model
 LOCAL_BYTES = 100_000_000  # of a picture that a Bot API server of one's own leaves on the disk
 FILMS = 5  # that an answer lists with an index, for "show another"
 CLASSIFIER_FILMS = 3  # that it lists without one
+CLIP_FRAMES = 12  # that are asked of a clip; with 24 hardly more films are right (bench.py clip)
+CLIP_SECONDS = 6.0  # for reading a clip; then the frames that were read are asked
+LOOKS = {"still": cut_still, "mirror": lambda rgb: rgb[:, ::-1]}  # at a picture, other than as it is
 RETRY_SECONDS = 60.0  # until a damaged index is read again
 log = logging.getLogger("bot")
 
@@ -47,7 +50,7 @@ model: Identifier | Exception  # an error is kept for describe_model to raise, s
 def load_model(path: str, runtime: str | None, threads: int, index: str | None) -> None:
     """Before all else in that process: load the model and its index, then cap the memory that pictures may take."""
     global model
-    pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
+    formats.MAX_BYTES = pictures.MAX_BYTES = LOCAL_BYTES  # bot.py lets no larger ones through than it should
     try:
         model = open_model(path, runtime, threads, index)
     except (UserError, OSError) as error:
@@ -104,10 +107,10 @@ class SteadyIndex(Index):
             self.retry_at = time.monotonic() + RETRY_SECONDS
             self.log_once(error)
 
-    def evidence(self, film: int, vector: np.ndarray) -> Evidence | None:
+    def evidence(self, *asked) -> Evidence | None:
         """As Index has it; None where its files can't be read."""
         try:
-            return super().evidence(film, vector)
+            return super().evidence(*asked)
         except (UserError, OSError) as error:
             self.log_once(error)
             return None
@@ -139,15 +142,25 @@ def describe_model() -> ModelDescription:
 def name_film(pictures: list[bytes | str], look: str | None = None) -> dict:
     """One answer to pictures of one film, as Answer.as_dict() gives it. Raises UserError if one can't be read.
 
-    pictures: their bytes or paths. look: None, "still" for the still inside a screenshot, or "mirror".
+    pictures: their bytes or paths; one alone may be an animation or a video. look: None, "still" for the still inside
+    a screenshot, or "mirror".
     """
-    frames = [model.read(picture) for picture in pictures]
+    clip = None
+    if len(pictures) == 1:
+        question = read_question(pictures[0], model.draft, most=CLIP_FRAMES, seconds=CLIP_SECONDS)
+        clip = question.clip
+        frames = [question.picture]
+    else:
+        frames = [model.read(picture) for picture in pictures]
     count = FILMS if model.index else CLASSIFIER_FILMS
+    change = LOOKS.get(look)
     try:
-        if look == "still":
-            answer = model.look([cut_still(rgb) for rgb in frames], count)
-        elif look == "mirror":
-            answer = model.look([rgb[:, ::-1] for rgb in frames], count)
+        if clip and change:
+            answer = look_at_clip(model, clip.changed(change), count)
+        elif clip:
+            answer = identify_clip(model, clip, count)
+        elif change:
+            answer = model.look([change(rgb) for rgb in frames], count)
         else:
             answer = model.identify(frames, count)
     except UserError as error:  # of the index's engine, and none of the picture's

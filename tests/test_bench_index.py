@@ -35,7 +35,7 @@ def table(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-@pytest.mark.parametrize("line", ["index", "moments a b --model export"])
+@pytest.mark.parametrize("line", ["index", "moments a b --model export", "clip a b --model export"])
 def test_command_line_gives_each_function_its_arguments(line):
     args = vars(bench.get_parser().parse_args(line.split()))
     run = args.pop("run")
@@ -58,6 +58,18 @@ def test_moments_are_found_beside_known_frames(raw, model, capsys):
     for name in ("ColorLayout, 33 numbers", "pHash, 64 bits", "index.py"):
         title, moment = map(float, rows[name][rows[""].index("as it is")].split(" / "))
         assert title >= moment > 0.7  # the shots are 6 s long and look alike
+
+
+def test_clips_of_more_frames_are_right_more_often(raw, model, capsys):
+    assert bench.main(["clip", str(raw), "--model", str(model), "--frames", "1,4", "--count", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "7 films, 5 of them asked, a still every 4 s in the index." in out
+    rows = table(out)
+    right, there = (rows[""].index(name) for name in ("film right", "film and moment right"))
+    one, four = ([float(rows[f"{frames} frames"][column]) for column in (right, there)] for frames in (1, 4))
+    assert four[0] >= max(one[0], 0.9) and four[0] >= four[1] >= 0.7
+    with pytest.raises(SystemExit):
+        bench.main(["clip"])
 
 
 def test_moments_lie_between_what_is_indexed():

@@ -180,13 +180,20 @@ class Model:
         if function is worker.describe_model:
             return await self.start()
         pictures, look = args
-        self.asked.append([data if isinstance(data, str) else data.decode(errors="replace") for data in pictures])
+        self.asked.append([self.content(data) for data in pictures])
         self.looks.append(look)
         if self.gate:
             await self.gate.wait()
         if isinstance(self.result, Exception):
             raise self.result
         return copy.deepcopy(self.result)
+
+    @staticmethod
+    def content(data: bytes | str) -> str:
+        """What a picture or a clip holds; a path where there is no file."""
+        if isinstance(data, str) and Path(data).exists():
+            data = Path(data).read_bytes()
+        return data if isinstance(data, str) else data.decode(errors="replace")
 
     async def stop(self):
         pass
@@ -334,7 +341,8 @@ POLL = {"id": "1", "question": "?", "options": [], "type": "quiz", "total_voter_
         ({"text": "what film is this?", "reply_to": photo_update("asked", user=900)}, "asked"),
     ],
 )
-def test_the_best_picture_of_a_message_is_taken(desk, content, wanted):
+def test_the_best_picture_of_a_message_is_taken(desk, content, wanted, monkeypatch):
+    monkeypatch.setattr(updates, "find_spec", lambda name: None)  # without PyAV
     update = message_update(**content)
     (answer,) = desk.feed(update)
     assert desk.worker.asked == [[wanted]]
@@ -342,6 +350,90 @@ def test_the_best_picture_of_a_message_is_taken(desk, content, wanted):
     assert answer.reply_parameters.message_id == update["message"]["message_id"]
     assert answer.reply_parameters.allow_sending_without_reply
     assert [call.action for call in desk.named(methods.SendChatAction)] == ["typing"]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ({"animation": video(), "document": document("gif", "video/mp4", "a.gif.mp4")}, "video"),
+        ({"video": video(cover=[part("small", 90), part("large", 900)])}, "video"),
+        ({"video": video() | {"thumbnail": None}}, "video"),
+        ({"video_note": part("note", length=240, duration=3, thumbnail=part("thumb"))}, "note"),
+        ({"sticker": sticker(is_video=True)}, "sticker"),
+        ({"document": document("film", "video/x-matroska", "a.mkv", thumbnail=part("thumb"))}, "film"),
+        ({"document": document("film", None, "A.MKV")}, "film"),
+        ({"text": "what is it?", "external_reply": {"origin": ORIGIN, "video": video()}}, "video"),
+        ({"text": "what film is this?", "reply_to": message_update(video=video(), user=900)}, "video"),
+        ({"photo": photo_sizes("big"), "external_reply": {"origin": ORIGIN, "video": video()}}, "big"),
+        ({"sticker": sticker(is_animated=True)}, "thumb"),
+        ({"live_photo": part("moving", duration=3, photo=photo_sizes("big"))}, "big"),
+    ],
+)
+def test_with_pyav_a_clip_is_asked_itself(desk, content, wanted):
+    desk.worker.result = proven("movie") | {"frames": 12}
+    evidence = desk.worker.result["candidates"][0]["evidence"]
+    evidence |= {"from_ms": 2_470_000, "to_ms": 2_480_000}
+    (answer,) = desk.feed(message_update(**content))
+    assert desk.worker.asked == [[wanted]]
+    words = answer.caption.split("\n")
+    assert words[1] == "I looked at frames of the clip: 12."
+    assert words[2].endswith("almost the same picture, and the clip is seen from 0:41:10 to 0:41:20.")
+
+
+def test_of_a_clip_its_cover_is_kept_for_the_index(desk):
+    desk.worker.result |= {"frames": 12}
+    desk.feed(message_update(video=video()), photo_update("shot", user=2))
+    rows = desk.app.base.execute("SELECT file_id, clip, frames FROM answers ORDER BY file_id").fetchall()
+    assert rows[0][:2] == ("shot", None) and rows[1] == ("thumb", "video", 12)
+
+
+def test_the_covers_of_an_album_are_asked(desk):
+    desk.feed(*(message_update(video=video(), album="a") for _ in range(2)))
+    assert desk.worker.asked == [["thumb", "thumb"]]
+
+
+@pytest.mark.parametrize("trouble", ["too big", "unreadable", "too long", "killed"])
+def test_the_cover_is_asked_where_the_clip_can_not_be(desk, trouble, monkeypatch):
+    size = {"file_size": 20_000_001} if trouble == "too big" else {}
+    errors = {"unreadable": UserError("damaged"), "too long": TimeoutError(), "killed": RuntimeError()}
+    failing = desk.worker.call
+    result = desk.worker.result
+
+    async def call(function, *args):
+        desk.worker.result = result
+        if args and trouble in errors and desk.worker.content(args[0][0]) == "video":
+            desk.worker.result = errors[trouble]
+        return await failing(function, *args)
+
+    monkeypatch.setattr(desk.worker, "call", call)
+    (answer,) = desk.feed(message_update(video=video(**size)))
+    assert desk.worker.asked[-1] == ["thumb"] and answer.text.startswith("This looks like Alien")
+    assert answer.text.endswith("\n" + EN["cover"])
+    (answer,) = desk.feed(message_update(video=video(**size) | {"thumbnail": None}))
+    texts = {"too big": EN["big"], "killed": EN["error"]}
+    assert answer.text == texts.get(trouble, EN["unreadable"])
+    if trouble == "killed":
+        desk.errors.clear()
+
+
+def test_a_clip_is_looked_at_again_as_a_clip(desk):
+    desk.worker.result = answer_of("unknown") | {"frames": 12}
+    (answer,) = desk.feed(message_update(video=video()))
+    assert answer.text == EN["unknown"] + "\nI looked at frames of the clip: 12."
+    (mirror,) = [data for text, data in buttons(answer) if text == EN["mirror"]]
+    _, edit = desk.press(mirror)
+    assert desk.worker.asked == [["video"], ["video"]] and desk.worker.looks == [None, "mirror"]
+    assert edit.text == answer.text
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "hardly anything"), ("ru", "почти ничего нет")])
+def test_a_picture_with_too_little_in_it_is_told_so_without_buttons(desk, language, words):
+    desk.worker.result = {"kind": "unknown", "candidates": [], "ms": 5.0, "reason": "too little in the picture"}
+    for frames in (None, 0):
+        if frames is not None:
+            desk.worker.result["frames"] = frames
+        (answer,) = desk.feed(photo_update("black", language=language))
+        assert words in answer.text and "\n" not in answer.text and answer.reply_markup is None
 
 
 @pytest.mark.parametrize(

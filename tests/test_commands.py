@@ -66,6 +66,8 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "docker compose cp bot:/data/. answers": "needs Docker",
     "docker compose restart": "needs Docker",
     "docker compose up --build --detach": "needs Docker",
+    "python identify.py unknown.mkv": "tests/test_clip.py runs it on a video that it makes",
+    "python bench.py clip data/raw --model export": "tests/test_bench_index.py runs it on more films",
     "python identify.py FRAME --model {}/export": "printed at the end of the demo, which takes minutes",
     "python export.py --arch vit_small_patch14_dinov2 --init hub": "README's embedder is exported below",
     "python train.py data/processed --arch deit_base_patch16_224": "README's run below, with another network",

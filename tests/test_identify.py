@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +23,9 @@ import index
 from answering import model, runtimes
 from answering.console import UserError
 from answering.model import Answer, Candidate, Identifier, format_answer
-from answering.pictures import PREPROCESSING, find_bars, find_still, preprocess, read_image
+from answering.pictures import PREPROCESSING, preprocess, read_image
 from answering.runtimes import choose_file
+from answering.screenshots import find_bars, find_still
 from answering.stills import natural_key
 from benchmarks.ways import screenshot
 
@@ -339,27 +339,6 @@ def test_reference_frames_are_the_same_everywhere():
     frames = model.reference_frames()
     assert frames.shape == (6, 224, 224, 3) and 40 < frames.std() < 90
     assert hashlib.sha256(frames.tobytes()).hexdigest()[:16] == "fdbfb78d3019570d"
-
-
-def test_an_image_that_takes_too_long_is_refused(exported, dataset, monkeypatch):
-    identifier = Identifier(exported / "model.onnx")
-    files = [str(f) for f in sorted((dataset / "movies").glob("*/*.jpg"))[:2]]
-    real, go_on = identifier.read, threading.Event()
-
-    def slow(data):
-        if data == files[0]:
-            go_on.wait(30)
-        return real(data)
-
-    monkeypatch.setattr(identifier, "read", slow)
-    monkeypatch.setattr(identify, "MAX_SECONDS", 0.2)
-    answers = identify.identify_files(identifier, files)
-    _, first = next(answers)
-    monkeypatch.setattr(identify, "MAX_SECONDS", 30)
-    _, second = next(answers)
-    go_on.set()
-    assert isinstance(first, UserError) and files[0] in str(first) and "seconds" in str(first)
-    assert not isinstance(second, UserError)
 
 
 def test_pipes_and_folders_are_no_frames(tmp_path):

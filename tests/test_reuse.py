@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from answering.model import Identifier
-from answering.pictures import find_bars, read_image
+from answering.pictures import read_image
+from answering.screenshots import find_bars
 
 PACKAGES = ("onnxruntime-node@1.30.0", "sharp@0.35.5")  # 114 and 9 MB to download; from npm's own cache next time
 MINUTES = 5

@@ -5,7 +5,7 @@ import pytest
 from conftest import draw_frame
 from PIL import Image
 
-from answering.pictures import find_bars, find_still
+from answering.screenshots import find_bars, find_still
 from answering.wear import COPIES, wear
 from benchmarks.ways import WAYS
 

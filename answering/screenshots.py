@@ -1,0 +1,169 @@
+"""The picture inside a screenshot, a reel or a player's window, and inside black bars."""
+
+import numpy as np
+from PIL import Image, ImageChops
+
+DARK = 24  # of 255; a pixel of a bar has no channel above
+BAR_ROW = 0.985  # share of dark pixels in a row of a bar
+CELL_SIDE = 8  # pixels of the reduced screenshot; find_still works on cells of this size
+MIN_CELLS = 8  # a side of fewer cells is too small for a screenshot
+
+# ----------------------------------------------------------------------------------------------- black bars
+
+
+def find_bars(rgb: np.ndarray) -> tuple[int, int, int, int]:
+    """Box (left, top, right, bottom) in pixels of the picture inside black bars; the whole frame where there are none.
+
+    rgb: uint8 [H, W, 3]. Bars come in pairs of nearly the same height (or width), so a night sky alone is not cut; up
+    to a fifth of a bar may be lit, as subtitles do. A frame that would lose more than 60% of a side is left as it is.
+    """
+    height, width = rgb.shape[:2]
+    if not rgb.size or not _has_black_edge(rgb):
+        return 0, 0, width, height
+    red, green, blue = Image.fromarray(rgb).split()  # Pillow and bits: ten times as fast as rgb.max(axis=2) and means
+    brightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    dark = np.asarray(brightest) <= DARK
+    top, bottom = _bar_pair(_row_shares(dark))
+    between = dark[top : height - bottom]
+    left, right = _bar_pair(_row_shares(np.ascontiguousarray(between.T)))
+    return left, top, width - right, height - bottom
+
+
+def _has_black_edge(rgb: np.ndarray) -> bool:
+    """Whether one of the four outermost rows and columns is black; most frames have none, which is quickly seen."""
+    rows = (rgb[[0, -1]] <= DARK).all(axis=2).mean(axis=1)
+    columns = (rgb[:, [0, -1]] <= DARK).all(axis=2).mean(axis=0)
+    return max(*rows, *columns) >= BAR_ROW
+
+
+def _row_shares(dark: np.ndarray) -> np.ndarray:
+    """Share of True in each row of bool [H, W]."""
+    return np.bitwise_count(np.packbits(dark, axis=1)).sum(axis=1, dtype=np.int64) / dark.shape[1]
+
+
+def _bar_pair(shares: np.ndarray) -> tuple[int, int]:
+    """Heights in rows of the upper and the lower bar, (0, 0) where there is no pair. shares: of dark pixels a row."""
+    total = len(shares)
+    highest = int(total * 0.3)
+    solid = shares >= BAR_ROW
+    if solid.all():  # a black frame has no bars
+        return 0, 0
+    upper = int(np.argmin(solid))
+    lower = int(np.argmin(solid[::-1]))
+    longer = max(upper, lower)
+    # a bar with text in it ends early or is not seen at all: it gets the other one's height if it is mostly dark there
+    if upper != lower and longer <= highest:
+        strip = shares[::-1][:longer] if upper > lower else shares[:longer]
+        if _is_lit_bar(strip):
+            upper = lower = longer
+    if min(upper, lower) < max(2, total * 0.015) or longer > highest:
+        return 0, 0
+    if abs(upper - lower) > max(3, 0.35 * longer):
+        return 0, 0
+    edge = -(-total // 250)  # the blurred rows between bar and picture
+    return upper + edge, lower + edge
+
+
+def _is_lit_bar(strip: np.ndarray) -> bool:
+    """Whether rows with these shares of dark pixels can be a bar with text in it."""
+    return strip.mean() >= 0.8 and (strip >= BAR_ROW).mean() >= 0.4
+
+
+# -------------------------------------------------------------------------------- the still in a screenshot
+
+
+def find_still(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; None where it is no screenshot.
+
+    rgb: uint8 [H, W, 3]. Black bars are cut off first, and the rest is divided into square cells. Interfaces are flat:
+    a cell is plain if it has one colour, and a corner of the screenshot has it too (_plain_cells). The still is the
+    rectangle with the largest sum where a plain cell counts -2 and any other 1 (_largest_rectangle), if it looks
+    like a still in an interface (_is_still).
+    """
+    x, y, x2, y2 = find_bars(rgb)
+    divided = _divide(rgb[y:y2, x:x2])
+    if divided is None:
+        return None
+    cells, pixels = divided
+    plain = _plain_cells(cells)
+    left, top, right, bottom = _largest_rectangle(np.where(plain, -2, 1))
+    if not _is_still(plain, left, top, right, bottom):
+        return None
+    rows, columns = plain.shape
+    return (
+        x + left * pixels,
+        y + top * pixels,
+        x2 if right == columns else x + right * pixels,  # what is left over beside the last cells belongs to them
+        y2 if bottom == rows else y + bottom * pixels,
+    )
+
+
+def _divide(rgb: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """(Cells int16 [rows, columns, pixels, 3], side of a cell in pixels of rgb); None if there are too few cells.
+
+    The picture is reduced to about 640 pixels for its longer side first.
+    """
+    height, width = rgb.shape[:2]
+    scale = max(1, round(max(height, width) / 640))
+    rows = height // scale // CELL_SIDE
+    columns = width // scale // CELL_SIDE
+    if min(rows, columns) < MIN_CELLS:
+        return None
+    small = np.asarray(Image.fromarray(rgb).reduce(scale))[: rows * CELL_SIDE, : columns * CELL_SIDE].astype(np.int16)
+    cells = small.reshape(rows, CELL_SIDE, columns, CELL_SIDE, 3).swapaxes(1, 2)
+    return cells.reshape(rows, columns, -1, 3), CELL_SIDE * scale
+
+
+def _plain_cells(cells: np.ndarray) -> np.ndarray:
+    """Cells of one colour that a corner cell of one colour has too, and at least 3% of all cells; bool [rows, columns].
+
+    cells: int16 [rows, columns, pixels, 3].
+    """
+    flat = np.ptp(cells, axis=2).max(-1) <= 12
+    colour = cells.mean(2)
+    plain = np.zeros_like(flat)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        alike = flat & (np.abs(colour - colour[row, column]).max(-1) <= 5)
+        if flat[row, column] and alike.mean() >= 0.03:
+            plain |= alike
+    return plain
+
+
+def _largest_rectangle(values: np.ndarray) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the rectangle with the largest sum in int [rows, columns], right, bottom excluded.
+
+    Kadane's maximum subarray (Bentley, Programming Pearls, 1984) over the rows, for all pairs of columns at once. For a
+    pair of columns, a row is one number: the sum between them. The best run of rows that ends in a row is this row
+    alone, or joined to the best run that ends in the row above, if that one's sum is positive. Where no rectangle has
+    a positive sum, it is the whole.
+    """
+    rows, columns = values.shape
+    sums = np.pad(values.cumsum(1), ((0, 0), (1, 0)))  # up to each column; differences are sums between two
+    run = np.zeros((columns, columns), int)  # sum of the best run that ends in this row, by first and last column
+    start = np.zeros((columns, columns), int)  # the row where that run begins
+    largest = 0
+    box = 0, 0, columns, rows
+    for row in range(rows):
+        start[run <= 0] = row
+        between = np.triu(sums[row, 1:] - sums[row, :-1, None])  # no pair has its last column before its first
+        run = np.maximum(run, 0) + between
+        first, last = divmod(int(run.argmax()), columns)
+        if run[first, last] > largest:
+            largest = run[first, last]
+            box = first, int(start[first, last]), last + 1, row + 1
+    return box
+
+
+def _is_still(plain: np.ndarray, left: int, top: int, right: int, bottom: int) -> bool:
+    """Whether a box of cells can be a still: 6 to 80% of all, not taller than wide, and half of the others plain."""
+    inside = (bottom - top) * (right - left)
+    around = plain.size - inside
+    plain_around = plain.sum() - plain[top:bottom, left:right].sum()
+    share = inside / plain.size
+    return bool(0.06 <= share <= 0.8 and plain_around >= 0.5 * around and right - left >= bottom - top)
+
+
+def cut_still(rgb: np.ndarray) -> np.ndarray:
+    """The picture inside a screenshot, or rgb as it is."""
+    left, top, right, bottom = find_still(rgb) or (0, 0, rgb.shape[1], rgb.shape[0])
+    return rgb[top:bottom, left:right]
