@@ -14,11 +14,12 @@ from answering.console import UserError
 from answering.editing import accepted_stills, hash_contents, merge_stills, rename_film, store_film
 from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
 from answering.model import Identifier
+from answering.search import gather
 from answering.shelf import ShelfFilm
 from answering.side_by_side import FilmBar, Job, count_bytes, format_clock, run_side_by_side
-from answering.state import Failure, State
+from answering.state import Failure, Film, State
 from answering.stills import Still, list_stills
-from answering.store import Folder, Milvus
+from answering.store import Collection
 from answering.video import Sampling, Video
 
 LONGEST_SIDE = 3  # of a decoded frame, in sides of the model's input: a film of 2.39:1 still has its height
@@ -131,8 +132,8 @@ class AddSettings:
 class Adder:
     """Adds the films of a shelf to an index, each with a commit when it is done."""
 
-    def __init__(self, engine: Folder | Milvus, state: State, settings: AddSettings):
-        self.engine = engine
+    def __init__(self, collection: Collection, state: State, settings: AddSettings):
+        self.collection = collection
         self.state = state
         self.settings = settings
         self.bar: FilmBar | None = None  # while videos are added
@@ -192,8 +193,7 @@ class Adder:
         if not self.settings.titles_given:
             self.other_titles.append((title, before))
             return before
-        rename_film(self.engine, self.state, before, title)
-        self.engine.commit(self.state)
+        rename_film(self.collection, self.state, before, title)
         self.say(f"{before}: is {title} now")
         return title
 
@@ -251,17 +251,17 @@ class Adder:
             self.unchanged += 1
             self.done += 1
             return
-        film = FilmEmbedder(identifier)
+        embedder = FilmEmbedder(identifier)
         try:
             for picture in read_stills(stills, identifier):
-                film.add(picture)
-            rows = merge_stills(film.rows(), accepted_stills(self.engine, title), identifier)
+                embedder.add(picture)
+            rows = merge_stills(embedder.rows(), accepted_stills(self.collection, title), identifier)
         except UserError as error:
             self.end_film(f"{title}: error: {error}", failed=True)
             return
         imdb = next((str(still.imdb) for still in stills if still.imdb), None)
-        about = {"content_key": content_key, "stills": len(stills), "imdb": imdb}
-        stored = store_film(self.engine, self.state, title, rows, **about)
+        film = Film(0, title, imdb=imdb, content_key=content_key, stills=len(stills))
+        stored = store_film(self.collection, self.state, film, rows)
         self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{', updated' if before else ''}")
 
     # ------------------------------------------------------------------------------------------ videos
@@ -277,7 +277,7 @@ class Adder:
 
     def start(self, attempt: Attempt) -> Job:
         """The job of an attempt."""
-        accepted = accepted_stills(self.engine, attempt.title)
+        accepted = accepted_stills(self.collection, attempt.title)
         video = VideoJob(attempt.parts, self.settings.sampling, self.settings.model, self.threads, accepted)
         return Job(video, about=attempt, size=count_bytes(attempt.parts))
 
@@ -287,7 +287,7 @@ class Adder:
         reason = self.refuse(attempt.title, result)
         if reason:
             self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
-            self.engine.commit(self.state)
+            self.collection.put_failure(attempt.path, self.state.failed[attempt.path])
             line = f"{attempt.title}: error: {reason}"
         else:
             line = self.store(attempt, result, time.monotonic() - job.started)
@@ -319,19 +319,18 @@ class Adder:
     def store(self, attempt: Attempt, result: EmbeddedVideo, took: float) -> str:
         """Put a film into the index; returns what was done, in words. took: seconds."""
         updated = ", updated" if attempt.title in self.state.films else ""
-        self.state.failed.pop(attempt.path, None)
         self.stored.add(attempt.title)
-        film = store_film(
-            self.engine,
-            self.state,
-            attempt.title,
-            result.rows,
+        film = Film(
+            id=0,
+            title=attempt.title,
             content_key=attempt.content_key,
             stills=result.seen,
             seconds=round(result.seconds, 3),
             partial=result.damage,
             file=attempt.path,
         )
+        film = store_film(self.collection, self.state, film, result.rows)
+        gather(self.collection, self.state.about)
         rate = result.seconds / max(1e-9, took)
         pace = f"{format_clock(result.seconds)} of film in {took:.0f} s ({rate:.0f}x real time)"
         partial = f"; in part: {result.damage}" if result.damage else ""

@@ -17,17 +17,12 @@ from answering.console import UserError, atomic_write
 from answering.embedding import FilmRows
 from answering.offers import Offers
 from answering.projection import Scoring, project_all
-from answering.state import IndexedModel, hashed_name
-from answering.tables import About, Collection, FilmRecord, copy_films
+from answering.state import About, Failure, Film, IndexedModel, hashed_name
+from answering.store import Collection, copy_films
 
 FOLDER_FORMAT = "movie-by-frame index 3"  # of a folder, which the page still reads
 
 # -------------------------------------------------------------------------------------- a folder of before
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a collection of before lies there."""
-    return (path / "index.json").is_file()
 
 
 def take_over(folder: Path, collection: Collection) -> int:
@@ -84,7 +79,7 @@ def fill_from_folder(folder: Path, values: dict, collection: Collection, about: 
                 raise ValueError(f"{title} has no vectors")
             (vectors,) = read_arrays(folder / film["vectors"])
             packed = vectors.tobytes(), base64.b64decode(film["middle"])
-        record = FilmRecord(
+        record = Film(
             id=0,
             title=title,
             year=film.get("year"),
@@ -97,7 +92,7 @@ def fill_from_folder(folder: Path, values: dict, collection: Collection, about: 
         )
         collection.put_film(about, record, FilmRows(**dict(zip(names, arrays, strict=True))), packed)
     for file, failure in values.get("failed", {}).items():
-        collection.put_failure(file, failure["content_key"], failure["reason"])
+        collection.put_failure(file, Failure(failure["content_key"], failure["reason"]))
     renamed = list(values.get("renamed", {}).items())
     collection.home.execute_many("INSERT INTO renamed (meant, title) VALUES (?, ?)", renamed)
     collection.write_about(about)
@@ -144,7 +139,7 @@ def export_films(collection: Collection, titles: list[str], path: Path) -> int:
     return count
 
 
-def import_films(source: Collection, target: Collection) -> Iterator[FilmRecord]:
+def import_films(source: Collection, target: Collection) -> Iterator[Film]:
     """Put all films of a file of export_films, or of another collection, into target; inside target.writing().
 
     Whether both are of one model, the caller has seen to. Yields each film; those of the same title are replaced.
@@ -216,7 +211,7 @@ class FolderWriter:
                 file.unlink()
 
 
-def publish_film(collection: Collection, film: FilmRecord, fit: int, files: FolderWriter) -> dict:
+def publish_film(collection: Collection, film: Film, fit: int, files: FolderWriter) -> dict:
     """Write a film's files; returns what index.json says of it."""
     stem = f"films/{hashed_name(film.title)}-{film.id:08x}"
     ((middle, packed),) = collection.home.execute("SELECT middle, vectors FROM vector WHERE film = ?", [film.id])

@@ -5,7 +5,7 @@ A picture's name is made of its user and its answer, see learn.py; a refused one
 
 from dataclasses import dataclass
 
-from answering.tables import Collection
+from answering.store import Collection
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 
 from answering.console import UserError
 from answering.projection import Scoring, blend_similarity, unit_length
-from answering.tables import Collection
+from answering.state import About
+from answering.store import Collection
 
 EXACT = 200_000  # stills up to which no cells are made
 HEAD = 16  # dimensions that every still is compared in: the last, which vary most between films
@@ -27,6 +28,7 @@ NEAR = 64  # stills found in cells; the last of them stands for those of films t
 NEAR_FILMS = 32  # films from the tables that are compared exactly
 PART = 64  # stills of a cell in a row of gathered
 GATHER_STILLS = 200_000  # in memory at a time while cells are filled
+SLICE_OF_FILMS = 100  # that are read at a time while cells are filled
 SAMPLE = 24  # stills a cell that cells are fitted on
 ROUNDS = 8  # of k-means
 
@@ -180,76 +182,95 @@ class Search:
     def refresh(self, version: object) -> bool:
         """Read what changed since the last time; version: as snapshot() yields it. Returns whether anything did.
 
-        Raises UserError where nothing is to be searched.
+        Raises UserError where nothing is to be searched, and where something is damaged; what was read before stays.
         """
         if version is not None and version == self.version:
             return False
         about = self.collection.about()
         if about.fit == 0:
-            text = f"--index {self.collection}: holds no films yet; python index.py add --help"
-            raise UserError(text, 2)
+            raise UserError(f"--index {self.collection}: holds no films yet; python index.py add --help", 2)
         if about.fit != self.fit or about.last_change < self.last_change:
-            self.clear()
-            self.basis = self.collection.read_projection()
-            self.dims = len(self.basis[1])
-            self.middles = GrowingRows((self.dims,), np.int8)
-            self.middle_inverse = GrowingRows((), np.float32)
-            self.stored = GrowingRows((), np.int64)
-            self.loose = LooseFilms(self.dims)
-            self.first_loose = 0  # number of the first film in loose
-            self.gathered_through = about.gathered_through
-            self.read_films()
+            fresh = Search(self.collection)
+            fresh.begin(about)
+            fresh.read_changes(about)
+            vars(self).update(vars(fresh))
         else:
-            self.read_changes()
-        self.about = about
-        self.fit = about.fit
-        self.last_change = about.last_change
-        self.leave_gathered()
-        self.read_cells()
+            self.read_changes(about)
+        if not self.titles:
+            raise UserError(f"--index {self.collection}: holds no films yet; python index.py add --help", 2)
         self.version = version
         return True
 
+    def begin(self, about: About) -> None:
+        """Make room for vectors of the projection that the collection has now."""
+        self.basis = self.collection.read_projection()
+        self.fit = about.fit
+        self.dims = len(self.basis[1])
+        self.middles = GrowingRows((self.dims,), np.int8)
+        self.middle_inverse = GrowingRows((), np.float32)
+        self.stored = GrowingRows((), np.int64)
+        self.loose = LooseFilms(self.dims)
+        self.first_loose = 0  # number of the first film in loose
+
     # ---------------------------------------------------------------------------------------- what is read
 
-    def read_films(self) -> None:
-        """Read all films after last_film; vectors of those that are not in cells alone."""
-        home = self.collection.home
-        query = (
-            "SELECT film.id, film.title, film.stored, vector.middle FROM film JOIN vector ON vector.film = film.id "
-            "WHERE film.id > ? AND vector.middle IS NOT NULL ORDER BY film.id"
-        )
-        rows = home.execute(query, [self.last_film])
-        if not rows:
-            return
-        self.ids = np.concatenate([self.ids, np.array([row[0] for row in rows], np.int64)])
-        self.titles += [row[1] for row in rows]
-        self.stored.append(np.array([row[2] for row in rows], np.int64))
-        middles = np.frombuffer(b"".join(bytes(row[3]) for row in rows), np.int8).reshape(len(rows), -1)
-        self.middles.append(middles)
-        self.middle_inverse.append(inverse_lengths(middles))
-        after = max(self.last_film, self.gathered_through)
-        while after < self.ids[-1] and (part := self.collection.read_vectors(after=after)):
-            self.loose.append([np.frombuffer(row[2], np.int8).reshape(-1, self.dims) for row in part])
-            after = part[-1][0]
-        self.last_film = int(self.ids[-1])
-        self.first_loose = len(self.ids) - self.loose.counts.used
+    def read_changes(self, about: About) -> None:
+        """Take out films that are gone, take titles that changed, then films that are new.
 
-    def read_changes(self) -> None:
-        """Take out films that are gone, read titles that changed, then films that are new."""
-        home = self.collection.home
-        changed = home.execute("SELECT DISTINCT film FROM change WHERE id > ?", [self.last_change])
-        for (id,) in changed:
-            if id > self.last_film:
-                continue
+        All is read before anything is taken.
+        """
+        query = "SELECT DISTINCT film FROM change WHERE id > ? AND film <= ?"
+        changed = [row[0] for row in self.collection.home.execute(query, [self.last_change, self.last_film])]
+        titles = {id: self.collection.home.execute("SELECT title FROM film WHERE id = ?", [id]) for id in changed}
+        films = self.read_films()
+        vectors = self.read_loose(films, about)
+        centres = self.centres
+        if self.cells_fit != about.cells_fit:
+            centres = read_centres(self.collection, self.dims)[1]
+        for id, title in titles.items():
             place = int(np.searchsorted(self.ids, id))
             if place == len(self.ids) or self.ids[place] != id:
                 continue
-            title = home.execute("SELECT title FROM film WHERE id = ?", [id])
             if title:
                 self.titles[place] = title[0][0]
             else:
                 self.drop(place)
-        self.read_films()
+        self.take_films(films)
+        self.loose.append(vectors)
+        self.about = about
+        self.last_change = about.last_change
+        self.centres = centres
+        self.cells_fit = about.cells_fit
+        self.leave_gathered()
+
+    def read_films(self) -> list[tuple]:
+        """(id, title, stored, middle) of the films after last_film that have vectors."""
+        query = (
+            "SELECT film.id, film.title, film.stored, vector.middle FROM film JOIN vector ON vector.film = film.id "
+            "WHERE film.id > ? AND vector.middle IS NOT NULL ORDER BY film.id"
+        )
+        return self.collection.home.execute(query, [self.last_film])
+
+    def read_loose(self, films: list[tuple], about: About) -> list[np.ndarray]:
+        """Vectors int8 [n, d] of those of these films that are not in cells."""
+        after = max(self.last_film, about.gathered_through)
+        found = []
+        while films and after < films[-1][0] and (part := self.collection.read_vectors(after=after)):
+            found += [np.frombuffer(row[2], np.int8).reshape(-1, self.dims) for row in part]
+            after = part[-1][0]
+        return found
+
+    def take_films(self, films: list[tuple]) -> None:
+        """Take what read_films read."""
+        if not films:
+            return
+        self.ids = np.concatenate([self.ids, np.array([row[0] for row in films], np.int64)])
+        self.titles += [row[1] for row in films]
+        self.stored.append(np.array([row[2] for row in films], np.int64))
+        middles = np.frombuffer(b"".join(bytes(row[3]) for row in films), np.int8).reshape(len(films), -1)
+        self.middles.append(middles)
+        self.middle_inverse.append(inverse_lengths(middles))
+        self.last_film = int(self.ids[-1])
 
     def drop(self, place: int) -> None:
         """Take out the film with this number."""
@@ -264,16 +285,12 @@ class Search:
 
     def leave_gathered(self) -> None:
         """Let go of vectors that lie in cells now."""
-        self.gathered_through = self.about.gathered_through
-        gathered = int(np.searchsorted(self.ids, self.gathered_through, side="right"))
+        gathered = int(np.searchsorted(self.ids, self.about.gathered_through, side="right"))
         if gathered > self.first_loose:
-            self.loose.delete(0, gathered - self.first_loose)
+            in_memory = len(self.ids) - self.loose.counts.used  # number of the first film that loose has
+            if gathered > in_memory:
+                self.loose.delete(0, gathered - in_memory)
             self.first_loose = gathered
-
-    def read_cells(self) -> None:
-        if self.cells_fit != self.about.cells_fit:
-            self.centres = read_centres(self.collection, self.dims)[1]
-            self.cells_fit = self.about.cells_fit
 
     # ---------------------------------------------------------------------------------------- what is asked
 
@@ -345,15 +362,13 @@ class Search:
         similarity *= records["inverse"]
         return records["film"].astype(np.int64), similarity
 
-    def find_still(self, number: int, vector: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-        """(number of the nearest still of a film, similarities [n] and times int64 [n, 2] of all its stills)."""
-        id = int(self.ids[number])
-        rows = self.collection.home.execute("SELECT vectors, times FROM vector WHERE film = ?", [id])
+    def read_film(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(vectors int8 [n, d], times int64 [n, 2]) of all stills of a film."""
+        rows = self.collection.home.execute("SELECT vectors, times FROM vector WHERE film = ?", [int(self.ids[number])])
         if not rows:
             raise self.collection.damaged(f"vectors of {self.titles[number]} are missing")
         vectors = np.frombuffer(rows[0][0], np.int8).reshape(-1, self.dims)
-        similarity = cosines(vectors, vector)
-        return int(similarity.argmax()), similarity, np.frombuffer(rows[0][1], "<i8").reshape(-1, 2)
+        return vectors, np.frombuffer(rows[0][1], "<i8").reshape(-1, 2)
 
 
 # --------------------------------------------------------------------------------------------- cells, written
@@ -373,12 +388,11 @@ def read_centres(collection: Collection, dims: int) -> tuple[np.ndarray, np.ndar
     return np.array([row[:2] for row in rows], np.int64), centres
 
 
-def gather(collection: Collection, *, finished: bool = False) -> bool:
+def gather(collection: Collection, about: About) -> bool:
     """Put loose vectors into cells where there are many, and fit cells where there are none that fit; for the writer.
 
-    finished: whether no more films come in this run. Returns whether anything was done, in one transaction.
+    Returns whether anything was done, in one transaction.
     """
-    about = collection.about()
     if about.fit == 0:
         return False
     _, stills = collection.count()
@@ -402,7 +416,7 @@ def gather(collection: Collection, *, finished: bool = False) -> bool:
     return False
 
 
-def fit_cells(collection: Collection, about, stills: int) -> None:
+def fit_cells(collection: Collection, about: About, stills: int) -> None:
     """Make the cells anew, with nothing in them."""
     dims = len(collection.read_projection()[1])
     count = int(min(MOST_CELLS, 2 * stills**0.5))
@@ -447,7 +461,7 @@ def nearest_cells(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return found
 
 
-def fill_cells(collection: Collection, about) -> None:
+def fill_cells(collection: Collection, about: About) -> None:
     """Put the vectors of all films that are in no cell yet into theirs; in a transaction."""
     dims = len(collection.read_projection()[1])
     filled, centres = read_centres(collection, dims)
@@ -468,9 +482,6 @@ def fill_cells(collection: Collection, about) -> None:
     about.gathered_through = max(after, about.gathered_through)
     numbers = [(int(parts), int(stills), cell) for cell, (parts, stills) in enumerate(filled)]
     collection.home.execute_many("UPDATE cell SET parts = ?, stills = ? WHERE cell = ?", numbers)
-
-
-SLICE_OF_FILMS = 100  # that are read at a time while cells are filled
 
 
 def put_in_cells(collection: Collection, films: list[tuple], centres: np.ndarray, filled: np.ndarray) -> None:

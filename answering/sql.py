@@ -25,6 +25,11 @@ def is_postgres(place: str | Path) -> bool:
     return str(place).startswith(("postgresql://", "postgres://"))
 
 
+def is_folder_of_before(path: str | Path) -> bool:
+    """Whether a collection lies there as the version before kept it, in a folder."""
+    return (Path(path) / "index.json").is_file()
+
+
 def open_home(place: str | Path) -> "SqliteHome | PostgresHome":
     """The home at a place: a file, which need not be there yet, or postgresql://user:password@host:5432/database."""
     return PostgresHome(str(place)) if is_postgres(place) else SqliteHome(Path(place))
@@ -80,8 +85,7 @@ class SqliteHome:
     def open_reader(self) -> None:
         """Open the file read-only. Raises NoCollection, or UserError for a file of another program."""
         self.close()
-        if self.path.is_dir():
-            raise UserError(f"--index {self}: is a folder, not a file of index.py", 2)
+        self.refuse_folder()
         self.immutable = self.path.with_name(f"{self.path.name}-txid").exists()
         self.opened = self.stamp()
         with self.asking():
@@ -93,6 +97,17 @@ class SqliteHome:
                 self.immutable = True
                 self.opened = self.stamp()
                 self.connect_reader()
+
+    def refuse_folder(self) -> None:
+        """Raise UserError for a folder, with the mend for one that the version before made."""
+        if is_folder_of_before(self.path):
+            new = self.path.with_suffix(".sqlite")
+            text = (
+                f"is a folder of the version before; python index.py import {self} --index {new} takes it over"
+            )
+            raise UserError(f"--index {self}: {text}", 2)
+        if self.path.is_dir():
+            raise UserError(f"--index {self}: is a folder, not a file of index.py", 2)
 
     def connect_reader(self) -> None:
         how = "immutable=1" if self.immutable else "mode=ro"
@@ -136,8 +151,7 @@ class SqliteHome:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the collection against other writers, and open it to write. Raises UserError if one is at work."""
-        if self.path.is_dir():
-            raise UserError(f"--index {self}: is a folder, not a file of index.py", 2)
+        self.refuse_folder()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.asking(), contextlib.closing(self.hold_lock()):
             self.close()

@@ -19,9 +19,9 @@ from answering.calibration import Rule
 from answering.console import UserError
 from answering.embedding import FilmRows
 from answering.projection import Scoring, blend_similarity, unit_length
-from answering.search import Search, gather
-from answering.state import IndexedModel
-from answering.tables import Collection, FilmRecord, pack_vectors
+from answering.search import Search, cosines, gather
+from answering.state import Film, IndexedModel
+from answering.store import Collection, pack_vectors
 from benchmarks.harness import in_process, show
 
 DIMENSIONS = 128  # of a drawn vector
@@ -93,7 +93,7 @@ def write_drawn(place: str, films: int, stills: int) -> dict[str, float]:
             about.last_film = films
             collection.write_about(about)
         start = time.perf_counter()
-        gather(collection)
+        gather(collection, collection.about())
         return {"cells, s": time.perf_counter() - start}
 
 
@@ -244,7 +244,7 @@ def measure_adding(place: str) -> dict[str, float]:
             rows = draw_rows(number, ADDED_STILLS)
             packed = pack_vectors(unit_length(draw_film(number, ADDED_STILLS)))
             start = time.perf_counter()
-            film = writer.put_film(writer.about(), FilmRecord(0, f"Added {number}"), rows, packed)
+            film = writer.put_film(writer.about(), Film(0, f"Added {number}"), rows, packed)
             added.append(time.perf_counter() - start)
             start = time.perf_counter()
             with found.collection.snapshot() as version:
@@ -252,7 +252,7 @@ def measure_adding(place: str) -> dict[str, float]:
                 seen.append(time.perf_counter() - start)
                 vector = draw_questions(1, 1, 1)[0]
                 start = time.perf_counter()
-                still, _, _ = found.find_still(len(found.titles) - 1, vector)
+                still = int(cosines(found.read_film(len(found.titles) - 1)[0], vector).argmax())
                 found.collection.proof(film.id, still)
                 proved.append(time.perf_counter() - start)
     names = (f"add {ADDED_STILLS} stills, ms", "seen after, ms", "proof, ms")
@@ -282,7 +282,7 @@ def measure_readers(place: str, asked: np.ndarray, *, with_writer: bool) -> dict
             while with_writer and not all(reader.done() for reader in asking):
                 packed = pack_vectors(unit_length(draw_film(added, ADDED_STILLS)))
                 rows = draw_rows(added, ADDED_STILLS)
-                writer.put_film(writer.about(), FilmRecord(0, f"Beside {added}"), rows, packed)
+                writer.put_film(writer.about(), Film(0, f"Beside {added}"), rows, packed)
                 added += 1
         times = np.concatenate([reader.result() for reader in asking])
     p50, p99 = np.percentile(times, [50, 99])

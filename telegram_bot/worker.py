@@ -1,13 +1,14 @@
 """The model in a process of its own: a picture that hangs or crashes it costs that process and no other."""
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def trim_heap() -> None:
 
 
 class SteadyIndex(Index):
-    """An Index that answers on with what it has read when its folder is damaged or gone, and logs that once."""
+    """An Index that answers on with what it has read when its collection is damaged or gone, and logs that once."""
 
     def __init__(self, place: str | Path, identifier: Identifier):
         self.logged: set[str] = set()
@@ -96,11 +97,19 @@ class SteadyIndex(Index):
         super().__init__(place, identifier)
         self.was_read = True
 
-    def refresh(self) -> None:
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """As Index has it; where it can't be read, what was read before answers on."""
+        with contextlib.ExitStack() as stack:
+            self.try_to_read(stack)
+            yield
+
+    def try_to_read(self, stack: contextlib.ExitStack) -> None:
+        """Begin a view of the collection, which stack ends, and read what changed."""
         if time.monotonic() < self.retry_at:
             return
         try:
-            super().refresh()
+            stack.enter_context(super().reading())
         except (UserError, OSError, MemoryError) as error:
             if not self.was_read:  # there is nothing to answer on with
                 raise
@@ -108,7 +117,7 @@ class SteadyIndex(Index):
             self.log_once(error)
 
     def evidence(self, *asked) -> Evidence | None:
-        """As Index has it; None where its files can't be read."""
+        """As Index has it; None where its rows can't be read."""
         try:
             return super().evidence(*asked)
         except (UserError, OSError) as error:
@@ -135,7 +144,7 @@ def describe_model() -> ModelDescription:
     films = dict.fromkeys(model.classes)
     if model.index:
         model.index.refresh()
-        films |= {title: film.imdb for title, film in model.index.films.items()}
+        films |= model.index.imdb_ids()
     return ModelDescription(model.contract, model.reason, films, resident())
 
 

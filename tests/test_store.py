@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_tables.py"""
+"""python -m pytest tests/test_store.py"""
 
 import base64
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from postgres import Postgres
 
-from answering import search, tables
+from answering import search, state, store
 from answering.calibration import Rule
 from answering.console import UserError
 from answering.embedding import FilmRows
@@ -26,8 +26,9 @@ from answering.offers import Offers
 from answering.packing import pack_embedding, unpack_embedding
 from answering.projection import Scoring, blend_similarity, project_all, quantise, unit_length
 from answering.search import Search, gather
-from answering.state import IndexedModel, hashed_name
-from answering.tables import Collection, FilmRecord, pack_vectors
+from answering.sql import NoCollection
+from answering.state import Failure, Film, IndexedModel, hashed_name
+from answering.store import Collection, pack_vectors
 
 ROOT = Path(__file__).parent.parent
 MODEL = IndexedModel("drawn", base64.b64encode(np.arange(8, dtype=np.float32).tobytes()).decode())
@@ -84,10 +85,10 @@ def project(embedding: np.ndarray) -> np.ndarray:
     return project_all(embedding, *BASIS)
 
 
-def add(collection: Collection, film: int, title: str | None = None, stills: int = 30) -> FilmRecord:
+def add(collection: Collection, film: int, title: str | None = None, stills: int = 30) -> Film:
     """Add a drawn film; inside writing()."""
     rows = draw_rows(film, stills)
-    record = FilmRecord(0, title or f"Film {film} ({1990 + film})", year=1990 + film, content_key=str(film), stills=40)
+    record = Film(0, title or f"Film {film} ({1990 + film})", year=1990 + film, content_key=str(film), stills=40)
     about = collection.about()
     return collection.put_film(about, record, rows, pack_vectors(project(rows.embedding)) if about.fit else None)
 
@@ -115,7 +116,7 @@ def ask(found: Search, film: int, still: int) -> tuple[str, str, bytes]:
         found.refresh(version)
         vector = project(draw_rows(film).embedding[still : still + 1].astype(np.float32))[0]
         number = int(found.similarity(vector, Scoring()).argmax())
-        still, _, _ = found.find_still(number, vector)
+        still = int(search.cosines(found.read_film(number)[0], vector).argmax())
         return found.titles[number], *found.collection.proof(int(found.ids[number]), still)
 
 
@@ -204,10 +205,13 @@ def test_files_that_failed_are_kept_until_they_are_read(place):
     writer = Collection(place)
     with writer.writing(MODEL):
         for reason in ("gone", "cut off"):
-            writer.put_failure("/films/a.mkv", "k1", reason)
-        writer.put_failure("/films/b.mkv", "k2", "gone")
-        assert writer.failures() == {"/films/a.mkv": ("k1", "cut off"), "/films/b.mkv": ("k2", "gone")}
-        record = FilmRecord(0, "A (2001)", seconds=61.5, partial="read up to 0:01", file="/films/a.mkv")
+            writer.put_failure("/films/a.mkv", Failure("k1", reason))
+        writer.put_failure("/films/b.mkv", Failure("k2", "gone"))
+        assert writer.failures() == {
+            "/films/a.mkv": Failure("k1", "cut off"),
+            "/films/b.mkv": Failure("k2", "gone"),
+        }
+        record = Film(0, "A (2001)", seconds=61.5, partial="read up to 0:01", file="/films/a.mkv")
         writer.put_film(writer.about(), record, draw_rows(1), None)
     reader = Collection(place)
     film = reader.film("A (2001)")
@@ -275,7 +279,7 @@ def test_the_films_that_come_out_best_are_compared_exactly(tmp_path, monkeypatch
     collection = Collection(tmp_path / "index.sqlite")
     fill(collection, range(60))
     with collection.writing():
-        assert gather(collection) == cells
+        assert gather(collection, collection.about()) == cells
         for film in range(60, 64):  # loose beside cells
             add(collection, film)
     found = Search(Collection(tmp_path / "index.sqlite"))
@@ -301,7 +305,7 @@ def test_cells_follow_what_comes_and_goes(home, request, tmp_path, monkeypatch):
     found = Search(Collection(place))
     assert ask(found, 3, 3)[0] == "Film 3 (1993)" and found.centres is None
     with writer.writing():
-        assert gather(writer)
+        assert gather(writer, writer.about())
         assert ask(found, 3, 3)[:2] == ("Film 3 (1993)", "003.jpg")
         assert found.first_loose == 12 and found.loose.vectors.used == 0
         about = writer.about()
@@ -310,12 +314,14 @@ def test_cells_follow_what_comes_and_goes(home, request, tmp_path, monkeypatch):
         for film in range(20, 25):
             add(writer, film)
             assert ask(found, film, 9)[:2] == (f"Film {film} ({1990 + film})", "009.jpg")
-        assert gather(writer) and not gather(writer)
+        assert gather(writer, writer.about()) and not gather(writer, writer.about())
         assert found.first_loose == 11 and ask(found, 22, 9)[0] == "Film 22 (2012)" and found.first_loose == 16
         before = writer.about().cells_fit
         for film in range(4, 10):
             writer.remove_film(about := writer.about(), writer.film(f"Film {film} ({1990 + film})"))
-        assert gather(writer) and writer.about().cells_fit == before + 1  # too many of films that are gone
+        assert (
+            gather(writer, writer.about()) and writer.about().cells_fit == before + 1
+        )  # too many of films that are gone
         about = writer.about()
         assert about.stills_gathered == 300 == writer.count()[1]
         ((parts,),) = writer.home.execute("SELECT sum(stills) FROM cell")
@@ -339,7 +345,7 @@ def test_embeddings_in_8_bits():
 WRITER = """
 import sys
 sys.path[:0] = ["tests"]
-import test_tables as t
+import test_store as t
 from answering import search
 search.EXACT, search.LOOSE = 300, 60
 collection = t.Collection(sys.argv[1])
@@ -363,7 +369,7 @@ def step(collection: Collection, number: int) -> None:
     elif kind == 2 and film >= 3:
         collection.remove_film(about, collection.film(f"Old {film - 3}"))
     elif kind == 3:
-        gather(collection)
+        gather(collection, collection.about())
     elif kind == 4:
         add(collection, 100 + film % 50, title=f"Old {film}", stills=20)
 
@@ -423,7 +429,7 @@ def wait_for_writer(place: str) -> Collection:
 TAKER = """
 import sys
 sys.path[:0] = ["tests"]
-import test_tables as t
+import test_store as t
 from pathlib import Path
 print("ready", flush=True)
 sys.stdin.readline()
@@ -538,10 +544,10 @@ def test_two_writers_are_refused(place):
 
 def test_where_nothing_is(place):
     for read in (Collection(place).about, Collection(place).films, Collection(place).check):
-        with pytest.raises(tables.NoCollection) as error:
+        with pytest.raises(NoCollection) as error:
             read()
         assert "no index there" in one_line(error)
-    with pytest.raises(tables.NoCollection), Collection(place).writing():
+    with pytest.raises(NoCollection), Collection(place).writing():
         pass
     if not place.startswith("postgresql"):
         assert not list(Path(place).parent.iterdir())
@@ -550,11 +556,11 @@ def test_where_nothing_is(place):
 def test_a_newer_format_and_an_older_one(place, monkeypatch):
     fill(Collection(place), range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "FORMAT", tables.FORMAT + 1)
+        patch.setattr(store, "FORMAT", state.FORMAT + 1)
         with pytest.raises(UserError) as error:
             Collection(place).about()
         assert "make it anew" in one_line(error)  # nothing is known that brings it there
-        patch.setattr(tables, "MIGRATIONS", {tables.FORMAT - 1: "CREATE TABLE more (key TEXT, value {bytes})"})
+        patch.setattr(store, "MIGRATIONS", {state.FORMAT: "CREATE TABLE more (key TEXT, value {bytes})"})
         with pytest.raises(UserError, match=r"index\.py rebuild"):
             Collection(place).about()
         with Collection(place).writing():
