@@ -124,6 +124,14 @@ class SteadyIndex(Index):
             self.log_once(error)
             return None
 
+    def imdb_ids(self) -> dict[str, str | None]:
+        """As Index has it; without ids where its rows can't be read."""
+        try:
+            return super().imdb_ids()
+        except (UserError, OSError) as error:
+            self.log_once(error)
+            return dict.fromkeys(self.films)
+
     def log_once(self, error: Exception) -> None:
         words = " ".join(str(error).split())
         if words not in self.logged:

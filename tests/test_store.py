@@ -331,13 +331,17 @@ def test_cells_follow_what_comes_and_goes(home, request, tmp_path, monkeypatch):
     assert Collection(place).check() == []
 
 
-def test_embeddings_in_8_bits():
-    embedding = np.random.default_rng(3).normal(5, 3, (40, 16)) * np.logspace(-3, 2, 16)
-    back = unpack_embedding(pack_embedding(embedding), 16)
-    assert np.abs(back - embedding).max(0) == pytest.approx(np.ptp(embedding, axis=0) / 510, rel=0.2)
+@pytest.mark.parametrize(("rows", "steps", "size"), [(80, 255, 1), (40, 65_535, 2)])
+def test_embeddings_in_few_bits(rows, steps, size):
+    embedding = np.random.default_rng(3).normal(5, 3, (rows, 16)) * np.logspace(-3, 2, 16)
+    packed = pack_embedding(embedding)
+    assert len(packed) == 4 + 16 * (8 + size * rows)
+    back = unpack_embedding(packed, 16)
+    assert np.abs(back - embedding).max(0) == pytest.approx(np.ptp(embedding, axis=0) / 2 / steps, rel=0.2)
     assert len(unpack_embedding(pack_embedding(np.zeros((0, 16))), 16)) == 0
-    with pytest.raises(ValueError):
-        unpack_embedding(b"123", 16)
+    for damaged in (b"123", b"\7\0\0\0", packed[:-1]):
+        with pytest.raises(ValueError):
+            unpack_embedding(damaged, 16)
 
 
 # ---------------------------------------------------------------------------------------------- nothing is lost
