@@ -309,9 +309,8 @@ def test_copies_and_moves(copied, model, tmp_path, capsys):
     assert len(json.loads((tmp_path / "site/index.json").read_text())["films"]) == 5
     published = tmp_path / "index"
     shutil.copytree(tmp_path / "site", published)
-    assert "is a folder of the version before" in str(
-        pytest.raises(UserError, Index, published, Identifier(model)).value
-    )
+    with pytest.raises(UserError, match="is a folder of the version before"):
+        Index(published, Identifier(model))
 
 
 def test_a_folder_of_the_version_before_is_taken_over_by_the_next_add(model, tmp_path, monkeypatch, capsys):
