@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from answering.adding import Adder, AddSettings
+from answering.adding import Adder, AddSettings, see_model, see_model_in_a_process
 from answering.calibration import UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
-from answering.collection import INDEX, Index, check_model, draw_evidence, fingerprint
+from answering.collection import INDEX, Index, check_model, draw_evidence
 from answering.console import UserError, one_line_errors
 from answering.editing import (
     ASKED_FRAMES,
@@ -65,12 +65,12 @@ def run_add(args: argparse.Namespace) -> int:
     check_model_is_there(args.model)
     start = time.perf_counter()
     collection = Collection(args.index)
-    identifier = Identifier(args.model)
-    seen = fingerprint(identifier)
+    has_videos = any(film.parts for film in shelf.films)
+    seen = see_model_in_a_process(args.model) if has_videos else see_model(args.model)
     take_over_neighbour(collection)
-    with open_to_add(collection, identifier, seen) as state:
+    with open_to_add(collection, seen.architecture, seen.fingerprint) as state:
         adder = Adder(collection, state, read_add_settings(args))
-        adder.add(shelf.films, identifier)
+        adder.add(shelf.films)
         finish(collection, state, unknown_share=args.unknown_share)
     seconds = time.perf_counter() - start
     print(f"{len(state.films)} films, {state.count_stills()} stills in {collection}; {seconds:.1f} s")
@@ -103,7 +103,7 @@ def read_add_settings(args: argparse.Namespace) -> AddSettings:
 def check_model_is_there(model: str) -> None:
     """Raise UserError that says how to get a model, where there is none."""
     if not Path(model).exists():
-        embedder = "python export.py --arch vit_small_patch14_dinov2 --init hub --frames FOLDER_OF_STILLS"
+        embedder = "python export.py --arch vit_small_patch14_dinov2 --init hub"
         raise UserError(f"--model {model}: no model there; {embedder} makes one that needs no training", 2)
 
 

@@ -1,5 +1,6 @@
 """Put a shelf of films into an index: what is new or changed is embedded, videos side by side, one commit a film."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -10,13 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from answering.collection import fingerprint
 from answering.console import UserError
 from answering.editing import accepted_stills, hash_contents, merge_stills, rename_film, store_film
 from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
 from answering.model import Identifier
+from answering.runtimes import choose_file, cpu_flags, trim_heap
 from answering.search import gather
 from answering.shelf import ShelfFilm
-from answering.side_by_side import FilmBar, Job, count_bytes, format_clock, run_side_by_side
+from answering.side_by_side import FilmBar, Job, SideBySide, count_bytes, format_clock, run_side_by_side
 from answering.state import Failure, Film, State
 from answering.stills import Still, list_stills
 from answering.store import Collection
@@ -52,8 +57,40 @@ class EmbeddedVideo:
 
 @functools.cache
 def load_identifier(model: str, threads: int) -> Identifier:
-    """The model, loaded once a process."""
-    return Identifier(model, threads=threads)
+    """The model, loaded once a process; in fp32 by ONNX Runtime, which loads it in a fraction of OpenVINO's memory."""
+    runtime = None
+    with contextlib.suppress(UserError):  # it is not installed, or there is no such file
+        if choose_file(Path(model), None, None, cpu_flags()).format == "fp32":
+            runtime = choose_file(Path(model), "onnxruntime", "fp32", cpu_flags()).runtime
+    identifier = Identifier(model, runtime=runtime, format="fp32" if runtime else None, threads=threads)
+    trim_heap()
+    return identifier
+
+
+@dataclass(frozen=True)
+class ModelSeen:
+    """What an index must know of a model."""
+
+    architecture: str
+    fingerprint: np.ndarray  # see collection.fingerprint
+
+
+def see_model(model: str, report: Callable[[float, float], None] | None = None) -> ModelSeen:
+    """Load a model and look at it. Raises UserError."""
+    identifier = load_identifier(model, 1)
+    return ModelSeen(identifier.contract.architecture, fingerprint(identifier))
+
+
+def see_model_in_a_process(model: str) -> ModelSeen:
+    """As see_model, in a process that ends with it, so that its memory is free again. Raises UserError."""
+    seen = []
+    pool = SideBySide(see_model, 1)
+    pool.waiting.append(Job(model))
+    for _, result in pool.results(lambda running: None):
+        if isinstance(result, UserError):
+            raise result
+        seen.append(result)
+    return seen[0]
 
 
 def embed_video(job: VideoJob, report: Callable[[float, float], None]) -> EmbeddedVideo:
@@ -145,15 +182,20 @@ class Adder:
         self.left_alone: list[str] = []  # files that failed before and did not change
         self.other_titles: list[tuple[str, str]] = []  # (title that a file means, title that the index has it under)
 
-    def add(self, films: list[ShelfFilm], identifier: Identifier) -> None:
-        """Add what is new or changed; a film that fails is a line. Raises UserError or OSError where nothing can go on.
+    def add(self, films: list[ShelfFilm]) -> None:
+        """Add what is new or changed; a film that fails is a line.
 
-        identifier: for films of stills; videos have theirs in processes of their own.
+        Films of stills are embedded here, videos in processes of their own. Raises UserError or OSError where nothing
+        can go on.
         """
-        stills, attempts = self.plan(films)
-        self.films = len(stills) + len(attempts)
-        for title, folder in stills.items():
-            self.add_stills(title, folder, identifier)
+        folders, attempts = self.plan(films)
+        self.films = len(folders) + len(attempts)
+        if folders:
+            identifier = load_identifier(self.settings.model, self.settings.cores)
+            for title, folder in folders.items():
+                self.add_stills(title, folder, identifier)
+            del identifier
+            load_identifier.cache_clear()
         if attempts:
             self.add_videos(attempts)
         self.sum_up()
@@ -161,7 +203,7 @@ class Adder:
     def plan(self, films: list[ShelfFilm]) -> tuple[dict[str, Path], list[Attempt]]:
         """({title: folder} of films of stills, first attempts at films of videos) that are to do."""
         claimed = {film.title for film in films}
-        stills: dict[str, Path] = {}
+        folders: dict[str, Path] = {}
         attempts: list[Attempt] = []
         seen: set[str] = set()
         for film in films:
@@ -173,9 +215,11 @@ class Adder:
             seen.add(title)
             if film.parts:
                 attempts += self.plan_video(replace(film, title=title))
+            elif self.is_known(title, self.list_stills(film.stills)):
+                self.unchanged += 1
             else:
-                stills[title] = film.stills
-        return stills, attempts
+                folders[title] = film.stills
+        return folders, attempts
 
     def choose_title(self, film: ShelfFilm, claimed: set[str]) -> str:
         """The title that a film has in the index: one that rename gave it, or that an unchanged file of it has there.
@@ -201,9 +245,11 @@ class Adder:
         """The title that the index has a file of a film under, if that file did not change, or has only moved."""
         for parts in (film.parts, *film.copies):
             path = str(parts[0].absolute())
+            content_key = self.hash(parts)
             for title, its in self.state.films.items():
-                same = its.file is not None and its.content_key == self.hash(parts)
-                if same and (its.file == path or not Path(its.file).exists()):
+                if its.file is None or its.content_key != content_key:
+                    continue
+                if its.file == path or not Path(its.file).exists():
                     return title
         return None
 
@@ -242,15 +288,20 @@ class Adder:
 
     # ------------------------------------------------------------------------------------------ stills
 
+    def list_stills(self, folder: Path) -> list[Still]:
+        """The stills of a folder that are to be taken."""
+        return list_stills(folder)[:: self.settings.every_nth]
+
+    def is_known(self, title: str, stills: list[Still]) -> bool:
+        """Whether the index has a film as its stills are now."""
+        before = self.state.films.get(title)
+        return before is not None and before.content_key == hash_contents(stills)
+
     def add_stills(self, title: str, folder: Path, identifier: Identifier) -> None:
         """Add a film of stills."""
-        stills = list_stills(folder)[:: self.settings.every_nth]
-        content_key = hash_contents(stills)
-        before = self.state.films.get(title)
-        if before and before.content_key == content_key:
-            self.unchanged += 1
-            self.done += 1
-            return
+        stills = self.list_stills(folder)
+        content_key = hash_contents(stills)  # before they are read: they may change meanwhile
+        updated = ", updated" if title in self.state.films else ""
         embedder = FilmEmbedder(identifier)
         try:
             for picture in read_stills(stills, identifier):
@@ -262,7 +313,7 @@ class Adder:
         imdb = next((str(still.imdb) for still in stills if still.imdb), None)
         film = Film(0, title, imdb=imdb, content_key=content_key, stills=len(stills))
         stored = store_film(self.collection, self.state, film, rows)
-        self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{', updated' if before else ''}")
+        self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{updated}")
 
     # ------------------------------------------------------------------------------------------ videos
 
@@ -286,8 +337,7 @@ class Adder:
         attempt: Attempt = job.about
         reason = self.refuse(attempt.title, result)
         if reason:
-            self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
-            self.collection.put_failure(attempt.path, self.state.failed[attempt.path])
+            self.keep_failure(attempt, reason)
             line = f"{attempt.title}: error: {reason}"
         else:
             line = self.store(attempt, result, time.monotonic() - job.started)
@@ -299,6 +349,11 @@ class Adder:
         else:
             self.say(f"{line}; its next encoding is tried", error=True)
             waiting.appendleft(self.start(attempt.follow()))
+
+    def keep_failure(self, attempt: Attempt, reason: str) -> None:
+        """Keep why a file is not to be tried again until it changes."""
+        self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
+        self.collection.put_failure(attempt.path, self.state.failed[attempt.path])
 
     def refuse(self, title: str, result: EmbeddedVideo | UserError) -> str | None:
         """Why the index keeps what it has of a film; None where the result is to be stored."""
@@ -330,6 +385,8 @@ class Adder:
             file=attempt.path,
         )
         film = store_film(self.collection, self.state, film, result.rows)
+        if result.damage:
+            self.keep_failure(attempt, result.damage)
         gather(self.collection, self.state.about)
         rate = result.seconds / max(1e-9, took)
         pace = f"{format_clock(result.seconds)} of film in {took:.0f} s ({rate:.0f}x real time)"

@@ -29,12 +29,12 @@ ASKED_FRAMES = 100  # a film, to fit the thresholds
 
 
 @contextlib.contextmanager
-def open_to_add(collection: Collection, identifier: Identifier, seen: np.ndarray) -> Iterator[State]:
+def open_to_add(collection: Collection, architecture: str, seen: np.ndarray) -> Iterator[State]:
     """Hold a collection for adding films, a new one where there is none. seen: the model's fingerprint.
 
     Raises UserError for one that is damaged or of another model, and where another writer is at work.
     """
-    model = IndexedModel(identifier.contract.architecture, base64.b64encode(seen).decode())
+    model = IndexedModel(architecture, base64.b64encode(seen).decode())
     with collection.writing(model):
         state = collection.state()
         check_model(collection, state.about, seen)

@@ -70,6 +70,7 @@ def report(slot: int, seconds: float, duration: float) -> None:
 
 def do_job(work: Callable, argument: object, slot: int):
     """work(argument, report). What it raises becomes a UserError, but for a full disk."""
+    report(slot, 0.0, 0.0)
     try:
         return work(argument, functools.partial(report, slot))
     except UserError:
@@ -136,7 +137,7 @@ class SideBySide:
                 job.seconds = max(0.0, heard)
                 job.duration = numbers[2 * job.slot + 1]
                 job.changed = now
-            elif now - job.changed > STALLED:
+            elif job.heard >= 0 and now - job.changed > STALLED:
                 future.cancel()
 
     def result_of(self, future):

@@ -352,7 +352,9 @@ def test_scrape_video(home, scraped):
     rows = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
     assert [round(row["shot_time_ms"], -2) for row in rows] == [0, 2000, 4000, 6000]
     ran = home.run("python scrape.py video ~/films --out data/raw", {"data/raw": "data/shots"})
-    assert stills(home.path("data", "shots", "The Matrix (1999)")) == 4 and "1 of 1 videos" in ran.last
+    assert stills(home.path("data", "shots", "The Matrix (1999)")) == 4 and "1 of 1 films" in ran.last
+    home.run("python scrape.py video ~/films --keyframes", more="--out data/keyframes")
+    assert stills(home.path("data", "keyframes", "The Matrix (1999)"))
 
 
 def test_scrape_titles_then_their_stills(home):
@@ -519,7 +521,7 @@ def test_index_add_search_check(home, indexed):
     assert is_drawn(home / "nearest.png", 300)
     home.run("python index.py add data/raw --model export")  # again: nothing is lost
     home.run('python index.py add "more/Title (Year)"')
-    home.run('python index.py add ~/shots/Alien --title "Alien (1979)" --every 2')
+    home.run('python index.py add ~/shots/Alien --title "Alien (1979)" --every-nth 2')
     ran = home.run(
         'python index.py list; python index.py check; python index.py remove "Alien (1979)"; python index.py rebuild'
     )
@@ -528,7 +530,12 @@ def test_index_add_search_check(home, indexed):
     home.run("python index.py rebuild")
     ran = home.shell("python index.py list")
     assert "Alien" not in ran.out and len(ran.out.splitlines()) == 11
-    home.shell('python index.py remove "Title (Year)" && python index.py check --drift')
+    home.run('python index.py rename "movie" "Heat (1995)"', {"movie": "Title (Year)"})
+    home.shell('python index.py remove "Heat (1995)" && python index.py check --drift')
+    ran = home.run("python index.py add ~/films --dry-run")
+    assert "->  The Matrix (1999)" in ran.out
+    ran = home.run("python index.py add ~/films --model export")
+    assert "The Matrix (1999): " in ran.out and "real time" in ran.out
     assert home.run("python index.py remove --source telegram").out == "0 stills of users removed\n"
 
 
