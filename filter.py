@@ -33,7 +33,7 @@ from answering.console import UserError, atomic_write, one_line_errors
 from answering.flat import is_flat
 from answering.pictures import read_image
 from answering.screenshots import find_bars
-from answering.stills import Still, find_films, list_stills, natural_key
+from answering.stills import Still, describe_passed_over, find_films, list_stills, natural_key
 from training.dataset import (
     Lookup,
     ManifestRow,
@@ -49,7 +49,7 @@ from training.detector import fit_size, person_detector
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
 CROPS = (0.92, 0.85)  # sides of the central pieces that are hashed too, so that cropped copies find their originals
-FORMAT = 4  # of the states in .filter; raised when the rules for keeping a frame change
+FORMAT = 5  # of the states in .filter; raised when the rules for keeping a frame change
 CHUNK = 32  # frames that are decoded while the detector looks at as many
 
 
@@ -133,7 +133,7 @@ def examine(still: Still) -> tuple[Frame, Picture | None]:
         frame.bars = f"{left / width:.3f} {top / height:.3f} {1 - right / width:.3f} {1 - bottom / height:.3f}"
     picture = rgb[top:bottom, left:right]
     if is_flat(picture):
-        frame.drop("dark", "dark, flat or a title card")
+        frame.drop("dark", "dark, flat, a title card or credits")
         return frame, None
     grey = Image.fromarray(rgb).reduce(max(1, min(picture.shape[:2]) // 128), box=box).convert("L")
     frame.phash = str(imagehash.phash(grey))
@@ -588,6 +588,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--min-frames, --batch, --subsets take 1 or more, --threads 0 or more, --conf between 0 and 1")
     if args.batch > CHUNK:
         parser.error(f"--batch must be {CHUNK} or less")
+    line = describe_passed_over(args.raw)
+    if line and own_share()[0] == 0:
+        print(f"filter.py: {line}", file=sys.stderr)
     reports = filter_films(**vars(args))
     if not reports:  # another process of the same run writes the manifest
         return 0

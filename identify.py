@@ -22,7 +22,7 @@ from answering.collection import attach_index, draw_evidence
 from answering.console import UserError, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
-from answering.stills import expand
+from answering.stills import describe_passed_over, expand
 
 MAX_SECONDS = 60.0  # for reading one file; a clip is cut short after a third of it
 MAX_WIDTH = 48  # characters of the column of file names
@@ -177,6 +177,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Reade
         parser.error("--evidence draws one frame's proof: name one image or video file, and an --index")
     if args.verbose:
         print(f"identify.py: {identifier.reason}", file=sys.stderr)
+    if line := describe_passed_over(args.frames):
+        print(f"identify.py: {line}", file=sys.stderr)
     width = min(MAX_WIDTH, max(len(path) for path in args.frames) + 12)
     failed = False
     for result in identify_files(identifier, reader, args.frames, top=args.top):

@@ -211,7 +211,7 @@ def read_animation(source: str | bytes, *, most: int = MAX_FRAMES, seconds: floa
             every = max(1, image.n_frames // (2 * most))
             for number in range(image.n_frames):
                 image.seek(number)
-                rgb = read_image(image, LONGEST_SIDE // 2) if number % every == 0 else None
+                rgb = read_image(image.copy(), LONGEST_SIDE // 2) if number % every == 0 else None
                 if rgb is not None and not is_flat(rgb):
                     frames.append((rgb, now))
                 now += round(image.info.get("duration") or FRAME_MS)

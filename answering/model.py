@@ -197,24 +197,26 @@ class Identifier:
         stills = [cut_still(rgb) for rgb in pictures]
         cropped = [still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)]
         shown = [place for place, still in enumerate(stills) if not (cropped[place] and is_flat(still))]
-        answer = self.look([pictures[place] for place in shown], top)
+        answer = self.name_film([pictures[place] for place in shown], top)
         if answer.kind == "unknown" and any(cropped[place] for place in shown):
-            answer = replace(self.look([stills[place] for place in shown], top), look="still")
+            answer = replace(self.name_film([stills[place] for place in shown], top), look="still")
         return replace(answer, ms=milliseconds_since(start))
 
     def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
-        """One answer for pictures uint8 [H, W, 3] of one film: by the mean of what the model says.
-
-        Flat ones are left out, as identify does.
-        """
+        """One answer for pictures uint8 [H, W, 3] of one film, as they are, but for flat ones."""
         start = time.perf_counter()
+        answer = self.name_film([rgb for rgb in pictures if not is_flat(rgb)], top)
+        return replace(answer, ms=milliseconds_since(start))
+
+    def name_film(self, pictures: list[np.ndarray], top: int) -> Answer:
+        """What look answers for pictures that are not flat: by the mean of what the model says; ms is left at 0."""
+        if not pictures:
+            return Answer("unknown", [], 0.0, reason=TOO_LITTLE)
         # in turn, so that memory stays as it is
-        rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures if not is_flat(rgb)]
-        if not rows:
-            return Answer("unknown", [], milliseconds_since(start), reason=TOO_LITTLE)
+        rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures]
         outputs = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
         (answer,) = self.make_answers(outputs, top)
-        return replace(answer, ms=milliseconds_since(start))
+        return answer
 
     def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
         """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""

@@ -1,30 +1,28 @@
-"""Frames of a video file, as a person sees them, with their times. Decoded by PyAV (FFmpeg's libraries)."""
+"""Frames of a film in one or more video files, as a person sees them, with their times. Read by PyAV."""
 
-import contextlib
+import itertools
 import math
-import os
-import stat
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from answering.colour import display_matrix, shown_size, to_rgb
+from answering.colour import UPRIGHT, display_matrix, shown_size, to_rgb, turns_sideways
 from answering.console import UserError
+from answering.decoding import MAX_PACKETS_TO_FIRST, Reader, open_video, read_header_duration
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .mkv .avi .mov .m4v .webm .mpg .mpeg .ts .m2ts .mts .m2t .vob .wmv .asf .flv .f4v .ogv .ogm .divx .3gp .3g2"
-    " .rm .rmvb .mxf .wtv .dv .m1v .m2v .mpv .qt .tp .trp .264 .h264 .265 .hevc .ivf .obu .nut .vro .xvid .mk3d .gxf".split()
-)
-FORMATS = (  # demuxers that read one file and nothing else: no playlists, no devices, no lists of files
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,live_flv,ogg,mxf,wtv,rm,nut,dv,gxf,ivf,"
-    "h264,hevc,m4v,vc1,vvc,obu,av1,cavsvideo,dirac,mjpeg,yuv4mpegpipe,nsv,nuv,dhav,lxf,ty,pva"
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".mk3d", ".webm", ".avi", ".divx", ".xvid"}
+    | {".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".vob", ".vro", ".ts", ".tp", ".trp", ".m2ts", ".mts", ".m2t"}
+    | {".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".mxf", ".gxf", ".wtv", ".dv", ".dif", ".nut", ".y4m"}
+    | {".264", ".h264", ".265", ".h265", ".hevc", ".vc1", ".ivf", ".obu"}
 )
 MAX_GAP = 10.5  # seconds; x264's 250 frames at 23.976 a second are 10.43
-MAX_PIXELS = 70_000_000  # of a frame; 8192 x 8192 fits
-MAX_HOURS = 100  # a longer duration in a header is not believed
-MAX_ERRORS = 100  # in a row, without a packet between them
+MIN_GAP = 1.0  # seconds; some files have nothing but keyframes
+STEPS_BACK = (0.0, 2.0, 15.0, 60.0)  # seconds before a place to begin, where seeking is not exact
+SHORT_BY = 2.0  # seconds, and 2%: a film that ends so much before its header's time is cut off
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Sampling:
 
     every: float | None = None  # seconds; a frame so often instead of keyframes
     max_gap: float = MAX_GAP  # seconds; keyframes further apart get as many frames between as halve the gap
+    min_gap: float = MIN_GAP  # seconds; keyframes that follow sooner are passed over
     skip_start: float = 0.0  # seconds
     skip_end: float = 0.0  # seconds
 
@@ -49,19 +48,24 @@ def is_video(name: str | Path) -> bool:
 
 
 class Video:
-    """Frames of one film, in one file or in parts that follow each other: `with Video(path) as video: ...`."""
+    """Frames of one film, in one file or in parts that follow each other: `with Video(path) as video: ...`.
+
+    codec: of the first part. width, height: pixels, as shown. duration: seconds, 0.0 where unknown.
+    damage: what could not be read, in words; set when frames(), all_frames() or frames_at() has come to an end.
+    """
 
     def __init__(self, *parts: Path, longest_side: int | None = None, threads: int = 1):
-        """Opens the first part. longest_side: reduce frames to so many pixels. Raises UserError."""
+        """Opens each part and decodes its first frame. longest_side: reduce frames to so many pixels.
+
+        threads: of the decoder; keyframes alone are not faster with more. Raises UserError for a file without frames.
+        """
         self.damage: str | None = None
         self._longest_side = longest_side
         self._parts = [_Part(Path(part), threads) for part in parts]
-        first = self._parts[0]
-        self.codec = first.codec
-        self.width, self.height = first.shown
-        self.duration = sum(part.duration for part in self._parts)
-        if not all(part.duration for part in self._parts):
-            self.duration = 0.0
+        self.codec = self._parts[0].codec
+        self.width, self.height = self._parts[0].shown
+        known = all(part.duration for part in self._parts)
+        self.duration = sum(part.duration for part in self._parts) if known else 0.0
 
     def __enter__(self) -> "Video":
         return self
@@ -74,131 +78,176 @@ class Video:
             part.close()
 
     def frames(self, sampling: Sampling | None = None) -> Iterator[Frame]:
-        """The frames that a sampling takes, in time order."""
+        """The frames that a sampling takes, flat ones included, in time order."""
         sampling = sampling or Sampling()
-        end = self.duration - sampling.skip_end if self.duration else math.inf
-        for decoded, part, time in self._sampled(sampling):
-            if sampling.skip_start <= time <= end:
-                yield self._finish(decoded, part, time)
+        end = math.inf
+        if sampling.skip_end:
+            end = sum(part.length for part in self._parts) - sampling.skip_end
+        for part, offset in self._with_offsets():
+            if sampling.every:
+                found = part.on_grid(sampling.every, offset)
+            else:
+                found = part.keyframes_and_between(sampling.max_gap, sampling.min_gap)
+            for decoded, time in found:
+                if offset + time > end:
+                    break
+                if offset + time >= sampling.skip_start:
+                    yield self._finish(decoded, part, offset + time)
 
     def all_frames(self) -> Iterator[Frame]:
         """Every frame."""
-        offset = 0.0
-        for part in self._parts:
-            for decoded, time in part.read(0.0):
+        for part, offset in self._with_offsets():
+            for decoded, time in part.read():
                 yield self._finish(decoded, part, offset + time)
-            offset += part.length
-            self._note_damage(part, offset - part.length)
 
     def frames_at(self, seconds: Iterable[float]) -> Iterator[Frame]:
-        """The first frame at or after each of these times, in time order."""
-        wanted = sorted(seconds)
-        offset = 0.0
-        for part in self._parts:
-            times = [second - offset for second in wanted]
-            last = part is self._parts[-1]
-            times = [time for time in times if time >= 0 and (last or time < part.length)]
-            for decoded, time in part.at(times):
+        """The first frame at or after each of these times, in time order; one frame once."""
+        wanted = sorted(max(0.0, second) for second in seconds)
+        for part, offset in self._with_offsets():
+            is_last = part is self._parts[-1]
+            here = [second for second in wanted if is_last or second < offset + part.length]
+            wanted = wanted[len(here) :]
+            for decoded, time in part.at([second - offset for second in here]):
                 yield self._finish(decoded, part, offset + time)
-            wanted = wanted[len(times) :]
-            offset += part.length
 
     def keyframes_at(self, seconds: Iterable[float]) -> Iterator[Frame]:
-        """The keyframe before each of these times, or else after it: decoded alone, so quick anywhere in a film."""
-        for wanted in seconds:
-            offset = 0.0
-            for part in self._parts[:-1]:
-                if wanted < offset + part.length:
-                    break
-                offset += part.length
-            else:
-                part = self._parts[-1]
-            with contextlib.closing(part.read(wanted - offset, keys_only=True)) as found:
-                for decoded, time in found:
-                    yield self._finish(decoded, part, offset + time)
+        """A keyframe near each of these times, decoded alone: quick anywhere in a long film."""
+        for second in seconds:
+            for part, offset in self._with_offsets():
+                if part is self._parts[-1] or second < offset + part.length:
+                    for decoded, time in part.keyframe_at(second - offset):
+                        yield self._finish(decoded, part, offset + time)
                     break
 
-    def _sampled(self, sampling: Sampling) -> Iterator[tuple]:
+    def _with_offsets(self) -> Iterator[tuple["_Part", float]]:
+        """Each part with the time of its first frame in the film; notes its damage when it has been read."""
         offset = 0.0
         for part in self._parts:
-            found = part.grid(sampling.every) if sampling.every else part.keyframes_and_between(sampling.max_gap)
-            for decoded, time in found:
-                yield decoded, part, offset + time
+            yield part, offset
             self._note_damage(part, offset)
-            offset += part.length
+            if part is not self._parts[-1]:
+                offset += part.length
 
     def _finish(self, decoded, part: "_Part", time: float) -> Frame:
-        return Frame(to_rgb(decoded, part.aspect, self._longest_side), round(time * 1000))
+        return Frame(part.to_rgb(decoded, self._longest_side), round(time * 1000))
 
     def _note_damage(self, part: "_Part", offset: float) -> None:
-        if part.is_cut_off() and not self.damage:
-            until = _clock(offset + part.reached)
-            whole = f" of {_clock(self.duration)}" if self.duration else ""
-            self.damage = f"read up to {until}{whole}; the rest is damaged"
+        if self.damage:
+            return
+        whole = f" of {to_clock(self.duration)}" if self.duration else ""
+        if part.is_cut_off:
+            self.damage = f"read up to {to_clock(offset + part.reached)}{whole}; the rest is damaged"
+        elif part.lost >= 1:
+            self.damage = f"{part.lost:.0f} s from {to_clock(offset + part.lost_from)}{whole} on are damaged"
 
 
 class _Part:
-    """One file of a film. Times are seconds since its first shown frame."""
+    """One file of a film. Times are seconds since its first shown frame, frames are av.VideoFrame."""
 
     def __init__(self, path: Path, threads: int):
         self.path = path
         self.threads = threads
-        self.reached = 0.0  # time of the last packet that was read
-        self.broken = False  # the last thing that happened was an error
-        self._cursor: _Reader | None = None  # for frames between keyframes
-        self._reader = _Reader(path, threads)
-        first = next(self._reader.decode(), None)
-        if first is None:
-            raise UserError(f"{path}: {self._reader.why_nothing()}")
-        self.start = first[1]
-        self.codec = self._reader.codec
-        self.aspect = self._reader.aspect
-        a, b, c, d = display_matrix(first[0])
-        self.shown = shown_size(first[0].width, first[0].height, self.aspect, None)
-        if abs(a) + abs(d) < abs(b) + abs(c):
+        self.strict = True
+        self.reached = 0.0  # time of the last packet that was in order
+        self.lost = 0.0  # seconds whose pictures are damaged
+        self.lost_from = 0.0  # where that begins
+        self.is_cut_off = False
+        self._measured = False  # reached is the end
+        self._clock_jumped = False
+        self._cursor: Reader | None = None  # for frames between keyframes
+        self._matrix = UPRIGHT
+        first = self._read_first()
+        self.shown = shown_size(first.width, first.height, self.aspect)
+        if turns_sideways(self._matrix):
             self.shown = self.shown[::-1]
-        self.duration = self._reader.duration
-        self._reader.close()
+
+    def _read_first(self):
+        """The first frame; sets what the file says of itself. Raises UserError where there is none."""
+        for strict in (True, False):  # a file with an error in each picture is better read as players do
+            self.strict = strict
+            with closing(self._open()) as reader:
+                self.codec = reader.codec
+                self.aspect = reader.aspect
+                self.duration = reader.duration
+                self.is_estimate = reader.is_estimate
+                first = reader.first(MAX_PACKETS_TO_FIRST)
+                if first:
+                    frame, self.start = first
+                    reader.check_colours(frame)
+                    self.to_rgb(frame, longest_side=64)  # fails here rather than at each frame
+                    self._matrix = display_matrix(frame)
+                    return frame
+                reason = reader.why_nothing()
+        raise UserError(f"{self.path}: {reason}")
+
+    def to_rgb(self, frame, longest_side: int | None) -> np.ndarray:
+        """uint8 [H, W, 3]. Raises UserError for pixels that nothing here knows."""
+        from av import FFmpegError
+
+        try:
+            return to_rgb(frame, self.aspect, self._matrix, longest_side)
+        except (FFmpegError, ValueError) as error:
+            name = frame.format.name
+            raise UserError(f"{self.path}: pictures of {self.codec} in {name} can't be read ({error})") from None
+
+    def _open(self) -> Reader:
+        return Reader(self.path, self.threads, self.strict)
+
+    def close(self) -> None:
+        if self._cursor:
+            self._cursor.close()
+            self._cursor = None
 
     @property
     def length(self) -> float:
-        return max(self.duration, self.reached)
+        """Seconds from the first frame to the end; read from the file's end where its header does not say."""
+        if self.is_estimate and not self._measured:
+            self._measure()
+        return max(self.reached, 0.0 if self.is_estimate else self.duration)
 
-    def is_cut_off(self) -> bool:
-        short = self.duration and self.reached < 0.98 * self.duration - 2
-        return self.broken or bool(short)
+    def _measure(self) -> None:
+        with closing(self._open()) as reader:
+            self.reached = max(self.reached, reader.read_end() - self.start)
+        self._measured = True
 
-    def close(self) -> None:
-        self._reader.close()
-        if self._cursor:
-            self._cursor.close()
+    def read(self, keys_only: bool = False, min_gap: float = 0.0) -> Iterator[tuple]:
+        """(Frame, time) from the start."""
+        with closing(self._open()) as reader:
+            for frame, time in reader.decode(keys_only, min_gap):
+                yield frame, time - self.start
+            self._learn(reader)
 
-    def read(self, start: float, keys_only: bool = False) -> Iterator[tuple]:
-        """(Decoded frame, time) from a time on, at the latest."""
-        with contextlib.closing(_Reader(self.path, self.threads)) as reader:
-            if start > 0:
-                reader.seek(self.start + start)
-            for decoded, time in reader.decode(keys_only):
-                self.reached = max(self.reached, time - self.start)
-                yield decoded, time - self.start
-            self.reached = max(self.reached, reader.reached - self.start)
-            self.broken = reader.broken
+    def _learn(self, reader: Reader) -> None:
+        """What a whole pass tells of the file."""
+        self.reached = max(self.reached, reader.reached - self.start)
+        self._clock_jumped = reader.clock_jumped
+        self.lost = reader.lost
+        self.lost_from = (reader.lost_from or 0.0) - self.start
+        is_short = not self.is_estimate and self.reached < 0.98 * self.duration - SHORT_BY
+        self.is_cut_off = is_short or reader.lost_at_end > SHORT_BY
+        self._measured = True
 
-    def grid(self, every: float) -> Iterator[tuple]:
-        due = 0.0
-        for decoded, time in self.read(0.0):
+    def on_grid(self, every: float, offset: float) -> Iterator[tuple]:
+        """The first frame at or after each multiple of `every` seconds of the film, in which this part is at offset."""
+        due = math.ceil(offset / every - 1e-6) * every - offset
+        for frame, time in self.read():
             if time >= due - 1e-6:
-                yield decoded, time
-                due = (math.floor(time / every + 1e-6) + 1) * every
+                yield frame, time
+                due = (math.floor((offset + time) / every + 1e-6) + 1) * every - offset
 
-    def keyframes_and_between(self, max_gap: float) -> Iterator[tuple]:
+    def keyframes_and_between(self, max_gap: float, min_gap: float) -> Iterator[tuple]:
+        """The first frame, keyframes, and where two are further apart than max_gap as many between as halve the gap."""
         before = None
-        for decoded, time in self.read(0.0, keys_only=True):
+        for frame, time in self.read(keys_only=True, min_gap=min_gap):
+            if before is None and time > min_gap:  # the first frame needs one that is not shown, or is not flagged
+                yield from self.at([0.0])
+                before = 0.0
             if before is not None:
                 yield from self._between(before, time, max_gap)
-            yield decoded, time
+            yield frame, time
             before = time
         if before is None:
+            yield from self.at([0.0])
             before = 0.0
         yield from self._between(before, self.length, max_gap)
 
@@ -207,168 +256,62 @@ class _Part:
         while (end - start) / pieces > max_gap:
             pieces *= 2
         times = [start + (end - start) * piece / pieces for piece in range(1, pieces)]
-        for decoded, time in self.at(times):
+        for frame, time in self.at(times, key=start):
             if start < time < end:
-                yield decoded, time
-
-    def at(self, times: list[float]) -> Iterator[tuple]:
-        """The first frame at or after each time, which are in order."""
-        if not times:
-            return
-        times = list(times)
-        latest = None
-        for decoded, time in self.read(times[0]):
-            while times and time >= times[0] - 1e-6:
-                if latest != time:
-                    yield decoded, time
-                    latest = time
-                times.pop(0)
-            if not times:
-                return
-
-
-class _Reader:
-    """One pass over a file. Times are seconds of the stream's own clock."""
-
-    def __init__(self, path: Path, threads: int):
-        self.path = path
-        self.broken = False
-        self.reached = -math.inf
-        self._error: Exception | None = None
-        self.container, self.stream = _open(path)
-        context = self.stream.codec_context
-        context.thread_count = threads
-        self.codec = context.name
-        self.aspect = float(self.stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or 1.0
-        self.duration = _duration(self.container, self.stream)
-
-    def close(self) -> None:
-        self.container.close()
-
-    def seek(self, seconds: float) -> None:
-        """To the keyframe before a time, or to the start of the file where that fails."""
-        import av
-
-        try:
-            self.container.seek(math.floor(seconds / self.stream.time_base), stream=self.stream)
-        except av.FFmpegError:
-            self.container.close()
-            self.container, self.stream = _open(self.path)
-
-    def decode(self, keys_only: bool = False) -> Iterator[tuple]:
-        import av
-
-        self.stream.codec_context.skip_frame = "NONKEY" if keys_only else "DEFAULT"
-        for packet in self._packets():
-            try:
-                frames = packet.decode()
-            except av.FFmpegError as error:
-                self._error = error
-                self.broken = True
-                continue
-            for frame in frames:
-                time = _time(frame, self.stream)
-                if frame.is_corrupt or time is None or (keys_only and not frame.key_frame):
-                    continue
-                self.broken = False
-                self.reached = max(self.reached, time)
                 yield frame, time
 
-    def _packets(self) -> Iterator:
-        import av
-
-        packets = self.container.demux(self.stream)
-        errors = 0
-        while errors < MAX_ERRORS:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as error:
-                errors += 1
-                self._error = error
-                self.broken = True
-                packets = self.container.demux(self.stream)
+    def at(self, times: list[float], key: float | None = None) -> Iterator[tuple]:
+        """The first frame at or after each time, which are in order. key: time of a keyframe before, if known."""
+        due = list(times)
+        if not due:
+            return
+        for frame, time in self._read_from(due[0] if key is None else key, due[0]):
+            if time < due[0] - 1e-6:
                 continue
-            errors = 0
-            if packet.dts is not None:
-                self.reached = max(self.reached, float(packet.dts * self.stream.time_base))
-            yield packet
+            yield frame, time
+            while due and due[0] <= time + 1e-6:
+                due.pop(0)
+            if not due:
+                return
 
-    def why_nothing(self) -> str:
-        """Why not a single frame came."""
-        reason = getattr(self._error, "strerror", None) or "the file ends before the first frame"
-        return f"no frame of its {self.codec} video can be decoded ({reason})"
+    def keyframe_at(self, second: float) -> Iterator[tuple]:
+        """The keyframe before a time, or else the next; none where the file can't be sought."""
+        self._cursor = self._cursor or self._open()
+        if self._cursor.seek(self.start + second):
+            for frame, time in itertools.islice(self._cursor.decode(keys_only=True), 1):
+                yield frame, time - self.start
+
+    def _read_from(self, place: float, due: float) -> Iterator[tuple]:
+        """(Frame, time) from a frame on that is not later than due; sought near place, else read from the start."""
+        for back in STEPS_BACK:
+            if place - back <= 0 or self._clock_jumped:
+                break
+            self._cursor = self._cursor or self._open()
+            if not self._cursor.seek(self.start + place - back):
+                break
+            frames = self._cursor.decode()
+            first = next(frames, None)
+            if first and first[1] - self.start <= due + 1e-6:
+                yield first[0], first[1] - self.start
+                yield from ((frame, time - self.start) for frame, time in frames)
+                return
+        self.close()
+        with closing(self._open()) as reader:
+            for frame, time in reader.decode():
+                yield frame, time - self.start
 
 
-def read_duration(path: Path) -> float | None:
-    """Seconds, from the container's header, without decoding; None for what is no video."""
+def read_duration(path: str | Path) -> float | None:
+    """Seconds, from the container's header, without decoding; None for what is no video or does not say."""
     try:
-        container, stream = _open(Path(path))
+        container, stream = open_video(Path(path))
     except UserError:
         return None
-    with contextlib.closing(container):
-        return _duration(container, stream) or None
+    with closing(container):
+        return read_header_duration(container, stream) or None
 
 
-def _open(path: Path):
-    """(PyAV container, its first real video stream). Raises UserError."""
-    av = _import_av()
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: not a file")
-    if not status.st_size:
-        raise UserError(f"{path}: the file is empty")
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
-    try:
-        container = av.open(f"file:{path}", options=options, timeout=60, metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise UserError(f"{path}: not a video that can be read ({error.strerror})") from None
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            break
-    else:
-        container.close()
-        raise UserError(f"{path}: no video in it")
-    if stream.codec_context is None:
-        container.close()
-        raise UserError(f"{path}: nothing here decodes its video codec")
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MAX_PIXELS:
-        container.close()
-        raise UserError(f"{path}: {width}x{height} is more than {MAX_PIXELS // 1_000_000} megapixels")
-    return container, stream
-
-
-def _import_av():
-    try:
-        import av
-    except ImportError:
-        raise UserError("reading videos needs PyAV: pip install av") from None
-    return av
-
-
-def _duration(container, stream) -> float:
-    """Seconds, 0.0 where the header does not say."""
-    seconds = 0.0
-    if stream.duration:
-        seconds = float(stream.duration * stream.time_base)
-    elif container.duration:
-        seconds = container.duration / 1_000_000
-    return seconds if 0 < seconds < MAX_HOURS * 3600 else 0.0
-
-
-def _time(frame, stream) -> float | None:
-    stamp = frame.pts if frame.pts is not None else frame.dts
-    if stamp is None:
-        return None
-    return float(stamp * (frame.time_base or stream.time_base))
-
-
-def _clock(seconds: float) -> str:
+def to_clock(seconds: float) -> str:
     """1:02:03."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
@@ -56,6 +56,24 @@ def write_video(path: Path, pictures: list[np.ndarray], *, codec: str = "mjpeg",
         for packet in stream.encode():
             container.mux(packet)
     return path
+
+
+def draw_credits(
+    lines: int, *, size: tuple[int, int] = (640, 360), colours: tuple = ("black", "white"), seed: int = 0
+) -> Image.Image:
+    """A title card, or a credits roll of so many lines. colours: of the background and of the letters."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    card = Image.new("RGB", size, colours[0])
+    draw = ImageDraw.Draw(card)
+    font = ImageFont.load_default(max(9, height // 22))
+    top = max(0, (height - lines * height // 14) // 2)
+    for line in range(lines):
+        names = ["".join(rng.choice(list("abcdehimnorstuw"), rng.integers(4, 9))).title() for _ in range(4)]
+        at = top + line * height // 14
+        draw.text((width // 2 - 9, at), " ".join(names[:2]), colours[1], font, anchor="ra")
+        draw.text((width // 2 + 9, at), " ".join(names[2:]), colours[1], font)
+    return card
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ const TEXTS = { // in English and Russian, and what stands in index.html
   movie: ["This looks like {title}.", "Похоже, это {title}."],
   shortlist: ["I doubt a little. Perhaps one of these:", "Немного сомневаюсь. Возможно, один из этих:"],
   unknown: ["I don't know this film. Try another frame.", "Я не знаю этот фильм. Попробуй другой кадр."],
+  little: ["I don't know this film: there is too little in the picture.",
+    "Я не знаю этот фильм: на картинке слишком мало."],
   still: ["The nearest still I know: {title}{at}", "Ближайший известный кадр: {title}{at}"],
   model: ["There is no model here that runs ({detail}). Make one with export.py --web.",
     "Здесь нет модели, которая работает ({detail}). Её создаёт export.py --web."],
@@ -88,12 +90,13 @@ async function look(file, card) {
   const begun = performance.now();
   let found = await loading;
   if (!found.error) found = file.size > MAX_BYTES ? { error: "large" } : await ask({ blob: file });
-  const { error, kind = "error", candidates = [], look = "" } = found;
+  const { error, kind = "error", candidates = [], look = "", reason = "" } = found;
   const ms = Math.round(performance.now() - begun);
   const [{ title, confidence } = { title: "" }] = candidates;
-  const data = { kind, title, confidence: confidence?.toFixed(4) ?? "", look, ms, file: file.name, still: "", at: "" };
+  const shown = confidence?.toFixed(4) ?? "";
+  const data = { kind, title, confidence: shown, look, reason, ms, file: file.name, still: "", at: "" };
   if (!error) card.prepend(Object.assign(new Image(), { alt: file.name, src: URL.createObjectURL(file) }));
-  find("h2", card).textContent = say(error ?? kind, { ...found, title });
+  find("h2", card).textContent = say(error ?? (reason || kind), { ...found, title });
   find("p", card).textContent = error ? file.name : say(look ? "inside" : "time", { ms });
   find("ol", card).append(...candidates.map(showCandidate));
   status.textContent = `${file.name}: ${find("h2", card).textContent}`;

@@ -72,6 +72,11 @@ async function readPicture(blob, draft) {
   return reduce({ data, start: 0, stride: width, width, height }, halved * times);
 }
 
+// a half to the even number, as Python does
+function round(value) {
+  return value % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value);
+}
+
 // the mean of each times x times pixels
 function reduce(picture, times) {
   if (times === 1) return picture;
@@ -158,8 +163,7 @@ function prepare(picture, { size, interpolation, crop_bars }) {
 // the box of the still inside a screenshot, as find_still of pictures.py; null where it is no screenshot
 function findStill(picture) {
   const [x, y, x2, y2] = findBars(picture);
-  const ratio = Math.max(x2 - x, y2 - y) / 640; // a half is rounded to the even number, as Python does
-  const scale = Math.max(1, ratio % 1 === 0.5 ? 2 * Math.round(ratio / 2) : Math.round(ratio));
+  const scale = Math.max(1, round(Math.max(x2 - x, y2 - y) / 640));
   const { data, start, stride } = reduce(crop(picture, [x, y, x2, y2]), scale);
   const [columns, rows] = [x2 - x, y2 - y].map((side) => Math.floor(side / scale / 8));
   if (Math.min(columns, rows) < 8) return null;
@@ -196,14 +200,85 @@ function findStill(picture) {
   return [x + left * pixels, y + top * pixels, end, foot];
 }
 
+// ------------------------------------------------------------ whether there is enough in the picture, as flat.py tells
+
+function isFlat(picture) {
+  const inside = crop(picture, findBars(picture));
+  const longer = Math.max(inside.width, inside.height);
+  const small = reduce(inside, Math.max(1, round(longer / 480)));
+  return isDim(small) || isCard(small);
+}
+
+// almost nothing is lit, almost all is of one grey, or there is almost no contrast
+function isDim({ data, start, stride, width, height }) {
+  const counts = new Float64Array(256);
+  for (let y = 0; y < height; y++)
+    for (let x = 0, p = start + 4 * y * stride; x < width; x++, p += 4)
+      counts[(19595 * data[p] + 38470 * data[p + 1] + 7471 * data[p + 2] + 32768) >> 16]++;
+  const shares = counts.map((count) => count / (width * height));
+  const sum = (from, to) => shares.slice(Math.max(0, from), to).reduce((a, b) => a + b, 0);
+  const mean = shares.reduce((total, share, level) => total + share * level, 0);
+  const variance = shares.reduce((total, share, level) => total + share * (level - mean) ** 2, 0);
+  let [median, below] = [0, shares[0]];
+  while (below < 0.5) below += shares[++median];
+  return sum(29) < 0.05 || variance < 25 || sum(median - 5, median + 6) > 0.93;
+}
+
+// what stands before a smooth background is as thin as letters and differs from it as they do
+function isCard({ data, start, stride, width, height }) {
+  const side = Math.max(4, round(Math.max(width, height) / 40)); // of a cell, pixels
+  const [rows, columns] = [height, width].map((length) => Math.floor(length / side));
+  if (!rows || !columns) return false;
+  const [down, across] = [rows, columns].map((cells) => Math.max(1, round(cells / 4))); // blocks
+  const block = (y, x) => Math.floor((Math.floor(y / side) * down) / rows) * across +
+    Math.floor((Math.floor(x / side) * across) / columns);
+  const [tall, wide] = [rows * side, columns * side];
+  const counts = new Uint32Array(down * across * 768);
+  for (let y = 0; y < tall; y += 2)
+    for (let x = 0; x < wide; x += 2)
+      for (let colour = 0, at = block(y, x) * 768; colour < 3; colour++, at += 256)
+        counts[at + data[start + 4 * (y * stride + x) + colour]]++;
+  const behind = Array.from({ length: down * across * 3 }, (_, k) => mostFrequent(counts, 256 * k));
+  const apart = (k, l) => k >= 0 && Math.abs(behind[k] - behind[l]) > 18;
+  for (let k = 0; k < behind.length; k++)
+    if (apart(k - 3 * across, k) || apart(Math.floor(k / 3) % across ? k - 3 : -1, k)) return false;
+  let [near, far] = [0, 0];
+  const cells = new Uint32Array(rows * columns);
+  for (let y = 0; y < tall; y++)
+    for (let x = 0, p = start + 4 * y * stride; x < wide; x++, p += 4) {
+      const at = 3 * block(y, x);
+      const distance = Math.max(...[0, 1, 2].map((colour) => Math.abs(data[p + colour] - behind[at + colour])));
+      if (distance > 42) far++;
+      if (distance > 14) continue;
+      near++;
+      cells[Math.floor(y / side) * columns + Math.floor(x / side)]++;
+    }
+  const covered = cells.filter((count) => count / side ** 2 < 0.08).length / cells.length;
+  const background = near / tall / wide;
+  return background >= 0.5 && covered <= 0.015 && far / tall / wide >= 0.35 * (1 - background);
+}
+
+// the middle of the 13 neighbouring levels that hold the most of the 256 counts from there on
+function mostFrequent(counts, from) {
+  let [best, most] = [0, -1];
+  for (let level = 0; level < 256; level++) {
+    let sum = 0;
+    for (let k = Math.max(0, level - 6); k <= Math.min(255, level + 6); k++) sum += counts[from + k];
+    if (sum > most) [best, most] = [level, sum];
+  }
+  return best;
+}
+
 // ------------------------------------------------------------------------------------------------- the answer
 
 async function identify(blob) {
   const { size, draft } = contract.preprocessing;
   const picture = await readPicture(blob, draft ? 2 * size : Infinity);
+  const box = findStill(picture);
+  const still = box && crop(picture, box);
+  if (isFlat(picture) || (still && isFlat(still))) return { kind: "unknown", candidates: [], reason: "little" };
   const answer = await look(picture);
-  const still = answer.kind === "unknown" && findStill(picture);
-  return still ? { ...(await look(crop(picture, still))), look: "still" } : answer;
+  return still && answer.kind === "unknown" ? { ...(await look(still)), look: "still" } : answer;
 }
 
 async function look(picture) {
