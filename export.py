@@ -3,7 +3,7 @@
 python export.py runs/deit_base_patch16_224-processed/best.pt --data data/processed
 python identify.py frame.jpg --model export
 python export.py model.pt --arch deit_base_patch16_224 --classes classes.txt     # the original project's own weights
-python export.py --arch vit_small_patch14_dinov2 --init hub --frames stills/     # an embedder, which knows no films
+python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films     # an embedder, which knows no films
 """
 
 import argparse
@@ -25,10 +25,13 @@ from torch import nn
 from torch.utils.data import Subset
 
 from answering.calibration import TARGETS, UNKNOWN_SHARE
+from answering.clip import read_video
 from answering.console import UserError, one_line_errors
 from answering.contract import Contract
 from answering.model import Identifier, reference_frames, relative_error
-from answering.stills import expand
+from answering.pictures import preprocess
+from answering.shelf import find_shelf
+from answering.stills import expand, walk_images
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
 from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
@@ -182,6 +185,27 @@ def draw_sample(items: list) -> list:
     return [items[i] for i in np.sort(picks)]
 
 
+def read_sample(place: Path, spec: dict) -> np.ndarray:
+    """At most CALIBRATION_FRAMES frames uint8 [N, S, S, 3] of a folder of stills, or of videos where it has no still.
+
+    Raises UserError where there is neither.
+    """
+    if place.is_dir() and walk_images(place):
+        return load_frames(draw_sample(expand([str(place)])), spec)
+    films = draw_sample([film for film in find_shelf([place]).films if film.parts])
+    frames = []
+    for film in films:
+        try:
+            clip = read_video(film.parts[0], most=-(-CALIBRATION_FRAMES // len(films)))
+        except UserError as error:
+            print(f"export.py: skipped: {error}", file=sys.stderr)
+        else:
+            frames += [preprocess(rgb, spec) for rgb in clip.pictures]
+    if not frames:
+        raise UserError(f"--frames {place}: no still and no video in it that can be read", 2)
+    return np.stack(frames[:CALIBRATION_FRAMES])
+
+
 def float_logits(module: Exported, frames: dict[str, Subset], classes: int) -> dict[str, np.ndarray]:
     """Logits [N, C] by torch of the frames outside train, by split."""
     logits = {split: np.zeros((0, classes)) for split in SPLITS[1:]}
@@ -293,13 +317,13 @@ def export_plain(
 ) -> None:
     """Export a model without data: an embedder, or the original's weights with the original's rule.
 
-    out appears whole, or stays as it was. frames: a folder of any frames to calibrate int8 with. Raises UserError.
+    out appears whole, or stays as it was. frames: stills or videos to calibrate int8 with. Raises UserError.
     """
     stages = Stages(2)
     model = checkpoint.build()
     sample = None
     if frames:
-        sample = load_frames(draw_sample(expand([str(frames)])), checkpoint.preprocessing)
+        sample = read_sample(frames, checkpoint.preprocessing)
     rule = ORIGINAL_RULE if checkpoint.classes else None
     contract = make_contract(checkpoint, rule, decision={}, accuracy={})
     module = Exported(model, checkpoint.preprocessing, rule)
@@ -419,7 +443,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--classes", type=Path, help="the original's classes.txt, lines `Title (Year): index`")
     group.add_argument("--arch", help=f"one of the six or a timm name (default: {ORIGINAL_ARCH})")
     group.add_argument("--init", help="weights of an embedder: a local file, or hub for the official ones")
-    group.add_argument("--frames", type=Path, help="folder of any frames, to calibrate int8 with (default: none)")
+    group.add_argument("--frames", type=Path, help="stills or videos, to calibrate int8 with (default: none)")
     return parser
 
 

@@ -4,9 +4,11 @@ import csv
 import os
 import re
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from answering.console import UserError
@@ -48,13 +50,14 @@ EXTRAS_FOLDER = re.compile(
 EXTRAS_FOLDER_OF_FILM = re.compile(r"(?i)scenes?|shorts?|others?|clips?|teasers?|interview")  # else it may be a genre
 EXTRA = re.compile(
     r"(?i)(^|[-_(\[]\s?)((official|theatrical)[ ._-])?(trailer|teaser|sample)[ ._-]?\d*[)\]]?$"
-    r"|(^|(?<=\S)\s?-\s?)(behind[ ._-]?the[ ._-]?scenes|deleted([ ._-]?scenes?)?|featurettes?|making[ ._-]?of)[ ._-]?\d*$"
+    r"|(^|(?<=\S)\s?-\s?)(behind[ ._-]?the[ ._-]?scenes|deleted([ ._-]?scenes?)?|featurettes?|making[ ._-]?of)"
+    r"[ ._-]?\d*$"
     r"|(?<=[^\s-])-(interview|deletedscene)\d*$|^sample[-_]|^(rarbg(\.com)?|etrg)$"
 )
 EXTRA_OF_FILM = re.compile(  # where a film lies beside it
-    r"(?i)(?<=[^\s-])-(scene|short|other|clip|extra|theme)\d*$|^(the )?making of |^deleted scene"
-    r"|[ .](trailer|teaser|sample|featurette|deleted[ .]scenes?)[ .]?\d*$"
+    r"(?i)(?<=[^\s-])-(scene|short|other|clip|extras?|theme)\d*$|^(the )?making of |^deleted scene"
 )
+EXTRA_AFTER_TITLE = re.compile(r"(?i)[ .](trailer|teaser|sample|featurette|(deleted)[ .]scenes?|interview)[ .]?\d*$")
 PICTURES_FOLDER = re.compile(
     r"(?i)posters?|covers?|fan-?art|art(work)?|images?|pictures|screens(hots)?|thumbs?|metadata"
 )
@@ -130,6 +133,7 @@ def find_shelf(
     if not shelf.films:
         raise UserError(nothing_found(sources, shelf, with_stills=with_stills), 2)
     shelf.films = without_doubles(sorted(shelf.films, key=lambda film: natural_key(film.title)), shelf)
+    shelf.notes = [tidy(note) for note in shelf.notes]  # names may hold line feeds, or commands to a terminal
     return shelf
 
 
@@ -223,16 +227,27 @@ def walk(source: Path, shelf: Shelf) -> Iterator[Folder]:
         for entry in ordered:
             sort_entry(entry, folder, shelf, images)
         yield folder
-        waiting += [folder_in(entry, folder) for entry in reversed(folder.folders)]
+        # of several links to one folder, the one that says which film it is goes first
+        folder.folders.sort(key=lambda entry: entry.is_symlink() and read_name(entry.name).year is None)
+        named_film = bool(folder.names) and read_name(folder.names[0]).year is not None
+        is_film = named_film or (folder.below > 0 and len(film_titles(folder)) == 1)
+        waiting += [folder_in(entry, folder, is_film=is_film) for entry in reversed(folder.folders)]
     if images:
         shelf.notes.append(disc_image_line(images))
         shelf.passed_over["images of discs"] += len(images)
 
 
-def folder_in(entry: os.DirEntry, folder: Folder) -> Folder:
-    """A folder that lies in another."""
+def film_titles(folder: Folder) -> set[str]:
+    """Titles of what lies in a folder directly, extras left out, by its own name."""
+    stems = [path.stem for path in folder.videos if not is_extra(path.stem, has_film=False)]
+    several = len(stems) > 1
+    return {normalise_title(read_name(stem).title) for stem in stems if not is_extra(stem, has_film=several)}
+
+
+def folder_in(entry: os.DirEntry, folder: Folder, *, is_film: bool) -> Folder:
+    """A folder that lies in another. is_film: that one holds one film, so that "other" is its extras."""
     name = tidy(entry.name)
-    extras = EXTRAS_FOLDER.fullmatch(name) or (folder.videos and EXTRAS_FOLDER_OF_FILM.fullmatch(name))
+    extras = EXTRAS_FOLDER.fullmatch(name) or (is_film and folder.videos and EXTRAS_FOLDER_OF_FILM.fullmatch(name))
     return Folder(
         path=Path(entry.path),
         names=(entry.name, *folder.names),
@@ -267,9 +282,7 @@ def sort_entry(entry: os.DirEntry, folder: Folder, shelf: Shelf, images: list[Pa
         images.append(Path(entry.path))
     elif is_image(entry.name):
         folder.images += 1
-    elif entry.name == "frames.jsonl":  # tells of the images beside it
-        pass
-    else:
+    elif entry.name != "frames.jsonl":  # which tells of stills
         shelf.passed_over["other files"] += 1
 
 
@@ -295,10 +308,8 @@ def items_of_folder(folder: Folder, shelf: Shelf) -> list[Item]:
         if disc is not None:
             items.append(item_of_disc(disc, folder, files, shelf))
     plain = {path: size for path, size in files.items() if path not in vobs and path not in streams}
-    films = [path for path in plain if not is_extra(path.stem, has_film=False)]
-    has_film = len(films) > 1
-    films = [path for path in films if not is_extra(path.stem, has_film=has_film)]
-    alone = len({normalise_title(read_name(path.stem).title) for path in films}) == 1
+    has_film = sum(not is_extra(path.stem, has_film=False) for path in plain) > 1
+    alone = len(film_titles(folder)) == 1
     for path, size in plain.items():
         extra = folder.in_extras or is_extra(path.stem, has_film=has_film)
         items.append(item_of_video(path, size, folder, alone=alone and folder.below > 0, is_extra=extra))
@@ -307,9 +318,14 @@ def items_of_folder(folder: Folder, shelf: Shelf) -> list[Item]:
 
 def is_extra(stem: str, *, has_film: bool) -> bool:
     """Whether a file is a trailer, a sample or the like, by its name. has_film: others lie beside it."""
-    if read_name(stem).title and re.search(r"[(\[]\d{4}[)\]]$", stem):  # a film that is called Sample (2019)
-        return False
     text = tidy(stem)
+    name = read_name(stem)
+    if re.search(r"[(\[]\d{4}[)\]]$", text):  # a film that is called Sample (2019)
+        return False
+    if name.episode:  # which may be called "Trailer"
+        return re.search(r"(?i)(?<=\S)[-.](trailer|sample)\d*$", text) is not None
+    if (found := EXTRA_AFTER_TITLE.search(text)) and found[1].lower() not in name.title.lower():
+        return True
     return bool(EXTRA.search(text) or (has_film and EXTRA_OF_FILM.search(text)))
 
 
@@ -438,9 +454,13 @@ class Cut:
     items: list[Item]
     seconds: float | None  # of the longest
 
+    def lasts(self, seconds: float) -> bool:
+        """Whether this is no more than a copy's difference longer."""
+        return self.seconds - seconds <= SAME_DURATION * self.seconds
+
     def holds(self, item: Item, seconds: float) -> bool:
         """Whether an item, no longer than those that are here, is a copy of them."""
-        if self.seconds - seconds > SAME_DURATION * self.seconds:
+        if not self.lasts(seconds):
             return False
         # title_t01 beside title_t02 is another title of the same disc, whatever it lasts
         return not any(item.label and other.label and item.place == other.place for other in self.items)
@@ -451,9 +471,11 @@ def films_of_title(group: list[Item], shelf: Shelf, known: Mapping[str, str]) ->
     lengths = {item: duration(item) for item in group}
     cuts: list[Cut] = []
     for item in sorted((item for item in group if lengths[item]), key=lambda item: -lengths[item]):
-        cut = next((cut for cut in cuts if cut.holds(item, lengths[item])), None)
+        seconds = lengths[item]
+        near = takewhile(lambda cut, seconds=seconds: cut.lasts(seconds), reversed(cuts))
+        cut = next((cut for cut in near if cut.holds(item, seconds)), None)
         if cut is None:
-            cuts.append(Cut([item], lengths[item]))
+            cuts.append(Cut([item], seconds))
         else:
             cut.items.append(item)
     # what other films of the title come later, the plain and longest one bears the bare title
@@ -479,14 +501,19 @@ def tell_apart(cuts: list[Cut], known: Mapping[str, str]) -> list[str]:
     """A title for each cut: the one that it is known by, the bare title for the first, others with a mark."""
     bare = cuts[0].items[0].name.full
     titles: dict[int, str] = {}
+    taken: set[str] = set()
     for number, cut in enumerate(cuts):
-        before = [known.get(os.path.abspath(item.parts[0])) for item in cut.items]
-        for title in before:
-            if title and title not in titles.values() and title in (bare, *marked_titles(cut)):
-                titles.setdefault(number, title)
+        names = (bare, *marked_titles(cut))
+        before = (known.get(os.path.abspath(item.parts[0])) for item in cut.items)
+        title = next((title for title in before if title in names and title not in taken), None)
+        if title is not None:
+            titles[number] = title
+            taken.add(title)
     for number, cut in enumerate(cuts):
-        free = [title for title in (bare, *marked_titles(cut)) if title not in titles.values()]
-        titles.setdefault(number, free[0] if free else f"{bare} {number + 1}")
+        if number not in titles:
+            free = (title for title in (bare, *marked_titles(cut)) if title not in taken)
+            titles[number] = next(free, f"{bare} {number + 1}")
+            taken.add(titles[number])
     return [titles[number] for number in range(len(cuts))]
 
 
@@ -518,6 +545,8 @@ def without_doubles(films: list[ShelfFilm], shelf: Shelf) -> list[ShelfFilm]:
         other = kept.setdefault(film.title, film)
         if other is film:
             continue
+        if not other.parts and film.stills.parent == other.stills.parent and tidy(other.stills.name) == film.title:
+            continue  # one name composed and decomposed, as macOS leaves them; list_stills joins the two
         if not other.parts:
             message = f"{film.stills}: the title {film.title!r} is also in {other.stills}; rename one of them"
             raise UserError(message, 2)
@@ -596,7 +625,7 @@ def add_stills(source: Path, folders: list[Folder], shelf: Shelf, title: str | N
         return
     if not any(folder.videos for folder in folders):
         films = find_films([source], title)
-        shelf.films += [ShelfFilm(tidy(name), (), folder) for name, folder in films.items()]
+        shelf.films += [ShelfFilm(unicodedata.normalize("NFC", name), (), folder) for name, folder in films.items()]
         return
     below: dict[str, list[Folder]] = {}
     for folder in folders:
@@ -611,6 +640,6 @@ def add_stills(source: Path, folders: list[Folder], shelf: Shelf, title: str | N
             continue
         try:
             films = find_films([source / name], title)
-            shelf.films += [ShelfFilm(tidy(film), (), folder) for film, folder in films.items()]
+            shelf.films += [ShelfFilm(unicodedata.normalize("NFC", film), (), folder) for film, folder in films.items()]
         except UserError as error:
             shelf.notes.append(str(error))

@@ -79,7 +79,6 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python demo/films.py --films 257 --frames 330 --out data/raw": "an hour; it is run with fewer films below",
     "python export.py runs/vit_small_patch14_dinov2-processed/best.pt --out trained/export": "the same run, with --web",
     "python export.py runs/deit_base_patch16_224-processed/best.pt --data data/processed": "the same, --data by name",
-    "python export.py --arch vit_small_patch14_dinov2 --init hub --frames stills/": "the same as README's, of data/raw",
     "python export.py --arch vit_small_patch14_dinov2 --init hub --web": "both are exported below, one by one",
     "python bench.py infer runs/RUN/best.pt --model export --frames FOLDER": "fifteen processes; isa starts the same",
     "python bench.py cuda --out data/cuda --minutes 9": "needs a GPU; tests/test_bench_cuda.py does it on a CPU",
@@ -299,7 +298,7 @@ def scraped(home) -> Path:
 @pytest.fixture(scope="session")
 def embedder(home, scraped) -> Path:
     """export/: a network that was taught no films."""
-    ran = home.run("python export.py --arch vit_small_patch14_dinov2 --init hub --frames data/raw", HUB)
+    ran = home.run("python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films", HUB)
     home.follow("python identify.py FRAME --model {}", ran)
     return home / "export"
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import scipy.special
 import torch
-from conftest import shared
+from conftest import draw_frame, shared, write_video
 from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
@@ -17,7 +17,7 @@ import export
 from answering.calibration import lowest_threshold
 from answering.console import UserError
 from answering.model import Identifier, cpu_flags, reference_frames, relative_error
-from answering.pictures import preprocess
+from answering.pictures import PREPROCESSING, preprocess
 from export import export_model
 from models import Checkpoint, build_model, preprocessing_for
 from training.dataset import choose_rows, read_manifest
@@ -118,6 +118,25 @@ def test_an_embedder_needs_no_training(raw, tmp_path, capsys):
             identifier.answers(frame)
     assert export.main(["--arch", "test_vit3", "--init", str(tmp_path / "none"), "--out", str(tmp_path / "f")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_an_embedder_is_calibrated_on_videos_where_there_are_no_stills(tmp_path, capsys):
+    pictures = [np.asarray(draw_frame(film, shot, 0)) for film in range(2) for shot in range(3) for _ in range(4)]
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for film in range(2):
+        write_video(folder / f"Film {film} (1990).avi", pictures[12 * film : 12 * film + 12])
+    (folder / "Broken (1991).avi").write_bytes(b"RIFF" + bytes(1000))
+    sample = export.read_sample(folder, PREPROCESSING)
+    assert sample.dtype == np.uint8 and sample.shape[1:] == (224, 224, 3) and len(sample) >= 12
+    known = np.stack([preprocess(rgb) for rgb in pictures[::4]]).astype(int)
+    nearest = np.abs(sample[:, None] - known[None]).mean((2, 3, 4))
+    assert nearest.min(1).max() < 12  # each is a frame of the films
+    assert len(set(nearest.argmin(1).tolist())) == 6  # and each shot is there
+    assert "Broken (1991).avi" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no video"):
+        (tmp_path / "empty").mkdir()
+        export.read_sample(tmp_path / "empty", PREPROCESSING)
 
 
 def test_a_failed_gate_leaves_the_old_export(run, dataset, exported, tmp_path, monkeypatch):
