@@ -111,9 +111,8 @@ def take_over_neighbour(collection: Collection) -> None:
     """Take over a collection of the version before, index/ beside an index.sqlite that is not there yet; says so."""
     if is_postgres(collection.place):
         return
-    path = Path(collection.place)
-    folder = path.with_suffix("")
-    if path.suffix and not path.exists() and is_folder_of_before(folder):
+    folder = Path(collection.place).with_suffix("")
+    if is_folder_of_before(folder) and folder != Path(collection.place) and not collection.is_there():
         count = take_over(folder, collection)
         print(f"{count} films taken over from {folder}, which is not needed any more", flush=True)
 

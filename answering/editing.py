@@ -50,8 +50,7 @@ def store_film(collection: Collection, state: State, film: Film, rows: FilmRows)
     film: without what the collection itself gives: id, stored, added.
     """
     film = replace(film, year=split_title(film.title)[1])
-    source = "folder" if film.file is None else "video"
-    stored = collection.put_film(state.about, film, rows, project_rows(collection, state, rows), source)
+    stored = collection.put_film(state.about, film, rows, project_rows(collection, state, rows))
     state.films[film.title] = stored
     state.failed.pop(film.file, None)
     return stored
@@ -154,8 +153,9 @@ def finish(collection: Collection, state: State, *, unknown_share: float | None,
     if unknown_share is not None and unknown_share != state.about.unknown_share:
         state.about.unknown_share = unknown_share
         force = True
-    refit(collection, state, force=force)
-    gather(collection, state.about)
+    with collection.home.transaction():  # a reader between them would take all vectors into memory
+        refit(collection, state, force=force)
+        gather(collection, state.about)
 
 
 # ---------------------------------------------------------------------------------------- stills of users

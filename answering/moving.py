@@ -17,6 +17,8 @@ from answering.console import UserError, atomic_write
 from answering.embedding import FilmRows
 from answering.offers import Offers
 from answering.projection import Scoring, project_all
+from answering.search import gather
+from answering.sql import is_folder_of_before
 from answering.state import About, Failure, Film, IndexedModel, hashed_name
 from answering.store import Collection, copy_films
 
@@ -47,6 +49,7 @@ def take_over(folder: Path, collection: Collection) -> int:
             with collection.home.transaction():
                 collection.make_tables(model)
                 fill_from_folder(folder, values, collection, about)
+                gather(collection, about)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}/index.json is damaged ({str(error)[:60]}); make the index anew") from None
     return len(values["films"])
@@ -153,7 +156,10 @@ def import_films(source: Collection, target: Collection) -> Iterator[Film]:
 
 
 def publish(collection: Collection, folder: Path) -> int:
-    """Write what the page in web/ reads: the folder of before. Files that are there stay; returns how many are new."""
+    """Write what the page in web/ reads: a folder as before. Files that are there stay; returns how many are new."""
+    if is_folder_of_before(folder):
+        text = "holds an index of the version before; remove it when index.py import has taken it over, or name another"
+        raise UserError(f"{folder}: {text}", 2)
     with collection.snapshot():
         about = collection.about()
         basis = collection.read_projection()
@@ -164,6 +170,7 @@ def publish(collection: Collection, folder: Path) -> int:
         projection = f"basis-{about.fit:08x}.npz"
         files.write(projection, lambda: dict(zip(("project", "offset"), basis, strict=True)))
         values = {
+            "published": True,  # first, see is_folder_of_before
             "format": FOLDER_FORMAT,
             "model": {"architecture": about.model.architecture, "fingerprint": about.model.fingerprint},
             "basis": projection,

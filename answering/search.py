@@ -168,7 +168,7 @@ class Search:
     def __init__(self, collection: Collection):
         self.collection = collection
         self.version: object = None  # of the snapshot that was read
-        self.fit = -1
+        self.source: object = None  # of which collection, and which fit of it
         self.clear()
 
     def clear(self) -> None:
@@ -189,9 +189,10 @@ class Search:
         about = self.collection.about()
         if about.fit == 0:
             raise UserError(f"--index {self.collection}: holds no films yet; python index.py add --help", 2)
-        if about.fit != self.fit or about.last_change < self.last_change:
+        source = self.collection.home.source(), about.identity, about.fit
+        if source != self.source or about.last_change < self.last_change:
             fresh = Search(self.collection)
-            fresh.begin(about)
+            fresh.begin(source)
             fresh.read_changes(about)
             vars(self).update(vars(fresh))
         else:
@@ -201,10 +202,10 @@ class Search:
         self.version = version
         return True
 
-    def begin(self, about: About) -> None:
+    def begin(self, source: object) -> None:
         """Make room for vectors of the projection that the collection has now."""
         self.basis = self.collection.read_projection()
-        self.fit = about.fit
+        self.source = source
         self.dims = len(self.basis[1])
         self.middles = GrowingRows((self.dims,), np.int8)
         self.middle_inverse = GrowingRows((), np.float32)

@@ -16,6 +16,7 @@ from answering.console import UserError
 APPLICATION = 0x6D6266  # "mbf", at byte 68 of a file of SQLite, tells it from those of other programs
 PAGE_BYTES = 16_384  # holds five stills with their thumbnails
 BUSY_SECONDS = 10.0  # that a reader waits while the writer cleans up
+PUBLISHED = b'"published": true'  # begins an index.json that publish wrote
 POSTGRES_SCHEMA = "movie_by_frame"
 POSTGRES_LOCK = 0x6D6266  # number of the advisory lock that a writer holds
 
@@ -26,8 +27,12 @@ def is_postgres(place: str | Path) -> bool:
 
 
 def is_folder_of_before(path: str | Path) -> bool:
-    """Whether a collection lies there as the version before kept it, in a folder."""
-    return (Path(path) / "index.json").is_file()
+    """Whether a collection lies there in a folder, as the version before kept it; what publish wrote is none."""
+    try:
+        with open(Path(path) / "index.json", "rb") as file:
+            return PUBLISHED not in file.read(100)
+    except OSError:
+        return False
 
 
 def open_home(place: str | Path) -> "SqliteHome | PostgresHome":
@@ -80,7 +85,12 @@ class SqliteHome:
         replica = self.path.with_name(f"{self.path.name}-txid")
         if replica.exists():  # is written when all pages of a transaction are
             return stat.st_dev, stat.st_ino, replica.read_bytes()
-        return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+        has_writer = self.path.with_name(f"{self.path.name}-shm").exists()
+        return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size, has_writer
+
+    def source(self) -> tuple:
+        """What changes when another file comes to lie at the path."""
+        return self.opened[:2]
 
     def open_reader(self) -> None:
         """Open the file read-only. Raises NoCollection, or UserError for a file of another program."""
@@ -102,9 +112,7 @@ class SqliteHome:
         """Raise UserError for a folder, with the mend for one that the version before made."""
         if is_folder_of_before(self.path):
             new = self.path.with_suffix(".sqlite")
-            text = (
-                f"is a folder of the version before; python index.py import {self} --index {new} takes it over"
-            )
+            text = f"is a folder of the version before; python index.py import {self} --index {new} takes it over"
             raise UserError(f"--index {self}: {text}", 2)
         if self.path.is_dir():
             raise UserError(f"--index {self}: is a folder, not a file of index.py", 2)
@@ -254,12 +262,14 @@ class SqliteHome:
     def backup(self, path: Path) -> None:
         """Copy the file as it is at this moment, while others read and write; path is whole or not there."""
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with self.snapshot(), self.asking():
+        with self.snapshot():
             try:
                 with contextlib.closing(sqlite3.connect(part)) as copy:
                     self.connection.backup(copy)
                     copy.execute("PRAGMA journal_mode = DELETE")  # one file that can be read on any medium
                 os.replace(part, path)
+            except sqlite3.Error as error:
+                raise UserError(f"{path}: could not be written ({error})") from None
             finally:
                 part.unlink(missing_ok=True)
 
@@ -359,6 +369,10 @@ class PostgresHome:
         for statement in statements:
             self.execute(statement)
 
+    def source(self) -> str:
+        """As SqliteHome has it; what a server holds, its tables tell."""
+        return self.place
+
     def has_tables(self) -> bool:
         found = self.execute("SELECT to_regclass(?)", [f"{POSTGRES_SCHEMA}.about"])
         return found[0][0] is not None
@@ -399,16 +413,16 @@ class PostgresHome:
             with contextlib.suppress(self.psycopg.Error):
                 self.connection.execute("COMMIT")
 
-    def begin_snapshot(self) -> str:
+    def begin_snapshot(self) -> list[tuple[str]]:
         """Begin a transaction that reads, over a new connection where the server was started anew meanwhile."""
+        query = "SELECT value FROM about WHERE key IN ('identity', 'revision') ORDER BY key"
         for attempt in range(2):
             try:
                 if self.connection is None or self.connection.closed:
                     self.open()
                 with self.asking():
                     self.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    version = self.connection.execute("SELECT value FROM about WHERE key = 'revision'").fetchone()
-                return version[0] if version else ""
+                    return self.connection.execute(query).fetchall()
             except NoCollection:
                 with contextlib.suppress(self.psycopg.Error):
                     self.connection.execute("ROLLBACK")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -56,6 +57,7 @@ class About:
 
     model: IndexedModel
     format: int = FORMAT
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)  # of the collection, and its copies
     rule: Rule | None = None
     scoring: Scoring = field(default_factory=Scoring)
     unknown_share: float = UNKNOWN_SHARE  # that the thresholds are fitted for
@@ -100,7 +102,7 @@ class About:
         for part in (self, self.scoring, self.rule):
             if part is not None:
                 for name, value in vars(part).items():
-                    if name not in ("model", "rule", "scoring", "figures"):
+                    if name not in ("model", "identity", "rule", "scoring", "figures"):
                         yield name, value
 
 

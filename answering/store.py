@@ -16,7 +16,7 @@ import numpy as np
 from answering.console import UserError
 from answering.embedding import FilmRows
 from answering.packing import pack_embedding, unpack_embedding
-from answering.projection import quantise, unit_length
+from answering.projection import quantise
 from answering.sql import NoCollection, PostgresHome, SqliteHome, open_home
 from answering.state import FORMAT, About, Failure, Film, IndexedModel, State
 
@@ -142,6 +142,14 @@ class Collection:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self.damaged(f"about: {str(error)[:60]}") from None
 
+    def is_there(self) -> bool:
+        """Whether there is a collection yet; a file in which making one was stopped holds none."""
+        try:
+            self.about()
+        except NoCollection:
+            return False
+        return True
+
     def state(self) -> State:
         """All that a writer needs to know. Raises as about does."""
         with self.snapshot():
@@ -176,11 +184,11 @@ class Collection:
             ((films, stills),) = self.home.execute("SELECT count(*), coalesce(sum(stored), 0) FROM film")
         return int(films), int(stills)
 
-    def put_film(self, about: About, film: Film, rows: FilmRows, packed: tuple | None, source: str = "folder") -> Film:
+    def put_film(self, about: About, film: Film, rows: FilmRows, packed: tuple[bytes, bytes] | None) -> Film:
         """Add a film, in place of what there is of its title, in one transaction; returns it with its id.
 
-        packed: pack_vectors of what the projection makes of rows; None before there is one. source: of its stills. That
-        its file failed before is forgotten.
+        packed: pack_vectors of what the projection makes of rows; None before there is one. That its file failed
+        before is forgotten.
         """
         with self.home.transaction():
             about.last_film += 1
@@ -194,7 +202,7 @@ class Collection:
             self.home.execute_many(
                 "INSERT INTO still (film, number, file, time_ms, until_ms, shot, source, thumbnail) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                list_still_rows(film.id, rows, source),
+                list_still_rows(film, rows),
             )
             self.home.execute(
                 "INSERT INTO embedding (film, dims, stills, degraded, clean) VALUES (?, ?, ?, ?, ?)",
@@ -331,11 +339,7 @@ class Collection:
         project: function from embeddings [n, D] to vectors [n, d].
         """
         with self.home.transaction():
-            self.home.execute("DELETE FROM projection")
-            numbers = [
-                (name, part.astype("<f4").tobytes()) for name, part in zip(("project", "offset"), basis, strict=True)
-            ]
-            self.home.execute_many("INSERT INTO projection (name, numbers) VALUES (?, ?)", numbers)
+            self.put_projection(basis)
             films = self.films()
             for film in films:
                 packed, middle = pack_vectors(project(self.read_embedding(film)[0]))
@@ -417,16 +421,17 @@ class Collection:
         return found
 
 
-def list_still_rows(id: int, rows: FilmRows, source: str) -> list[tuple]:
+def list_still_rows(film: Film, rows: FilmRows) -> list[tuple]:
     """Rows of the table still."""
     found = []
+    source = "folder" if film.file is None else "video"
     times = zip(rows.time_ms.tolist(), rows.until_ms.tolist(), strict=True)
     for number, (name, (time_ms, until_ms), shot, thumbnail) in enumerate(
         zip(rows.name.tolist(), times, rows.shot.tolist(), rows.list_thumbnails(), strict=True)
     ):
         known = time_ms >= 0
         where = "telegram" if name.startswith(USER_STILL_PREFIX) else source
-        row = (id, number, name, time_ms if known else None, until_ms if known else None, shot or None, where)
+        row = (film.id, number, name, time_ms if known else None, until_ms if known else None, shot or None, where)
         found.append((*row, thumbnail.tobytes()))
     return found
 
@@ -454,8 +459,3 @@ def copy_films(source: Collection, target: Collection, titles: Iterable[str], pr
         rows = source.read_rows(film)
         packed = None if project is None else pack_vectors(project(rows.embedding))
         yield target.put_film(about, film, rows, packed)
-
-
-def unpack_vectors(packed: bytes, dims: int) -> np.ndarray:
-    """Vectors float32 [n, d] of length 1."""
-    return unit_length(np.frombuffer(packed, np.int8).reshape(-1, dims))

@@ -307,10 +307,12 @@ def test_copies_and_moves(copied, model, tmp_path, capsys):
     assert "another model" in run("import", str(foreign), code=2)
     run("publish", str(tmp_path / "site"))
     assert len(json.loads((tmp_path / "site/index.json").read_text())["films"]) == 5
-    published = tmp_path / "index"
-    shutil.copytree(tmp_path / "site", published)
-    with pytest.raises(UserError, match="is a folder of the version before"):
-        Index(published, Identifier(model))
+    with pytest.raises(UserError, match="is a folder, not a file"):
+        Index(tmp_path / "site", Identifier(model))
+    write_folder(tmp_path / "index", model)
+    assert "of the version before" in run("publish", str(tmp_path / "index"), code=2)
+    with pytest.raises(UserError, match=r"is a folder of the version before; python index\.py import"):
+        Index(tmp_path / "index", Identifier(model))
 
 
 def test_a_folder_of_the_version_before_is_taken_over_by_the_next_add(model, tmp_path, monkeypatch, capsys):
