@@ -22,6 +22,7 @@ from benchmarks.growth import bench_index
 from benchmarks.harness import machine
 from benchmarks.inference import bench_infer, bench_isa
 from benchmarks.robust import bench_robust
+from benchmarks.shelf import bench_shelf
 from benchmarks.stills import bench_render, bench_scrape
 from benchmarks.telegram import bench_bot
 from benchmarks.training import bench_probe, bench_train
@@ -42,6 +43,7 @@ COMMANDS = [
     bench_index,
     bench_moments,
     bench_clip,
+    bench_shelf,
 ]
 
 
@@ -53,7 +55,9 @@ def add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter) 
         parser.add_argument(parameter.name, type=kind, nargs="+" if several else None)
         return
     flag = f"--{parameter.name.replace('_', '-')}"
-    if parameter.default is parameter.empty:
+    if kind is bool:
+        parser.add_argument(flag, action="store_true")
+    elif parameter.default is parameter.empty:
         parser.add_argument(flag, type=kind, required=True)
     else:
         parser.add_argument(flag, type=kind, default=parameter.default, help="default: %(default)s")
@@ -81,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = vars(parser.parse_args(argv))
     run = args.pop("run")
-    numbers = {name: value for name, value in args.items() if isinstance(value, int)}
+    numbers = {name: value for name, value in args.items() if type(value) is int}
     if any(value < 1 for name, value in numbers.items() if name != "fold"):
         parser.error("every number must be 1 or more")
     print(machine())

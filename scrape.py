@@ -51,7 +51,8 @@ from answering.film_flags import (
     read_sampling,
     say_passed_over,
 )
-from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, find_bars, is_flat, read_image
+from answering.flat import is_flat
+from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, read_image
 from answering.shelf import ShelfFilm, find_shelf
 from answering.side_by_side import FilmBar, Job, count_bytes, count_cores, format_clock, run_side_by_side
 from answering.titles import folder_name, normalise_title, short_hash, split_title
@@ -677,10 +678,7 @@ def detect_shots(job: VideoJob, longer: float, report: Callable[[float, float], 
 
 def is_good(rgb: np.ndarray, blur: float) -> bool:
     """Whether a frame is not black, a fade or a title, and as sharp as blur asks; blur 0 takes all."""
-    if not blur:
-        return True
-    left, top, right, bottom = find_bars(rgb)
-    return not is_flat(rgb[top:bottom, left:right]) and sharpness(rgb) >= blur
+    return not blur or (not is_flat(rgb) and sharpness(rgb) >= blur)
 
 
 def sharpness(rgb: np.ndarray) -> float:

@@ -56,15 +56,20 @@ class EmbeddedVideo:
 
 
 @functools.cache
-def load_identifier(model: str, threads: int) -> Identifier:
-    """The model, loaded once a process; in fp32 by ONNX Runtime, which loads it in a fraction of OpenVINO's memory."""
-    runtime = None
-    with contextlib.suppress(UserError):  # it is not installed, or there is no such file
+def load_identifier(model: str, cores: int) -> tuple[Identifier, int]:
+    """(the model, loaded once a process, pictures that it embeds at a time) for so many cores.
+
+    In fp32 it is run by ONNX Runtime, which loads it in a fraction of OpenVINO's memory, and where pictures side by
+    side are faster than cores that share one.
+    """
+    with contextlib.suppress(UserError):  # ONNX Runtime is not installed, or there is no such file
         if choose_file(Path(model), None, None, cpu_flags()).format == "fp32":
-            runtime = choose_file(Path(model), "onnxruntime", "fp32", cpu_flags()).runtime
-    identifier = Identifier(model, runtime=runtime, format="fp32" if runtime else None, threads=threads)
+            identifier = Identifier(model, runtime="onnxruntime", format="fp32", threads=1)
+            trim_heap()
+            return identifier, cores
+    identifier = Identifier(model, threads=cores)
     trim_heap()
-    return identifier
+    return identifier, 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class ModelSeen:
 
 def see_model(model: str, report: Callable[[float, float], None] | None = None) -> ModelSeen:
     """Load a model and look at it. Raises UserError."""
-    identifier = load_identifier(model, 1)
+    identifier, _ = load_identifier(model, 1)
     return ModelSeen(identifier.contract.architecture, fingerprint(identifier))
 
 
@@ -95,8 +100,8 @@ def see_model_in_a_process(model: str) -> ModelSeen:
 
 def embed_video(job: VideoJob, report: Callable[[float, float], None]) -> EmbeddedVideo:
     """Decode and embed a film. report(seconds, duration) is told how far it is. Raises UserError."""
-    identifier = load_identifier(job.model, max(1, job.threads - 1))
-    film = FilmEmbedder(identifier)
+    identifier, streams = load_identifier(job.model, job.threads)
+    film = FilmEmbedder(identifier, streams)
     reached = 0.0
     longest_side = LONGEST_SIDE * identifier.preprocessing["size"]
     with Video(*job.parts, longest_side=longest_side, threads=job.threads) as video:
@@ -191,10 +196,8 @@ class Adder:
         folders, attempts = self.plan(films)
         self.films = len(folders) + len(attempts)
         if folders:
-            identifier = load_identifier(self.settings.model, self.settings.cores)
             for title, folder in folders.items():
-                self.add_stills(title, folder, identifier)
-            del identifier
+                self.add_stills(title, folder)
             load_identifier.cache_clear()
         if attempts:
             self.add_videos(attempts)
@@ -297,12 +300,13 @@ class Adder:
         before = self.state.films.get(title)
         return before is not None and before.content_key == hash_contents(stills)
 
-    def add_stills(self, title: str, folder: Path, identifier: Identifier) -> None:
+    def add_stills(self, title: str, folder: Path) -> None:
         """Add a film of stills."""
+        identifier, streams = load_identifier(self.settings.model, self.settings.cores)
         stills = self.list_stills(folder)
         content_key = hash_contents(stills)  # before they are read: they may change meanwhile
         updated = ", updated" if title in self.state.films else ""
-        embedder = FilmEmbedder(identifier)
+        embedder = FilmEmbedder(identifier, streams)
         try:
             for picture in read_stills(stills, identifier):
                 embedder.add(picture)
@@ -337,8 +341,9 @@ class Adder:
         attempt: Attempt = job.about
         reason = self.refuse(attempt.title, result)
         if reason:
+            reason = reason.removeprefix(f"{attempt.parts[0]}: ")
             self.keep_failure(attempt, reason)
-            line = f"{attempt.title}: error: {reason}"
+            line = f"{attempt.title}: error: {attempt.parts[0]}: {reason}"
         else:
             line = self.store(attempt, result, time.monotonic() - job.started)
         is_last = not attempt.others or not (reason or result.damage)

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from answering.console import UserError
+from answering.flat import is_flat
 from answering.model import Identifier
 from answering.packing import make_thumbnail
-from answering.pictures import find_bars, is_flat, read_image
+from answering.pictures import read_image
 from answering.projection import unit_length
 from answering.stills import Still
 from answering.wear import COPIES, wear
@@ -141,36 +142,55 @@ def degrade(picture: Picture, kind: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- embedding
 
 
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """What the index takes of a picture."""
+
+    still: Still
+    embedding: np.ndarray  # float16 [D]
+    thumbnail: bytes  # a small WebP
+    degraded: np.ndarray | None  # float16 [D]: of a degraded copy, where one was made
+
+
 class FilmEmbedder:
     """Turns a film's pictures into rows, one after another, so that a film is never in memory."""
 
-    def __init__(self, identifier: Identifier):
+    def __init__(self, identifier: Identifier, streams: int = 1):
+        """streams: pictures to embed at a time, each in a thread; more than one needs a model in ONNX Runtime."""
         self.identifier = identifier
         self.seen = 0  # pictures that came
         self.flat = 0  # of them, with too little in them to tell a film by
-        self.stills: list[Still] = []  # of the others, one an embedding
-        self.embeddings: list[np.ndarray] = []
-        self.thumbnails: list[bytes] = []
-        self.degraded: list[np.ndarray] = []  # embeddings of degraded copies
-        self.degraded_of: list[int] = []  # numbers of the stills that they were made of
+        self.copies = 0  # degraded ones that were asked for
         self.last_turn = -1  # the part of the film, of DEGRADED_COPIES, that has its degraded copy
+        self.embedded: list[EmbeddedPicture] = []  # the others, in film order
+        self.waiting: deque[Future] = deque()  # that are being embedded
+        self.pool = ThreadPoolExecutor(streams) if streams > 1 else None
 
     def add(self, picture: Picture) -> None:
         """Take a picture; pictures come in film order."""
         self.seen += 1
-        left, top, right, bottom = find_bars(picture.rgb)
-        if is_flat(picture.rgb[top:bottom, left:right]):
+        if is_flat(picture.rgb):
             self.flat += 1
             return
-        self.embeddings.append(self.embed(picture.rgb))
-        self.thumbnails.append(make_thumbnail(Image.fromarray(picture.rgb)))
+        copy_kind = None
         turn = int(picture.place * DEGRADED_COPIES)
         if turn > self.last_turn:
-            kind = len(self.degraded) % len(COPIES)
-            self.degraded.append(self.embed(degrade(picture, kind)))
-            self.degraded_of.append(len(self.stills))
+            copy_kind = self.copies % len(COPIES)
+            self.copies += 1
             self.last_turn = turn
-        self.stills.append(picture.still)
+        if self.pool is None:
+            self.embedded.append(self.embed_picture(picture, copy_kind))
+            return
+        self.waiting.append(self.pool.submit(self.embed_picture, picture, copy_kind))
+        if len(self.waiting) > AHEAD:
+            self.embedded.append(self.waiting.popleft().result())
+
+    def embed_picture(self, picture: Picture, copy_kind: int | None) -> EmbeddedPicture:
+        """copy_kind: number in wear.COPIES of the degraded copy, None for none."""
+        embedding = self.embed(picture.rgb)
+        thumbnail = make_thumbnail(Image.fromarray(picture.rgb))
+        degraded = None if copy_kind is None else self.embed(degrade(picture, copy_kind))
+        return EmbeddedPicture(picture.still, embedding, thumbnail, degraded)
 
     def embed(self, rgb: np.ndarray) -> np.ndarray:
         """The embedding float16 [D] of a picture uint8 [H, W, 3]."""
@@ -178,25 +198,31 @@ class FilmEmbedder:
 
     def rows(self) -> FilmRows:
         """The film; near-duplicates are stored once. Raises UserError where no picture is left."""
-        if self.flat and not self.stills:
+        while self.waiting:
+            self.embedded.append(self.waiting.popleft().result())
+        pictures = self.embedded
+        if self.flat and not pictures:
             raise UserError("nothing in it but black, fades and titles")
-        if not self.stills:
+        if not pictures:
             raise UserError("no still in it can be read")
-        embedding = np.stack(self.embeddings)
+        embedding = np.stack([picture.embedding for picture in pictures])
         if not np.isfinite(embedding).all():
             raise UserError("the model gives numbers that are not finite; export it again")
-        time_ms = np.array([still.milliseconds for still in self.stills], np.int64)
+        copied = [row for row, picture in enumerate(pictures) if picture.degraded is not None]
+        degraded = [pictures[row].degraded for row in copied]
+        time_ms = np.array([picture.still.milliseconds for picture in pictures], np.int64)
         rows, until_ms = drop_near_duplicates(embedding, time_ms)
+        kept = [pictures[row] for row in rows]
         return FilmRows(
             embedding=embedding[rows],
-            degraded_embedding=np.array(self.degraded, np.float16).reshape(len(self.degraded), embedding.shape[1]),
-            clean_embedding=embedding[np.array(self.degraded_of, int)],
-            name=np.array([self.stills[row].name for row in rows]),
+            degraded_embedding=np.array(degraded, np.float16).reshape(len(degraded), embedding.shape[1]),
+            clean_embedding=embedding[np.array(copied, int)],
+            name=np.array([picture.still.name for picture in kept]),
             time_ms=time_ms[rows],
             until_ms=until_ms[rows],
-            shot=np.array([str(self.stills[row].shot or "") for row in rows]),
-            thumbnails=np.frombuffer(b"".join(self.thumbnails[row] for row in rows), np.uint8),
-            thumbnail_ends=np.cumsum([len(self.thumbnails[row]) for row in rows]),
+            shot=np.array([str(picture.still.shot or "") for picture in kept]),
+            thumbnails=np.frombuffer(b"".join(picture.thumbnail for picture in kept), np.uint8),
+            thumbnail_ends=np.cumsum([len(picture.thumbnail) for picture in kept]),
         )
 
 

@@ -7,6 +7,13 @@ DARK = 24  # of 255; a pixel of a bar has no channel above
 BAR_ROW = 0.985  # share of dark pixels in a row of a bar
 CELL_SIDE = 8  # pixels of the reduced screenshot; find_still works on cells of this size
 MIN_CELLS = 8  # a side of fewer cells is too small for a screenshot
+LONG_SIDE = 640  # pixels, about; screenshots are looked at in this size
+# of 255, in any channel, in that size
+ROUGH = 5  # a pixel that differs more from the one before it is no part of a blurred or plain surrounding
+STEP = 8  # a pixel that differs more from the one before it, or the one before that, is part of an edge
+EDGE = 0.45  # share of such pixels from which a row or column can be the edge of a still
+SURE_EDGE = 0.8  # share from which both edges are those of a window
+MAX_EDGES = 10  # rows or columns that are tried, the strongest ones
 
 # ----------------------------------------------------------------------------------------------- black bars
 
@@ -75,36 +82,128 @@ def _is_lit_bar(strip: np.ndarray) -> bool:
 def find_still(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
     """Box (left, top, right, bottom) in pixels of the picture inside a screenshot; None where it is no screenshot.
 
-    rgb: uint8 [H, W, 3]. Black bars are cut off first, and the rest is divided into square cells. Interfaces are flat:
-    a cell is plain if it has one colour, and a corner of the screenshot has it too (_plain_cells). The still is the
-    rectangle with the largest sum where a plain cell counts -2 and any other 1 (_largest_rectangle), if it looks
-    like a still in an interface (_is_still).
+    rgb: uint8 [H, W, 3]. Black bars are cut off first. A still between straight edges that is sharper than what lies
+    beyond them is looked for first, as in a reel with blurred sides or a player's window (_find_between_edges); then
+    one in an interface of one colour (_find_among_plain_cells).
     """
     x, y, x2, y2 = find_bars(rgb)
-    divided = _divide(rgb[y:y2, x:x2])
+    inside = rgb[y:y2, x:x2]
+    box = _find_between_edges(inside) or _find_among_plain_cells(inside)
+    if box is None:
+        return None
+    left, top, right, bottom = box
+    return x + left, y + top, x + right, y + bottom
+
+
+def _find_between_edges(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Box of the still between two edges from side to side, or between four; None where there is none.
+
+    rgb: uint8 [H, W, 3].
+    """
+    height, width = rgb.shape[:2]
+    scale = _scale(rgb)
+    small = np.asarray(Image.fromarray(rgb).reduce(scale)).astype(np.int16)
+    if min(small.shape[:2]) < CELL_SIDE * MIN_CELLS:
+        return None
+    down = _steps(small)
+    across = _steps(small.swapaxes(0, 1)).swapaxes(0, 1)
+    rough = (down[..., 0] > ROUGH) | (across[..., 0] > ROUGH)
+    row_edges = down.max(axis=2) > STEP
+    column_edges = across.max(axis=2) > STEP
+    top, bottom = _edge_pair(row_edges.mean(axis=1), rough.mean(axis=1))
+    left, right = _edge_pair(column_edges[top:bottom].mean(axis=0), rough[top:bottom].mean(axis=0))
+    if right - left < small.shape[1]:  # its upper and lower edges may be clearer now
+        top, bottom = _edge_pair(row_edges[:, left:right].mean(axis=1), rough[:, left:right].mean(axis=1))
+    share = (bottom - top) * (right - left) / rough.size
+    if share == 1 or share < 0.06 or right - left < bottom - top:
+        return None
+    # what is left over beside the last whole pixel of the reduced picture belongs to it
+    return left * scale, top * scale, min(right * scale, width), min(bottom * scale, height)
+
+
+def _scale(rgb: np.ndarray) -> int:
+    """By how much a picture is reduced."""
+    return max(1, round(max(rgb.shape[:2]) / LONG_SIDE))
+
+
+def _steps(pixels: np.ndarray) -> np.ndarray:
+    """How much each pixel differs from the first and the second one above it, in any channel; int16 [H, W, 2].
+
+    pixels: int16 [H, W, 3]; rows that have none above them differ by 0.
+    """
+    steps = np.zeros((*pixels.shape[:2], 2), np.int16)
+    for rows in (1, 2):
+        steps[rows:, :, rows - 1] = np.abs(pixels[rows:] - pixels[:-rows]).max(axis=2)
+    return steps
+
+
+def _edge_pair(edges: np.ndarray, rough: np.ndarray) -> tuple[int, int]:
+    """(First row, end) of what lies between two edges and is rougher than what lies beyond; all rows if there are none.
+
+    edges, rough: shares of pixels a row (or column) that are part of an edge, or rough.
+    """
+    count = len(edges)
+    margin = count // 20
+    sums = np.concatenate([[0.0], rough.cumsum()])
+    rows = [
+        row
+        for row in range(margin, count - margin)
+        if edges[row] >= EDGE and edges[row] >= edges[max(0, row - 3) : row + 4].max()
+    ]
+    rows = sorted(rows, key=lambda row: -edges[row])[:MAX_EDGES]
+    best = 0.0
+    pair = (0, count)
+    for first in rows:
+        for end in rows:
+            if end - first < 0.15 * count or edges[first] + edges[end] <= best:
+                continue
+            before = sums[first] / first
+            after = (sums[-1] - sums[end]) / (count - end)
+            beyond = (sums[first] + sums[-1] - sums[end]) / (first + count - end)
+            between = (sums[end] - sums[first]) / (end - first)
+            if min(edges[first], edges[end]) >= SURE_EDGE:  # an interface may have letters and buttons
+                fits = max(before, after) <= 0.3 and beyond <= 0.2 and between >= beyond
+            else:
+                fits = max(before, after) <= 0.075 and beyond <= 0.05 and between >= max(beyond + 0.06, 2 * beyond)
+            if fits:
+                best = edges[first] + edges[end]
+                pair = (first, end)
+    return pair
+
+
+def _find_among_plain_cells(rgb: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Box of the still in an interface of one colour; None where there is none. rgb: uint8 [H, W, 3].
+
+    The picture is divided into square cells. Interfaces are flat: a cell is plain if it has one colour, and a corner
+    of the screenshot has it too (_plain_cells). The still is the rectangle with the largest sum where a plain cell
+    counts -2 and any other 1 (_largest_rectangle), if it looks like a still in an interface (_is_still).
+    """
+    divided = _divide(rgb)
     if divided is None:
         return None
     cells, pixels = divided
     plain = _plain_cells(cells)
+    if not plain.any():
+        return None
     left, top, right, bottom = _largest_rectangle(np.where(plain, -2, 1))
     if not _is_still(plain, left, top, right, bottom):
         return None
     rows, columns = plain.shape
     return (
-        x + left * pixels,
-        y + top * pixels,
-        x2 if right == columns else x + right * pixels,  # what is left over beside the last cells belongs to them
-        y2 if bottom == rows else y + bottom * pixels,
+        left * pixels,
+        top * pixels,
+        rgb.shape[1] if right == columns else right * pixels,  # what is left over beside the last cells is theirs
+        rgb.shape[0] if bottom == rows else bottom * pixels,
     )
 
 
 def _divide(rgb: np.ndarray) -> tuple[np.ndarray, int] | None:
     """(Cells int16 [rows, columns, pixels, 3], side of a cell in pixels of rgb); None if there are too few cells.
 
-    The picture is reduced to about 640 pixels for its longer side first.
+    The picture is reduced to about LONG_SIDE first.
     """
     height, width = rgb.shape[:2]
-    scale = max(1, round(max(height, width) / 640))
+    scale = _scale(rgb)
     rows = height // scale // CELL_SIDE
     columns = width // scale // CELL_SIDE
     if min(rows, columns) < MIN_CELLS:

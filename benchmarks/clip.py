@@ -14,7 +14,6 @@ import numpy as np
 
 from answering.collection import Index
 from answering.console import UserError
-from answering.embedding import FilmEmbedder
 from answering.flat import is_flat
 from answering.model import Answer, Identifier
 from answering.stills import Still, find_films, list_stills
@@ -44,13 +43,12 @@ def prepare_film(title: str, folder: Path, raw: Path, identifier: Identifier, ap
 
 def embed_stills(title: str, stills: list[Still], identifier: Identifier) -> AskedFilm:
     """What is asked of a film; flat stills are left out, as of a clip."""
-    embedder = FilmEmbedder(identifier)
     rows = []
     time_ms = []
     for still in stills:
         rgb = identifier.read(still.path)
         if not is_flat(rgb):
-            rows.append(embedder.embed(rgb))
+            rows.append(identifier.run(identifier.load(rgb)[None])["embedding"][0])
             time_ms.append(still.milliseconds)
     return AskedFilm(title, np.stack(rows), np.array(time_ms))
 

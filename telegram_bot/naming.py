@@ -88,7 +88,7 @@ async def ask_clip(bot: Bot, app: App, question: Question) -> dict:
         with tempfile.TemporaryDirectory() as folder:  # here, since the worker may be killed
             (clip,) = await download(bot, [question.clip], Path(folder))
             return await app.worker.call(name_film, [clip], question.look)
-    except (UserError, TimeoutError, RuntimeError, OSError) as error:
+    except (UserError, TimeoutError, RuntimeError, OSError, MemoryError) as error:
         if not question.pictures:
             raise
         log.warning("a clip could not be asked (%s), but its cover", type(error).__name__)

@@ -2,13 +2,15 @@
 
 import os
 import time
+from pathlib import Path
 
 from answering.clip import Question, read_question
 
 
 def hang_or_crash(source: str, draft: int | None) -> Question:
-    if "hang" in source:
+    name = Path(source).name
+    if name.startswith("hang"):
         time.sleep(600)
-    if "crash" in source:
+    if name.startswith("crash"):
         os._exit(11)
     return read_question(source, draft)

@@ -24,6 +24,7 @@ from answering.clip import Clip, describe_clip, identify_clip, read_animation, r
 from answering.collection import Index
 from answering.console import UserError
 from answering.model import Answer, Identifier
+from telegram_bot import worker
 
 av = pytest.importorskip("av", reason="videos are read by PyAV: pip install av")
 ROOT = Path(identify.__file__).parent
@@ -263,6 +264,16 @@ def test_a_classifier_answers_for_a_clip_by_the_mean(identifier):
         ("B", 0.3, None),
         ("C", 0.0, None),
     ]
+
+
+def test_the_bot_s_worker_answers_for_a_clip(identifier, scene, monkeypatch):
+    monkeypatch.setattr(worker, "model", identifier, raising=False)
+    answer = worker.name_film([str(scene)])
+    assert answer["kind"] == "movie" and answer["frames"] == worker.CLIP_FRAMES
+    assert answer["candidates"][0]["title"] == FILM
+    mirrored = worker.name_film([str(scene)], "mirror")
+    assert mirrored["frames"] == worker.CLIP_FRAMES
+    assert mirrored["candidates"][0]["evidence"] != answer["candidates"][0]["evidence"]
 
 
 # ----------------------------------------------------------------------------------------- the command line

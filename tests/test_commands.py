@@ -91,6 +91,8 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python index.py add ~/films && litestream replicate -once index.sqlite s3://BUCKET/index": "needs a bucket",
     "litestream restore -f -o index.sqlite s3://BUCKET/index": "the same",
     "python bot.py --index index.sqlite": "is run below, with the index that lies there",
+    "python bench.py shelf film.mkv --model export": "tests/test_bench_shelf.py runs it on a film that it encodes",
+    "python bench.py shelf film.mkv --ask --gaps 3,5 --beside data/raw": "the same",
     "TELEGRAM_BOT_TOKEN=... python bot.py --model export --check": "is run below, with another token that is none",
 }
 

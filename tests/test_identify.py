@@ -396,13 +396,13 @@ def test_an_unknown_screenshot_is_cropped_to_its_still_and_tried_again(exported,
     file = sorted((dataset / "movies").glob("*/*.jpg"))[0]
     screen = screenshot(Image.open(file).convert("RGB"), np.random.default_rng(1))
     identifier.contract.decision |= {"movie": 2.0, "shortlist": 2.0}  # all is unknown
-    seen, look = [], identifier.look
-    identifier.look = lambda pictures, top=3: seen.append(pictures[0].shape) or look(pictures, top)
+    seen, name_film = [], identifier.name_film
+    identifier.name_film = lambda pictures, top=3: seen.append(pictures[0].shape) or name_film(pictures, top)
     identifier.identify(screen)
     assert len(seen) == 2 and seen[1][0] < seen[0][0]  # the whole, then what lies inside
     identifier.contract.decision |= {"movie": 0.0, "shortlist": 0.0}
     assert identifier.identify(screen).look is None and len(seen) == 3
-    identifier.look = lambda pictures, top=3: Answer(
+    identifier.name_film = lambda pictures, top=3: Answer(
         "movie" if pictures[0].shape[0] < seen[0][0] else "unknown", [Candidate("A", 0.5)], 1.0
     )
     answer = identifier.identify(screen)

@@ -160,12 +160,74 @@ function prepare(picture, { size, interpolation, crop_bars }) {
   return pixels;
 }
 
-// the box of the still inside a screenshot, as find_still of pictures.py; null where it is no screenshot
+// the box of the still inside a screenshot, as find_still of screenshots.py; null where it is no screenshot
 function findStill(picture) {
   const [x, y, x2, y2] = findBars(picture);
-  const scale = Math.max(1, round(Math.max(x2 - x, y2 - y) / 640));
-  const { data, start, stride } = reduce(crop(picture, [x, y, x2, y2]), scale);
-  const [columns, rows] = [x2 - x, y2 - y].map((side) => Math.floor(side / scale / 8));
+  const inside = crop(picture, [x, y, x2, y2]);
+  const scale = Math.max(1, round(Math.max(inside.width, inside.height) / 640));
+  const small = reduce(inside, scale);
+  const box = findBetweenEdges(inside, small, scale) ?? findAmongPlainCells(inside, small, scale);
+  return box && box.map((side, k) => side + (k % 2 ? y : x));
+}
+
+// the still between two straight edges from side to side, or four, that is rougher than what lies beyond them
+function findBetweenEdges(picture, { data, start, stride, width, height }, scale) {
+  if (Math.min(width, height) < 64) return null;
+  const [rough, rowEdges, columnEdges] = [0, 0, 0].map(() => new Uint8Array(width * height));
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < width; x++) {
+      const p = start + 4 * (y * stride + x);
+      const step = (back) => Math.max(Math.abs(data[p] - data[p - back]), Math.abs(data[p + 1] - data[p - back + 1]),
+        Math.abs(data[p + 2] - data[p - back + 2]));
+      const [up, left] = [y ? step(4 * stride) : 0, x ? step(4) : 0];
+      const at = y * width + x;
+      rough[at] = up > 5 || left > 5;
+      rowEdges[at] = up > 8 || (y > 1 && step(8 * stride) > 8);
+      columnEdges[at] = left > 8 || (x > 1 && step(8) > 8);
+    }
+  const shares = (table, byRow, [from, to]) =>
+    Array.from({ length: byRow ? height : width }, (_, line) => {
+      let sum = 0;
+      for (let k = from; k < to; k++) sum += byRow ? table[line * width + k] : table[k * width + line];
+      return sum / (to - from);
+    });
+  const pair = (edges, byRow, span) => edgePair(shares(edges, byRow, span), shares(rough, byRow, span));
+  let [top, bottom] = pair(rowEdges, true, [0, width]);
+  const [left, right] = pair(columnEdges, false, [top, bottom]);
+  if (right - left < width) [top, bottom] = pair(rowEdges, true, [left, right]);
+  const share = ((bottom - top) * (right - left)) / width / height;
+  if (share === 1 || share < 0.06 || right - left < bottom - top) return null;
+  return [left * scale, top * scale, Math.min(right * scale, picture.width), Math.min(bottom * scale, picture.height)];
+}
+
+// the first row and the end of what lies between two edges and is rougher than what lies beyond; all rows if none
+function edgePair(edges, rough) {
+  const count = edges.length;
+  const margin = Math.floor(count / 20);
+  const sums = [0];
+  for (const share of rough) sums.push(sums.at(-1) + share);
+  const rows = [];
+  for (let row = margin; row < count - margin; row++)
+    if (edges[row] >= 0.45 && edges[row] >= Math.max(...edges.slice(Math.max(0, row - 3), row + 4))) rows.push(row);
+  rows.sort((a, b) => edges[b] - edges[a]).splice(10);
+  let [best, pair] = [0, [0, count]];
+  for (const first of rows)
+    for (const end of rows) {
+      if (end - first < 0.15 * count || edges[first] + edges[end] <= best) continue;
+      const [before, after] = [sums[first] / first, (sums[count] - sums[end]) / (count - end)];
+      const beyond = (sums[first] + sums[count] - sums[end]) / (first + count - end);
+      const between = (sums[end] - sums[first]) / (end - first);
+      const fits = Math.min(edges[first], edges[end]) >= 0.8
+        ? Math.max(before, after) <= 0.3 && beyond <= 0.2 && between >= beyond
+        : Math.max(before, after) <= 0.075 && beyond <= 0.05 && between >= Math.max(beyond + 0.06, 2 * beyond);
+      if (fits) [best, pair] = [edges[first] + edges[end], [first, end]];
+    }
+  return pair;
+}
+
+// the still in an interface of one colour
+function findAmongPlainCells(picture, { data, start, stride }, scale) {
+  const [columns, rows] = [picture.width, picture.height].map((side) => Math.floor(side / scale / 8));
   if (Math.min(columns, rows) < 8) return null;
   const cells = Array.from({ length: rows * columns }, (_, cell) => {
     const corner = start + 32 * (Math.floor(cell / columns) * stride + (cell % columns));
@@ -196,8 +258,9 @@ function findStill(picture) {
   const share = area / cells.length;
   if (share < 0.06 || share > 0.8 || around < (cells.length - area) / 2 || right - left < bottom - top) return null;
   const pixels = 8 * scale;
-  const [end, foot] = [right === columns ? x2 : x + right * pixels, bottom === rows ? y2 : y + bottom * pixels];
-  return [x + left * pixels, y + top * pixels, end, foot];
+  const end = right === columns ? picture.width : right * pixels;
+  const foot = bottom === rows ? picture.height : bottom * pixels;
+  return [left * pixels, top * pixels, end, foot];
 }
 
 // ------------------------------------------------------------ whether there is enough in the picture, as flat.py tells
