@@ -201,7 +201,9 @@ class SqliteHome:
     # --------------------------------------------------------------------------------------------- statements
 
     def execute(self, sql: str, parameters: Iterable = ()) -> list[tuple]:
-        """Rows of a statement."""
+        """Rows of a statement. Raises UserError, also where opening the file failed."""
+        if self.connection is None:
+            raise UserError(f"--index {self}: can't be opened")
         with self.asking():
             return self.connection.execute(sql, tuple(parameters)).fetchall()
 
@@ -357,6 +359,8 @@ class PostgresHome:
             self.close()
 
     def execute(self, sql: str, parameters: Iterable = ()) -> list[tuple]:
+        if self.connection is None:
+            raise UserError(f"--index {self}: there is no connection")
         with self.asking():
             cursor = self.connection.execute(sql.replace("?", "%s"), tuple(parameters))
             return cursor.fetchall() if cursor.description else []

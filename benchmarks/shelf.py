@@ -68,11 +68,12 @@ def clock_tone(seconds: Seconds) -> Iterator[None]:
         answering.video.to_rgb = to_rgb
 
 
-def add_as_before(video: Path, identifier: Identifier, place: Path, folder: Path) -> tuple[Seconds, int]:
+def add_as_before(video: Path, place: Path, identifier: Identifier) -> tuple[Seconds, int]:
     """As 88ade32 did: OpenCV decodes every frame, some become JPEGs, and these are read and embedded.
 
-    place: the index; folder: for the JPEGs. Returns ({part: seconds}, frames).
+    place: the index, beside which the JPEGs lie for a while. Returns ({part: seconds}, frames).
     """
+    folder = place.with_name("jpegs")
     seconds: Seconds = defaultdict(float)
     times = write_jpegs(video, folder, seconds)
     film = FilmEmbedder(identifier)
@@ -85,6 +86,7 @@ def add_as_before(video: Path, identifier: Identifier, place: Path, folder: Path
             film.add(Picture(still, rgb, number / len(times)))
     with clock(seconds, "store"):
         store(film, identifier, place, video)
+    shutil.rmtree(folder)
     return seconds, len(times)
 
 
@@ -240,9 +242,7 @@ def bench_shelf(
         if ask:
             run_add([beside], model, base / INDEX)
         bench = Bench(videos, identifier, base, length, questions)
-        rows[OLD_WAY] = bench.run(
-            "old", lambda video, place: add_as_before(video, identifier, place, place.with_name("jpegs"))
-        )
+        rows[OLD_WAY] = bench.run("old", lambda *to: add_as_before(*to, identifier))
         for limit in limits:
             sampling = Sampling(max_gap=limit)
 
@@ -297,7 +297,6 @@ class Bench:
             frames += taken
             for part, took in parts.items():
                 seconds[part] += took
-            shutil.rmtree(folder / "jpegs", ignore_errors=True)
         row = figures(seconds, frames, self.length)
         row["index, MB a film"] = f"{(count_megabytes(folder) - before) / len(self.videos):.1f}"
         if self.questions:

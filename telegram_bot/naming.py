@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import secrets
 import tempfile
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from aiogram import Bot
 from aiogram.types import User
-from PIL import Image
 
 from answering.console import UserError
 from telegram_bot.app import App
@@ -96,23 +94,13 @@ async def ask_clip(bot: Bot, app: App, question: Question) -> dict:
     return await app.worker.call(name_film, pictures, question.look) | {"cover": True}
 
 
-def make_jpeg(thumbnail: bytes) -> bytes:
-    """A still as Telegram takes photos, which are JPEG, from a thumbnail of an index."""
-    with Image.open(io.BytesIO(thumbnail)) as picture:
-        if picture.format == "JPEG":
-            return thumbnail
-        packed = io.BytesIO()
-        picture.convert("RGB").save(packed, "JPEG", quality=90)
-    return packed.getvalue()
-
-
 def keep_answer(app: App, question: Question, result: dict) -> StoredAnswer:
     """Write down what its buttons need later, and count it. result: of name_film."""
     stills = {}
     for place, candidate in enumerate(result["candidates"]):
         evidence = candidate.get("evidence") or {}
         if thumbnail := evidence.pop("thumbnail", ""):
-            stills[place] = make_jpeg(base64.b64decode(thumbnail))
+            stills[place] = base64.b64decode(thumbnail)
     answer = StoredAnswer(
         id=secrets.token_urlsafe(9),
         file_id=(question.pictures or [question.clip])[0].file_id,

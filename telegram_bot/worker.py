@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import ctypes
+import io
 import logging
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pebble import ProcessPool
+from PIL import Image
 
 from answering import formats, pictures
 from answering.clip import identify_clip, look_at_clip, read_question
@@ -117,9 +119,10 @@ class SteadyIndex(Index):
             self.log_once(error)
 
     def evidence(self, *asked) -> Evidence | None:
-        """As Index has it; None where its rows can't be read."""
+        """As Index has it, with a JPEG, which Telegram takes for a photo; None where its rows can't be read."""
         try:
-            return super().evidence(*asked)
+            proof = super().evidence(*asked)
+            return replace(proof, thumbnail=make_jpeg(proof.thumbnail))
         except (UserError, OSError) as error:
             self.log_once(error)
             return None
@@ -137,6 +140,16 @@ class SteadyIndex(Index):
         if words not in self.logged:
             log.warning("%s; the index answers on as it was", words)
             self.logged.add(words)
+
+
+def make_jpeg(thumbnail: bytes) -> bytes:
+    """A JPEG of a thumbnail of an index. Raises OSError for what is no picture."""
+    with Image.open(io.BytesIO(thumbnail)) as picture:
+        if picture.format == "JPEG":
+            return thumbnail
+        packed = io.BytesIO()
+        picture.convert("RGB").save(packed, "JPEG", quality=90)
+    return packed.getvalue()
 
 
 def resident() -> int:

@@ -1642,11 +1642,14 @@ def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, c
     before = ask()
     assert before[0]["title"] == "Film 2 (1992)" and len(before) == worker.FILMS and "evidence" in before[0]
     place.unlink()
+    assert ask() == before  # the file is open still
+    place.write_bytes(b"{" * 100_000)
     for _ in range(2):
         gone = ask()
         assert gone[0]["title"] == "Film 2 (1992)" and not any("evidence" in candidate for candidate in gone)
     told = [record.getMessage() for record in caplog.records]
     assert "no index there" in told[0] and len(told) == len(set(told))
+    place.unlink()
     shutil.copy(indexed / "index.sqlite", place)
     assert ask() == before
     with pytest.raises(UserError, match="--index"):
