@@ -45,7 +45,7 @@ def take_over(folder: Path, collection: Collection) -> int:
         )
         with collection.home.writing():
             if collection.home.has_tables():
-                raise UserError(f"--index {collection}: is there already; name another", 2)
+                raise UserError(f"--index {collection}: is there already; {folder} needs a new one", 2)
             with collection.home.transaction():
                 collection.make_tables(model)
                 fill_from_folder(folder, values, collection, about)
@@ -135,7 +135,8 @@ def export_films(collection: Collection, titles: list[str], path: Path) -> int:
     try:
         with target.writing(collection.about().model):
             count = sum(1 for _ in copy_films(collection, target, titles))
-        os.replace(part, path)
+        target.home.backup(path)
+        target.close()
     finally:
         for left in path.parent.glob(f"{part.name}*"):
             left.unlink(missing_ok=True)

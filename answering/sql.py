@@ -283,14 +283,14 @@ class SqliteHome:
         except sqlite3.Error as error:
             if not self.is_writer and "unable to open" in str(error) and not self.path.exists():
                 raise NoCollection(self) from None
-            raise UserError(f"--index {self}: {explain(str(error), self.path)}") from None
+            raise UserError(f"--index {self}: {explain(str(error))}") from None
 
 
-def explain(text: str, path: Path) -> str:
+def explain(text: str) -> str:
     """What SQLite says, and the mend."""
     known = {
         "not a database": "is no file of index.py; name another --index",
-        "malformed": f"is damaged; python index.py check --index {path} tells more, a backup brings it back",
+        "malformed": "is damaged; a copy by index.py backup brings it back",
         "disk is full": "the disk is full; what was added before is there",
         "disk I/O error": "can't be read or written; is the disk full or gone? What was added before is there",
         "readonly database": "may not be written by this user, or lies on a read-only disk",

@@ -1,11 +1,13 @@
 """python -m pytest tests/test_index.py"""
 
 import base64
+import contextlib
 import io
 import json
 import random
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -318,6 +320,8 @@ def test_copies_and_moves(copied, model, tmp_path, capsys):
 def test_a_folder_of_the_version_before_is_taken_over_by_the_next_add(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "index", model)
+    with contextlib.closing(sqlite3.connect("index.sqlite")) as stopped:  # by kill -9, before anything was in it
+        stopped.execute("PRAGMA journal_mode = WAL")
     folder = write_film(tmp_path / "New (2004)", 6, range(80, 84))
     assert index.main(["add", str(folder), "--model", str(model)]) == 0
     assert "2 films taken over from index" in capsys.readouterr().out
