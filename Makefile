@@ -1,9 +1,10 @@
 # make demo    render films, filter, train, export, identify: the whole pipeline, offline
-# make test    the tests, about 15 minutes on two cores
+# make test    the tests, in two processes (JOBS=N for more): 12 to 20 minutes on two cores
 # make lint    style: ruff, check and format
 # make web     the page that answers in a browser (needs npm once), on http://127.0.0.1:8000/web/?model=/export/
 # make .venv   only the environment, which demo, test and lint make first
 PYTHON ?= python3
+JOBS ?= 2
 
 .PHONY: demo test lint web .venv
 
@@ -11,7 +12,7 @@ demo: .venv
 	.venv/bin/python demo/demo.py
 
 test: .venv
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: .venv
 	.venv/bin/ruff check .

@@ -9,13 +9,14 @@ LONG_SIDE = 480  # pixels, about; pictures are looked at in this size
 CELLS = 40  # along the longer side
 CELLS_A_BLOCK = 4  # along a side, about
 WINDOW = 13  # neighbouring levels of 0..255 that count as one, where the most frequent one is sought
-NEAR = 14  # of 255; a pixel that differs less from the background in all channels belongs to it
+NEAR = 20  # of 255; a pixel that differs less from the background in all channels belongs to it
 FAR = 42  # of 255; letters are seen, so most of their pixels differ more
 STEP = 18  # of 255; the background of a block differs less from its neighbour's
 COVERED = 0.08  # a cell with a smaller share of background is covered by something thicker than letters
 MOST_COVERED = 0.015  # share of such cells
 LEAST_BACKGROUND = 0.5  # share of pixels
-LEAST_FAR = 0.35  # share of the pixels that are no background
+LEAST_FAR = 0.3  # share of the pixels that are no background
+LEAST_LETTERS = 0.001  # share of all pixels
 
 
 def is_flat(rgb: np.ndarray) -> bool:
@@ -72,7 +73,7 @@ def _is_card(rgb: np.ndarray) -> bool:
     return bool(
         background >= LEAST_BACKGROUND
         and (shares < COVERED).mean() <= MOST_COVERED
-        and far >= LEAST_FAR * (1 - background)
+        and far >= max(LEAST_LETTERS, LEAST_FAR * (1 - background))
     )
 
 

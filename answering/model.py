@@ -196,7 +196,7 @@ class Identifier:
         pictures = [rgb for rgb in pictures if not is_flat(rgb)]
         stills = [cut_still(rgb) for rgb in pictures]
         cropped = [still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)]
-        shown = [place for place, still in enumerate(stills) if not (cropped[place] and is_flat(still))]
+        shown = [place for place, still in enumerate(stills) if not is_flat_inside(pictures[place], still)]
         answer = self.name_film([pictures[place] for place in shown], top)
         if answer.kind == "unknown" and any(cropped[place] for place in shown):
             answer = replace(self.name_film([stills[place] for place in shown], top), look="still")
@@ -255,6 +255,12 @@ class Identifier:
             kind = answer_kind(known, movie=decision["movie"], shortlist=decision["shortlist"])
             answers.append(Answer(kind, candidates, 0.0))
         return answers
+
+
+def is_flat_inside(rgb: np.ndarray, still: np.ndarray) -> bool:
+    """Whether rgb is a screenshot with a flat still; in a picture wider than tall a small still may be a false find."""
+    taller = rgb.shape[0] > rgb.shape[1]
+    return still.size < rgb.size and (taller or still.size >= 0.3 * rgb.size) and is_flat(still)
 
 
 def milliseconds_since(start: float) -> float:

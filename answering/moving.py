@@ -130,7 +130,7 @@ def export_films(collection: Collection, titles: list[str], path: Path) -> int:
     """Write films into a new file, a small collection without a projection; returns how many."""
     if path.exists():
         raise UserError(f"{path}: is there already; name another file", 2)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.films")
     target = Collection(part)
     try:
         with target.writing(collection.about().model):

@@ -254,12 +254,12 @@ def _largest_rectangle(values: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _is_still(plain: np.ndarray, left: int, top: int, right: int, bottom: int) -> bool:
-    """Whether a box of cells can be a still: 6 to 80% of all, not taller than wide, and half of the others plain."""
+    """Whether a box of cells can be a still: 6 to 80% of all, not taller than wide, 60% of the others plain."""
     inside = (bottom - top) * (right - left)
     around = plain.size - inside
     plain_around = plain.sum() - plain[top:bottom, left:right].sum()
     share = inside / plain.size
-    return bool(0.06 <= share <= 0.8 and plain_around >= 0.5 * around and right - left >= bottom - top)
+    return bool(0.06 <= share <= 0.8 and plain_around >= 0.6 * around and right - left >= bottom - top)
 
 
 def cut_still(rgb: np.ndarray) -> np.ndarray:

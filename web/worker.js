@@ -256,7 +256,7 @@ function findAmongPlainCells(picture, { data, start, stride }, scale) {
   const area = (right - left) * (bottom - top);
   const around = cells.filter((cell) => cell.plain).length - (area - largest) / 3;
   const share = area / cells.length;
-  if (share < 0.06 || share > 0.8 || around < (cells.length - area) / 2 || right - left < bottom - top) return null;
+  if (share < 0.06 || share > 0.8 || around < 0.6 * (cells.length - area) || right - left < bottom - top) return null;
   const pixels = 8 * scale;
   const end = right === columns ? picture.width : right * pixels;
   const foot = bottom === rows ? picture.height : bottom * pixels;
@@ -270,6 +270,11 @@ function isFlat(picture) {
   const longer = Math.max(inside.width, inside.height);
   const small = reduce(inside, Math.max(1, round(longer / 480)));
   return isDim(small) || isCard(small);
+}
+
+// in a picture wider than tall a small still may be a false find
+function isFlatInside({ width, height }, still) {
+  return (height > width || still.width * still.height >= 0.3 * width * height) && isFlat(still);
 }
 
 // almost nothing is lit, almost all is of one grey, or there is almost no contrast
@@ -312,13 +317,13 @@ function isCard({ data, start, stride, width, height }) {
       const at = 3 * block(y, x);
       const distance = Math.max(...[0, 1, 2].map((colour) => Math.abs(data[p + colour] - behind[at + colour])));
       if (distance > 42) far++;
-      if (distance > 14) continue;
+      if (distance > 20) continue;
       near++;
       cells[Math.floor(y / side) * columns + Math.floor(x / side)]++;
     }
   const covered = cells.filter((count) => count / side ** 2 < 0.08).length / cells.length;
   const background = near / tall / wide;
-  return background >= 0.5 && covered <= 0.015 && far / tall / wide >= 0.35 * (1 - background);
+  return background >= 0.5 && covered <= 0.015 && far / tall / wide >= Math.max(0.001, 0.3 * (1 - background));
 }
 
 // the middle of the 13 neighbouring levels that hold the most of the 256 counts from there on
@@ -339,7 +344,7 @@ async function identify(blob) {
   const picture = await readPicture(blob, draft ? 2 * size : Infinity);
   const box = findStill(picture);
   const still = box && crop(picture, box);
-  if (isFlat(picture) || (still && isFlat(still))) return { kind: "unknown", candidates: [], reason: "little" };
+  if (isFlat(picture) || (still && isFlatInside(picture, still))) return { kind: "unknown", candidates: [], reason: "little" };
   const answer = await look(picture);
   return still && answer.kind === "unknown" ? { ...(await look(still)), look: "still" } : answer;
 }
