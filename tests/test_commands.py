@@ -87,6 +87,7 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     ".venv/bin/python -m pip install 'psycopg[binary]'": "downloads",
     "python index.py import index.sqlite --index postgresql://user:password@host:5432/films": "needs a server; "
     "tests/test_index.py starts one",
+    "python index.py import index": "tests/test_index.py takes a folder of the version before over",
     "python bot.py --index postgresql://user:password@host:5432/films": "the same",
     "python index.py add ~/films && litestream replicate -once index.sqlite s3://BUCKET/index": "needs a bucket",
     "litestream restore -f -o index.sqlite s3://BUCKET/index": "the same",
