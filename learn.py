@@ -90,10 +90,11 @@ async def fetch_pictures(wanted: list[WantedPicture], offers: Offers, api_base: 
             try:
                 (picture,) = await download(bot, [types.File(file_id=one.file_id, file_unique_id="")])
                 data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-                offers.put(one.name, one.film, "pending", data)
             except (UserError, RuntimeError, OSError, exceptions.AiogramError) as error:
                 failed += 1
                 print(f"learn.py: skipped a picture that can't be had ({type(error).__name__})", file=sys.stderr)
+                continue
+            offers.put(one.name, one.film, "pending", data)
     return failed
 
 
