@@ -15,9 +15,10 @@ from pathlib import Path
 
 from answering.console import one_line_errors
 from benchmarks.clip import bench_clip
-from benchmarks.collection import bench_index, bench_moments
+from benchmarks.collection import bench_moments
 from benchmarks.cuda import bench_cuda
 from benchmarks.filtering import bench_filter
+from benchmarks.growth import bench_index
 from benchmarks.harness import machine
 from benchmarks.inference import bench_infer, bench_isa
 from benchmarks.robust import bench_robust

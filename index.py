@@ -5,12 +5,14 @@ python index.py add ~/films --dry-run                # only show which film each
 python index.py add ~/shots/Alien --title "Alien (1979)" --every-nth 2    # every second still of one film
 python index.py search frame.jpg --sheet nearest.png # the nearest stills beside the frame
 python index.py list; python index.py check; python index.py remove "Alien (1979)"; python index.py rebuild
-python index.py rename "movie" "Heat (1995)"
+python index.py rename "movie" "Heat (1995)"; python index.py backup copy.sqlite
 
-Each takes --index: a folder, or http://host:19530 of a Milvus when one machine is not enough. No torch.
+Each takes --index: a file of SQLite, or postgresql://user:password@host:5432/database, which several hosts share. No
+torch.
 """
 
 import argparse
+import base64
 import sys
 import time
 import unicodedata
@@ -20,13 +22,13 @@ import numpy as np
 
 from answering.adding import Adder, AddSettings, see_model, see_model_in_a_process
 from answering.calibration import UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
-from answering.collection import Index, draw_evidence
+from answering.collection import INDEX, Index, check_model, draw_evidence
 from answering.console import UserError, one_line_errors
 from answering.editing import (
     ASKED_FRAMES,
     find_title,
-    open_state,
-    refit,
+    finish,
+    open_to_add,
     remove_user_stills,
     rename_film,
     sample_films,
@@ -41,35 +43,14 @@ from answering.film_flags import (
     say_passed_over,
 )
 from answering.model import Identifier
+from answering.moving import export_films, import_films, publish, take_over
 from answering.shelf import Shelf, find_shelf
 from answering.side_by_side import count_cores
-from answering.state import Film, State
-from answering.store import Folder, Milvus, is_milvus, open_engine, read_state
+from answering.sql import is_folder_of_before, is_postgres
+from answering.state import State
+from answering.store import Collection
 
 # ------------------------------------------------------------------------------------------------ changing
-
-
-def open_writer(place: str, memory: str | None) -> Folder | Milvus:
-    """The engine of --index. Raises UserError for a --memory that it would not heed."""
-    if memory and is_milvus(place):
-        raise UserError("--memory is for an index in a folder; Milvus has settings of its own", 2)
-    return open_engine(place)
-
-
-def finish(
-    engine: Folder | Milvus, state: State, *, memory: str | None, unknown_share: float | None, force: bool = False
-) -> None:
-    """What follows when films have come: thresholds, what is searched, and the state that readers see.
-
-    memory, unknown_share: None to leave them as they are; force: fit the thresholds in any case.
-    """
-    state.memory = memory or state.memory
-    if unknown_share is not None and unknown_share != state.unknown_share:
-        state.unknown_share = unknown_share
-        force = True
-    refit(engine, state, force=force)
-    engine.pack(state)
-    engine.commit(state)
 
 
 def run_add(args: argparse.Namespace) -> int:
@@ -83,17 +64,17 @@ def run_add(args: argparse.Namespace) -> int:
     check_kinds(args, shelf)
     check_model_is_there(args.model)
     start = time.perf_counter()
-    engine = open_writer(args.index, args.memory)
+    collection = Collection(args.index)
     has_videos = any(film.parts for film in shelf.films)
     seen = see_model_in_a_process(args.model) if has_videos else see_model(args.model)
-    with engine.writing():
-        state = open_state(engine, seen.architecture, seen.fingerprint)
-        adder = Adder(engine, state, read_add_settings(args))
+    take_over_neighbour(collection)
+    with open_to_add(collection, seen.architecture, seen.fingerprint) as state:
+        adder = Adder(collection, state, read_add_settings(args))
         adder.add(shelf.films)
-        finish(engine, state, memory=args.memory, unknown_share=args.unknown_share)
+        finish(collection, state, unknown_share=args.unknown_share)
     seconds = time.perf_counter() - start
-    print(f"{len(state.films)} films, {state.count_stills()} stills in {engine}; {seconds:.1f} s")
-    print(f"next: python identify.py FRAME --model {args.model} --index {engine}")
+    print(f"{len(state.films)} films, {state.count_stills()} stills in {collection}; {seconds:.1f} s")
+    print(f"next: python identify.py FRAME --model {args.model} --index {collection}")
     return 1 if adder.failed else 0
 
 
@@ -126,40 +107,92 @@ def check_model_is_there(model: str) -> None:
         raise UserError(f"--model {model}: no model there; {embedder} makes one that needs no training", 2)
 
 
+def take_over_neighbour(collection: Collection) -> None:
+    """Take over a collection of the version before, index/ beside an index.sqlite that is not there yet; says so."""
+    if is_postgres(collection.place):
+        return
+    folder = Path(collection.place).with_suffix("")
+    if is_folder_of_before(folder) and folder != Path(collection.place) and not collection.is_there():
+        count = take_over(folder, collection)
+        print(f"{count} films taken over from {folder}, which is not needed any more", flush=True)
+
+
 def run_rename(args: argparse.Namespace) -> int:
     """Give a film another title; what add finds under the old one goes there from now on."""
-    engine = open_engine(args.index)
+    collection = Collection(args.index)
     new = unicodedata.normalize("NFC", " ".join(args.new.split()))
-    with engine.writing():
-        state = read_state(engine)
-        old = find_title(engine, state, args.old)
-        rename_film(engine, state, old, new)
-        engine.commit(state)
+    with collection.writing():
+        state = collection.state()
+        old = find_title(collection, state, args.old)
+        rename_film(collection, state, old, new)
     print(f"{old}: is {new} now")
     return 0
 
 
 def run_remove(args: argparse.Namespace) -> int:
-    engine = open_engine(args.index)
+    collection = Collection(args.index)
     if args.source:
-        print(f"{remove_user_stills(engine)} stills of users removed")
+        print(f"{remove_user_stills(collection)} stills of users removed")
         return 0
-    with engine.writing():
-        state = read_state(engine)
-        title = find_title(engine, state, args.title)
-        del state.films[title]
-        engine.commit(state)
-    print(f"{title}: removed, {len(state.films)} films left")
+    with collection.writing():
+        state = collection.state()
+        title = find_title(collection, state, args.title)
+        collection.remove_film(state.about, state.films[title])
+    print(f"{title}: removed, {len(state.films) - 1} films left")
     return 0
 
 
 def run_rebuild(args: argparse.Namespace) -> int:
-    engine = open_writer(args.index, args.memory)
-    with engine.writing():
-        state = read_state(engine)
-        finish(engine, state, memory=args.memory, unknown_share=args.unknown_share, force=True)
-        engine.remove_unnamed(state)
-    check_index(engine)
+    collection = Collection(args.index)
+    with collection.writing():
+        finish(collection, collection.state(), unknown_share=args.unknown_share, force=True)
+    check_index(collection)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------- copies and moves
+
+
+def run_backup(args: argparse.Namespace) -> int:
+    collection = Collection(args.index)
+    if args.file.exists():
+        raise UserError(f"{args.file}: is there already; name another file", 2)
+    collection.home.backup(args.file)
+    films, stills = Collection(args.file).count()
+    print(f"{args.file}: {films} films, {stills} stills")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    collection = Collection(args.index)
+    state = collection.state()
+    titles = [find_title(collection, state, typed) for typed in args.titles]
+    count = export_films(collection, titles, args.file)
+    print(f"{args.file}: {count} films; python index.py import {args.file} --index OTHER")
+    return 0
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Put films of another collection into this one: of export, of a whole one, or of the version before."""
+    collection = Collection(args.index)
+    if is_folder_of_before(args.source):
+        print(f"{take_over(Path(args.source), collection)} films taken over into {collection}")
+        return 0
+    source = Collection(args.source)
+    about = source.about()
+    seen = np.frombuffer(base64.b64decode(about.model.fingerprint), np.float32).reshape(2, -1)
+    with collection.writing(about.model):
+        state = collection.state()
+        check_model(collection, state.about, seen)
+        count = sum(1 for _ in import_films(source, collection))
+        finish(collection, collection.state(), unknown_share=None)
+    print(f"{count} films put into {collection}")
+    return 0
+
+
+def run_publish(args: argparse.Namespace) -> int:
+    count = publish(Collection(args.index), args.folder)
+    print(f"{args.folder}: {count} files are new; the page reads this folder beside its model")
     return 0
 
 
@@ -167,50 +200,43 @@ def run_rebuild(args: argparse.Namespace) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    for title, film in sorted(read_state(open_engine(args.index)).films.items()):
+    for film in sorted(Collection(args.index).films(), key=lambda film: film.title):
         partial = f"  (in part: {film.partial})" if film.partial else ""
-        print(f"{film.stored:6} of {film.stills:6} stills  {film.imdb or '':10}  {title}{partial}")
+        print(f"{film.stored:6} of {film.stills:6} stills  {film.imdb or '':10}  {film.title}{partial}")
     return 0
 
 
 def run_check(args: argparse.Namespace) -> int:
-    engine = open_engine(args.index)
-    state = check_index(engine)
+    collection = Collection(args.index)
+    state = check_index(collection)
     if args.drift:
-        show_drift(engine, state)
+        show_drift(collection, state)
     return 0
 
 
-def check_index(engine: Folder | Milvus) -> State:
-    """Read every file, and print what the thresholds promise, film by film. Raises UserError for what is damaged."""
-    state = read_state(engine)
-    if state.basis is None:
-        raise UserError(f"--index {engine}: adding was stopped before its end; run the same add again")
-    engine.read_arrays(state.basis, "project", "offset")
-    for title, film in sorted(state.films.items()):
-        time_ms = check_film(engine, title, film)
-        asked = "from video, tested between its stills" if is_dense(time_ms) else "scattered, tested on unseen scenes"
-        print(f"{len(time_ms):6} stills, {asked:36}  {title}")
-    engine.searcher(state, [film.vectors_file for film in state.films.values()])
+def check_index(collection: Collection) -> State:
+    """Read every page and row, and print what the thresholds promise, film by film. Raises UserError for damage."""
+    with collection.snapshot():
+        if faults := collection.check():
+            more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+            text = f"--index {collection}: is damaged: {'; '.join(faults[:3])}{more}; take a backup, or remove the film"
+            raise UserError(text)
+        state = collection.state()
+        if not state.about.fit:
+            raise UserError(f"--index {collection}: adding was stopped before its end; run the same add again")
+        for title, film in sorted(state.films.items()):
+            time_ms = collection.read_times(film)[:, 0]
+            kind = (
+                "from video, tested between its stills" if is_dense(time_ms) else "scattered, tested on unseen scenes"
+            )
+            print(f"{len(time_ms):6} stills, {kind:36}  {title}")
     print_promise(state)
     return state
 
 
-def check_film(engine: Folder | Milvus, title: str, film: Film) -> np.ndarray:
-    """Times [n] of a film's stills, after reading all that it has. Raises UserError for what is damaged."""
-    try:
-        time_ms, ends, *_ = engine.read_arrays(film.rows_file, "time", "ends", "thumbs", "embedding", "worn", "name")
-        sound = len(time_ms) == len(ends) == len(engine.read_vectors(film.vectors_file))
-    except (UserError, FileNotFoundError) as error:
-        raise UserError(f"{error}; {title}: remove it and add it again") from None
-    if not sound:
-        raise UserError(f"--index {engine}: {title} is damaged; remove it and add it again")
-    return time_ms
-
-
 def print_promise(state: State) -> None:
     """What the thresholds gave on the questions that they were fitted on."""
-    rule = state.rule
+    rule = state.about.rule
     print(f"{len(state.films)} films; named from {rule.movie:.3f}, shortlist from {rule.shortlist:.3f}")
     figures = rule.figures
     if figures is None:
@@ -220,17 +246,17 @@ def print_promise(state: State) -> None:
         f"of held-out films; AUROC {figures.auroc:.3f}"
     )
     parts = []
-    for share in sorted({0.1, 0.3, 0.6, state.unknown_share}):
+    for share in sorted({0.1, 0.3, 0.6, state.about.unknown_share}):
         right = named_right(figures.named, figures.exact, figures.strangers, share)
         parts.append(f"{right:.1%} where {share:.0%}")
     print(f"of the named right: {', '.join(parts)} of frames are of unknown films")
-    print(f"the thresholds are fitted for {state.unknown_share:.0%} (--unknown-share)")
+    print(f"the thresholds are fitted for {state.about.unknown_share:.0%} (--unknown-share)")
 
 
-def show_drift(engine: Folder | Milvus, state: State) -> None:
+def show_drift(collection: Collection, state: State) -> None:
     """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
-    samples = sample_films(engine, state.films)
-    share = state.unknown_share
+    samples = sample_films(collection, state.films)
+    share = state.about.unknown_share
     print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'unknown named':>16}{'AUROC':>9}")
     for count in sorted({min(10 * 2**k, len(samples)) for k in range(9)}):
         part = samples[:count]
@@ -262,9 +288,6 @@ def run_search(args: argparse.Namespace) -> int:
 
 
 def add_fit_options(parser: argparse.ArgumentParser) -> None:
-    default = "(default: as the index has it; plenty for a new one)"
-    text = f"small keeps 1 bit instead of 8 per number of a large index in memory {default}"
-    parser.add_argument("--memory", choices=["plenty", "small"], help=text)
     default = f"(default: as the index has it; {UNKNOWN_SHARE} for a new one)"
     text = f"share of the frames people send that are of unknown films {default}"
     parser.add_argument("--unknown-share", type=float, metavar="SHARE", help=text)
@@ -298,8 +321,8 @@ def get_parser() -> argparse.ArgumentParser:
     def add_command(name: str, run, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.set_defaults(run=run)
-        where = "a folder, or http://host:19530 of Milvus (default: %(default)s)"
-        command.add_argument("--index", default="index", help=where)
+        where = "a file, or postgresql://user:password@host:5432/database (default: %(default)s)"
+        command.add_argument("--index", default=INDEX, help=where)
         return command
 
     add = add_command("add", run_add, "add or update films from video files and folders of stills")
@@ -319,7 +342,7 @@ def get_parser() -> argparse.ArgumentParser:
 
     add_command("list", run_list, "list the films")
 
-    check = add_command("check", run_check, "read every file, and show what the thresholds promise")
+    check = add_command("check", run_check, "read every page and row, and show what the thresholds promise")
     text = "also show how the thresholds change with the number of films (takes up to a minute; default: off)"
     check.add_argument("--drift", action="store_true", help=text)
 
@@ -330,6 +353,19 @@ def get_parser() -> argparse.ArgumentParser:
     search.add_argument("--sheet", type=Path, help="draw frame and stills side by side into this file (default: none)")
 
     add_fit_options(add_command("rebuild", run_rebuild, "fit projection and thresholds again, on all its films"))
+
+    backup = add_command("backup", run_backup, "copy the whole index into a file, while others read and write")
+    backup.add_argument("file", type=Path, metavar="FILE", help="a file that is not there yet")
+
+    export = add_command("export", run_export, "write films into a file, for another index of the same model")
+    export.add_argument("file", type=Path, metavar="FILE", help="a file that is not there yet")
+    export.add_argument("titles", nargs="+", metavar="TITLE", help="titles, as list prints them")
+
+    take = add_command("import", run_import, "put all films of another index of the same model into this one")
+    take.add_argument("source", metavar="SOURCE", help="a file, postgresql://..., or a folder of the version before")
+
+    publish_films = add_command("publish", run_publish, "write what the page in web/ reads")
+    publish_films.add_argument("folder", type=Path, metavar="FOLDER", help="index/ beside the page's model")
     return parser
 
 

@@ -9,6 +9,7 @@ python learn.py --db bot.sqlite --labels labels.csv   # their verdicts, to train
 import argparse
 import asyncio
 import io
+import itertools
 import os
 import sys
 from collections import Counter
@@ -17,15 +18,18 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from answering.collection import Index, check_model, fingerprint
+from answering.collection import INDEX, Index, check_model, fingerprint
 from answering.console import UserError, atomic_write, one_line_errors
 from answering.editing import add_user_stills
-from answering.embedding import THUMBNAIL, embed_film
+from answering.embedding import embed_film
 from answering.model import Identifier
+from answering.offers import Offer, Offers
+from answering.packing import THUMBNAIL
 from answering.projection import project_all
+from answering.search import gather
 from answering.state import hashed_name
-from answering.stills import list_stills
-from answering.store import UserStills, open_engine, read_state, require_user_stills
+from answering.stills import Still
+from answering.store import Collection
 from telegram_bot.database import open_existing, print_wishes, write_feedback
 
 SHEET = 200  # pictures at a time
@@ -35,17 +39,24 @@ COLUMNS = 4  # of the sheet
 # ---------------------------------------------------------------------------------------- what they confirmed
 
 
-def choose_pictures(
-    base: Path, films: dict, user_stills: UserStills, *, per_user: int, place: str
-) -> list[tuple[Path, str]]:
-    """(where to put it, file id) of each confirmed picture that is new; says which films the index lacks.
+@dataclass(frozen=True)
+class WantedPicture:
+    """A confirmed picture that is to be fetched."""
+
+    name: str  # that it gets
+    film: str  # a title
+    file_id: str  # of Telegram
+
+
+def choose_pictures(base: Path, films: dict, offers: Offers, *, per_user: int, place: str) -> list[WantedPicture]:
+    """Each confirmed picture that is new; says which films the index lacks.
 
     base: the bot's database; films: of the index; per_user: pictures of a film that count from one user, at most;
     place: of the index.
     """
-    files = user_stills.all_files()
-    done = {file.name for file in files}
-    given = Counter((file.parent.name, file.name[:12]) for file in files)  # by film and user
+    known = offers.names()
+    done = {name for name, _ in known}
+    given = Counter((film, name[:12]) for name, film in known)  # by film and user
     wanted, not_in_index = [], Counter()
     query = "SELECT id, film, who, file_id FROM answers WHERE verdict IN ('right', 'wrong') AND film IS NOT NULL"
     for answer, film, user, file_id in open_existing(base).execute(f"{query} ORDER BY time"):
@@ -53,16 +64,16 @@ def choose_pictures(
             not_in_index[film] += 1
             continue
         name = f"{hashed_name(user)}-{hashed_name(answer)}.jpg"
-        giver = (hashed_name(film), hashed_name(user))
+        giver = (film, hashed_name(user))
         if name not in done and given[giver] < per_user and len(wanted) < SHEET:
             given[giver] += 1
-            wanted.append((user_stills.pending_file(film, name), file_id))
+            wanted.append(WantedPicture(name, film, file_id))
     for film, count in not_in_index.most_common():
         print(f"{film}: {count} pictures, but it is not in {place}", file=sys.stderr)
     return wanted
 
 
-async def fetch_pictures(wanted: list[tuple[Path, str]], api_base: str | None) -> int:
+async def fetch_pictures(wanted: list[WantedPicture], offers: Offers, api_base: str | None) -> int:
     """Download by file ids; how many could not be had. The token is nowhere in what this says."""
     if not wanted:
         return 0
@@ -75,14 +86,15 @@ async def fetch_pictures(wanted: list[tuple[Path, str]], api_base: str | None) -
     failed = 0
     api = TelegramAPIServer.from_base(api_base) if api_base else PRODUCTION
     async with Bot(read_token(dict(os.environ)), session=AiohttpSession(api=api)) as bot:
-        for path, file_id in wanted:
+        for one in wanted:
             try:
-                (picture,) = await download(bot, [types.File(file_id=file_id, file_unique_id="")])
-                with atomic_write(path) as file:
-                    file.write(picture if isinstance(picture, bytes) else Path(picture).read_bytes())
+                (picture,) = await download(bot, [types.File(file_id=one.file_id, file_unique_id="")])
+                data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
             except (UserError, RuntimeError, OSError, exceptions.AiogramError) as error:
                 failed += 1
                 print(f"learn.py: skipped a picture that can't be had ({type(error).__name__})", file=sys.stderr)
+                continue
+            offers.put(one.name, one.film, "pending", data)
     return failed
 
 
@@ -93,47 +105,43 @@ async def fetch_pictures(wanted: list[tuple[Path, str]], api_base: str | None) -
 class PendingPicture:
     """A user's picture beside the nearest still of its film."""
 
-    file: str  # FOLDER/NAME under pending/
+    name: str
     title: str
     similarity: float
-    thumbnail: bytes  # theirs, a JPEG
+    thumbnail: bytes  # theirs
     still: bytes  # ours
 
     def line(self, number: int) -> str:
         """Its line of learn.txt."""
-        return f"{number}\t{self.file}\t{self.similarity:.2f}\t{self.title}"
+        return f"{number}\t{self.name}\t{self.similarity:.2f}\t{self.title}"
 
 
-def find_pending(user_stills: UserStills, index: Index, identifier: Identifier) -> list[PendingPicture]:
+def find_pending(offers: Offers, index: Index, identifier: Identifier) -> list[PendingPicture]:
     """What may be accepted; near-duplicates and what can't be read are refused."""
-    titles = {hashed_name(title): title for title in index.titles}
     pending = []
-    for folder in user_stills.pending_folders():
-        title = titles.get(folder.name)
-        if title is not None:  # else removed meanwhile
-            pending += compare_pending(user_stills, folder, title, index, identifier)
+    for title, pictures in itertools.groupby(offers.pending(), lambda offer: offer.film):
+        if title in index.films:  # else removed meanwhile
+            pending += compare_pending(offers, title, list(pictures), index, identifier)
     return pending
 
 
 def compare_pending(
-    user_stills: UserStills, folder: Path, title: str, index: Index, identifier: Identifier
+    offers: Offers, title: str, pictures: list[Offer], index: Index, identifier: Identifier
 ) -> list[PendingPicture]:
     """The pending pictures of one film."""
-    files = {file.name for file in folder.glob("*.jpg")}
     try:
-        rows = embed_film(list_stills(folder), identifier)
+        rows = embed_film([Still(file=offer.name, picture=offer.picture) for offer in pictures], identifier)
     except UserError:  # none of them can be read
         rows = None
-    for name in files - set([] if rows is None else rows.name.tolist()):
-        user_stills.refuse(folder / name)
+    for name in {offer.name for offer in pictures} - set([] if rows is None else rows.name.tolist()):
+        offers.refuse(name)
     if rows is None:
         return []
     found = []
     vectors = project_all(rows.embedding, *index.basis)
-    for name, thumbnail, vector in zip(rows.name, rows.list_thumbnails(), vectors, strict=True):
-        proof = index.evidence(index.titles.index(title), vector)
-        file = f"{folder.name}/{name}"
-        found.append(PendingPicture(file, title, proof.similarity, thumbnail.tobytes(), proof.thumbnail))
+    for name, thumbnail, vector in zip(rows.name.tolist(), rows.list_thumbnails(), vectors, strict=True):
+        proof = index.evidence(index.films[title], vector)
+        found.append(PendingPicture(name, title, proof.similarity, thumbnail.tobytes(), proof.thumbnail))
     return found
 
 
@@ -167,15 +175,15 @@ def draw_pending(pending: list[PendingPicture]) -> Image.Image:
     return sheet
 
 
-def sort_pending(user_stills: UserStills, accept: str) -> None:
+def sort_pending(offers: Offers, accept: str) -> None:
     """Accept pending pictures, and refuse the others; accept: "all", or a list as show_pending writes it."""
     text = "" if accept == "all" else Path(accept).read_text("utf-8")
     wanted = {line.split("\t")[1] for line in text.splitlines() if line.count("\t") == 3}
-    for file in user_stills.pending_files():
-        if accept == "all" or f"{file.parent.name}/{file.name}" in wanted:
-            user_stills.accept(file)
+    for offer in offers.pending():
+        if accept == "all" or offer.name in wanted:
+            offers.accept(offer.name)
         else:
-            user_stills.refuse(file)
+            offers.refuse(offer.name)
 
 
 # --------------------------------------------------------------------------------------- the command line
@@ -183,22 +191,23 @@ def sort_pending(user_stills: UserStills, accept: str) -> None:
 
 def run_pictures(args: argparse.Namespace) -> int:
     """Show what users confirmed of films of the index, or add it. Only what was shown is ever added."""
-    engine = open_engine(args.index)
+    collection = Collection(args.index)
     identifier = Identifier(args.model)
-    user_stills = require_user_stills(engine)
-    with engine.writing():
-        state = read_state(engine)
-        check_model(engine, state, fingerprint(identifier))
+    offers = Offers(collection)
+    with collection.writing():
+        state = collection.state()
+        check_model(collection, state.about, fingerprint(identifier))
         if not args.accept:
-            wanted = choose_pictures(args.db, state.films, user_stills, per_user=args.per_user, place=args.index)
-            failed = asyncio.run(fetch_pictures(wanted, args.api_base))
-            show_pending(args.sheet, find_pending(user_stills, Index(args.index, identifier), identifier))
+            wanted = choose_pictures(args.db, state.films, offers, per_user=args.per_user, place=args.index)
+            failed = asyncio.run(fetch_pictures(wanted, offers, args.api_base))
+            show_pending(args.sheet, find_pending(offers, Index(args.index, identifier), identifier))
             return 1 if failed else 0
-        sort_pending(user_stills, args.accept)
-        for title, count in add_user_stills(engine, state, identifier):
-            print(f"{title}: {count} stills added")
-        engine.pack(state)
-        engine.commit(state)
+        with collection.home.transaction():
+            sort_pending(offers, args.accept)
+            added = list(add_user_stills(collection, state, identifier))
+        gather(collection, state.about)
+    for title, count in added:
+        print(f"{title}: {count} stills added")
     return 0
 
 
@@ -211,7 +220,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--wishes", action="store_true", help="print the films that users missed, and exit")
     group.add_argument("--labels", type=Path, metavar="CSV", help="write the users' verdicts there, and exit")
     add = parser.add_argument_group("pictures for the index").add_argument
-    add("--index", default="index", help="a folder from index.py (default: %(default)s)")
+    add("--index", default=INDEX, help="a file or postgresql://... of index.py (default: %(default)s)")
     add("--model", default="export", help="folder from export.py (default: %(default)s)")
     text = "most pictures of a film that count from one user (default: %(default)s)"
     add("--per-user", type=int, default=5, help=text)

@@ -19,11 +19,12 @@ from answering.editing import accepted_stills, hash_contents, merge_stills, rena
 from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
 from answering.model import Identifier
 from answering.runtimes import choose_file, cpu_flags, trim_heap
+from answering.search import gather
 from answering.shelf import ShelfFilm
 from answering.side_by_side import FilmBar, Job, SideBySide, count_bytes, run_side_by_side
-from answering.state import Failure, State
+from answering.state import Failure, Film, State
 from answering.stills import Still, list_stills
-from answering.store import Folder, Milvus
+from answering.store import Collection
 from answering.video import Sampling, Video
 
 LONGEST_SIDE = 3  # of a decoded frame, in sides of the model's input: a film of 2.39:1 still has its height
@@ -175,8 +176,8 @@ class AddSettings:
 class Adder:
     """Adds the films of a shelf to an index, each with a commit when it is done."""
 
-    def __init__(self, engine: Folder | Milvus, state: State, settings: AddSettings):
-        self.engine = engine
+    def __init__(self, collection: Collection, state: State, settings: AddSettings):
+        self.collection = collection
         self.state = state
         self.settings = settings
         self.bar: FilmBar | None = None  # while videos are added
@@ -242,8 +243,7 @@ class Adder:
             if before not in self.state.renamed.values():  # else the user gave it that title
                 self.other_titles.append((title, before))
             return before
-        rename_film(self.engine, self.state, before, title)
-        self.engine.commit(self.state)
+        rename_film(self.collection, self.state, before, title)
         self.say(f"{before}: is {title} now")
         return title
 
@@ -309,17 +309,17 @@ class Adder:
         stills = self.list_stills(folder)
         content_key = hash_contents(stills)  # before they are read: they may change meanwhile
         updated = ", updated" if title in self.state.films else ""
-        film = FilmEmbedder(identifier, streams)
+        embedder = FilmEmbedder(identifier, streams)
         try:
             for picture in read_stills(stills, identifier):
-                film.add(picture)
-            rows = merge_stills(film.rows(), accepted_stills(self.engine, title), identifier)
+                embedder.add(picture)
+            rows = merge_stills(embedder.rows(), accepted_stills(self.collection, title), identifier)
         except UserError as error:
             self.end_film(f"{title}: error: {error}", failed=True)
             return
         imdb = next((str(still.imdb) for still in stills if still.imdb), None)
-        about = {"content_key": content_key, "stills": len(stills), "imdb": imdb}
-        stored = store_film(self.engine, self.state, title, rows, **about)
+        film = Film(0, title, imdb=imdb, content_key=content_key, stills=len(stills))
+        stored = store_film(self.collection, self.state, film, rows)
         self.end_film(f"{title}: {stored.stored} of {len(stills)} stills stored{updated}")
 
     # ------------------------------------------------------------------------------------------ videos
@@ -335,7 +335,7 @@ class Adder:
 
     def start(self, attempt: Attempt) -> Job:
         """The job of an attempt."""
-        accepted = accepted_stills(self.engine, attempt.title)
+        accepted = accepted_stills(self.collection, attempt.title)
         video = VideoJob(attempt.parts, self.settings.sampling, self.settings.model, self.threads, accepted)
         return Job(video, about=attempt, size=count_bytes(attempt.parts))
 
@@ -344,8 +344,7 @@ class Adder:
         attempt: Attempt = job.about
         reason = self.refuse(attempt, result)
         if reason:
-            self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
-            self.engine.commit(self.state)
+            self.keep_failure(attempt, reason)
             line = f"{attempt.title}: error: {attempt.parts[0]}: {reason}"
         else:
             line = self.store(attempt, result, time.monotonic() - job.started)
@@ -357,6 +356,11 @@ class Adder:
         else:
             self.say(f"{line}; its next encoding is tried", error=True)
             waiting.appendleft(self.start(attempt.follow()))
+
+    def keep_failure(self, attempt: Attempt, reason: str) -> None:
+        """Keep why a file is not to be tried again until it changes."""
+        self.state.failed[attempt.path] = Failure(attempt.content_key, reason)
+        self.collection.put_failure(attempt.path, self.state.failed[attempt.path])
 
     def refuse(self, attempt: Attempt, result: EmbeddedVideo | UserError) -> str | None:
         """Why the index keeps what it has of a film; None where the result is to be stored."""
@@ -377,21 +381,20 @@ class Adder:
     def store(self, attempt: Attempt, result: EmbeddedVideo, took: float) -> str:
         """Put a film into the index; returns what was done, in words. took: seconds."""
         updated = ", updated" if attempt.title in self.state.films else ""
-        self.state.failed.pop(attempt.path, None)
-        if result.damage:
-            self.state.failed[attempt.path] = Failure(attempt.content_key, result.damage)
         self.stored.add(attempt.title)
-        film = store_film(
-            self.engine,
-            self.state,
-            attempt.title,
-            result.rows,
+        film = Film(
+            id=0,
+            title=attempt.title,
             content_key=attempt.content_key,
             stills=result.seen,
             seconds=round(result.seconds, 3),
             partial=result.damage,
             file=attempt.path,
         )
+        film = store_film(self.collection, self.state, film, result.rows)
+        if result.damage:
+            self.keep_failure(attempt, result.damage)
+        gather(self.collection, self.state.about)
         rate = result.seconds / max(1e-9, took)
         pace = f"{format_clock(result.seconds)} of film in {took:.0f} s ({rate:.0f}x real time)"
         partial = f"; in part: {result.damage}" if result.damage else ""

@@ -68,7 +68,7 @@ class Rule:
     figures: RuleFigures | None = None  # None where there were too few films to measure them
 
     def to_json(self) -> dict:
-        """The rule as index.json has it."""
+        """The rule, for JSON."""
         values = dataclasses.asdict(self)
         values["figures"] = values["figures"] or {}
         return values

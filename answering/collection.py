@@ -1,8 +1,8 @@
 """Read an index: the films that it names, each with its proof. answering/editing.py changes it."""
 
 import base64
-import time
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,23 +23,32 @@ from answering.model import (
     relative_error,
 )
 from answering.pictures import read_image
-from answering.projection import blend_similarity, decode_middles, film_scores, project_all
-from answering.state import Film, State
-from answering.store import Folder, Milvus, open_engine, read_state
+from answering.projection import film_scores, project_all, unit_length
+from answering.search import Search
+from answering.sql import is_folder_of_before
+from answering.state import About
+from answering.store import Collection
 
 STRETCH_MS = 5000  # frames of a film so near in time, and nearly as like, are one stretch of proof
 STRETCH_SIMILARITY = 0.1  # less than the nearest frame's
 MIXED_SHARE = 0.25  # of a clip's frames name another film than all together do: it mixes films
 SAME_MODEL = 0.4  # relative error of fingerprints: all formats of one model are within
-RETRIES = 10  # where a writer renews the index while it is read
+INDEX = "index.sqlite"  # what a collection is called, unless the user says otherwise
 
 
 def find_index(model: str | Path) -> Path | None:
-    """The folder index beside an exported folder or the one that its file lies in; None where there is none."""
+    """The collection beside an exported folder or the one that its file lies in; None where there is none.
+
+    That is index.sqlite, or a folder index of the version before, which is yet to be taken over.
+    """
     model = Path(model).absolute()
     around = model.parents[:1] if model.is_dir() else model.parents[:3]
-    places = [folder / "index" for folder in around]
-    return next((place for place in places if (place / "index.json").exists()), None)
+    for folder in around:
+        if (folder / INDEX).exists():
+            return folder / INDEX
+        if is_folder_of_before(folder / "index"):
+            return folder / "index"
+    return None
 
 
 def fingerprint(identifier: Identifier) -> np.ndarray:
@@ -47,66 +56,63 @@ def fingerprint(identifier: Identifier) -> np.ndarray:
     return identifier.run(reference_frames(identifier.preprocessing["size"], 2))["embedding"].astype(np.float32)
 
 
-def check_model(engine: Folder | Milvus, state: State, seen: np.ndarray) -> None:
+def check_model(collection: Collection, about: About, seen: np.ndarray) -> None:
     """Raise UserError unless the index was made with the model whose fingerprint is seen."""
-    made = np.frombuffer(base64.b64decode(state.model.fingerprint), np.float32).reshape(2, -1)
+    made = np.frombuffer(base64.b64decode(about.model.fingerprint), np.float32).reshape(2, -1)
     if made.shape != seen.shape or relative_error(seen, made) > SAME_MODEL:
-        name = state.model.architecture
-        raise UserError(f"--index {engine}: was made with another model ({name}); use that one, or another --index", 2)
+        name = about.model.architecture
+        text = f"--index {collection}: was made with another model ({name}); use that one, or another --index"
+        raise UserError(text, 2)
 
 
 class Index:
     """The films of an index, for reading; what a writer adds meanwhile is there at the next answer.
 
-    place: a folder, or what open_engine takes. Raises UserError for one that is missing, damaged, or of another model.
+    place: as Collection takes it. Raises UserError for one that is missing, damaged, or of another model.
     """
 
     rule: Rule
-    films: dict[str, Film]  # by title
-    titles: list[str]  # of films, in their order
+    films: dict[str, int]  # number of each film by its title
+    titles: list[str]  # of films, by their numbers
 
     def __init__(self, place: str | Path, identifier: Identifier):
-        self.engine = open_engine(place)
+        self.collection = Collection(place)
         self.fingerprint = fingerprint(identifier)
-        self.version = None  # of the engine, that was read
+        self.search = Search(self.collection)
         self.refresh()
 
     def refresh(self) -> None:
-        """Read it if it has changed. A writer changes the state last, then removes what it no longer names."""
-        for attempt in range(RETRIES):
-            try:
-                version = self.engine.version()
-                if version != self.version:
-                    self.read(read_state(self.engine))
-                    self.version = version
-                return
-            except FileNotFoundError:  # renewed while we read
-                time.sleep(0.02 * attempt)
-        read_state(self.engine)  # says so if there is none
-        raise UserError(f"--index {self.engine}: files are missing; python index.py check --index {self.engine}")
+        """Read what changed."""
+        with self.reading():
+            pass
 
-    def read(self, state: State) -> None:
-        """Take over what a state names."""
-        check_model(self.engine, state, self.fingerprint)
-        films = {title: film for title, film in state.films.items() if film.vectors_file}
-        if not films:
-            raise UserError(f"--index {self.engine}: holds no films yet; python index.py add --help", 2)
-        basis = self.engine.read_arrays(state.basis, "project", "offset")
-        middles = decode_middles([film.middle for film in films.values()])
-        best_by_film = self.engine.searcher(state, [film.vectors_file for film in films.values()])
-        # whatever is damaged has raised by now, so that what was read before stays whole
-        self.films = films
-        self.titles = list(films)
-        self.rule = state.rule
-        self.scoring = state.scoring
-        self.basis = basis
-        self.middles = middles  # float32 [F, d]
-        self.best_by_film = best_by_film  # vector [d] -> similarity of the nearest frame of each film [F]
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """One view of the collection, as it is now, for all that is asked inside."""
+        with self.collection.snapshot() as version:
+            self.read(version)
+            yield
+
+    def read(self, version: object) -> None:
+        """Read what changed; version: as Collection.snapshot yields it, None inside of reading()."""
+        if version is None or version == self.search.version:
+            return
+        check_model(self.collection, self.collection.about(), self.fingerprint)
+        self.search.refresh(version)
+        self.rule = self.search.about.rule
+        self.scoring = self.search.about.scoring
+        self.basis = self.search.basis
+        self.titles = self.search.titles
+        self.films = {title: number for number, title in enumerate(self.titles)}
+
+    def imdb_ids(self) -> dict[str, str | None]:
+        """{title: IMDb id, where it is known} of all films."""
+        return {film.title: film.imdb for film in self.collection.films() if film.title in self.films}
 
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]; each candidate carries its evidence."""
-        self.refresh()
-        return [self.answer(vector, top) for vector in project_all(embedding, *self.basis)]
+        with self.reading():
+            return [self.answer(vector, top) for vector in project_all(embedding, *self.basis)]
 
     def answer(self, vector: np.ndarray, top: int) -> Answer:
         """The answer to a frame's vector [d]."""
@@ -119,11 +125,11 @@ class Index:
         embedding: float [N, D]; time_ms: [N], since the clip's start; length_ms: of the clip. A clip that mixes films,
         as far as its frames alone would tell, gets a shortlist at best.
         """
-        self.refresh()
-        vectors = project_all(embedding, *self.basis)
-        similarity = np.stack([self.similarities(vector) for vector in vectors])
-        scores = film_scores(similarity.mean(0, keepdims=True), self.scoring)[0]
-        answer = self.rank(scores, top, lambda film: self.evidence(film, vectors, time_ms, length_ms))
+        with self.reading():
+            vectors = project_all(embedding, *self.basis)
+            similarity = np.stack([self.similarities(vector) for vector in vectors])
+            scores = film_scores(similarity.mean(0, keepdims=True), self.scoring)[0]
+            answer = self.rank(scores, top, lambda film: self.evidence(film, vectors, time_ms, length_ms))
         alone = film_scores(similarity, self.scoring)
         elsewhere = (alone.max(1) >= self.rule.movie) & (alone.argmax(1) != scores.argmax())
         if answer.kind == "movie" and elsewhere.mean() >= MIXED_SHARE:
@@ -132,7 +138,7 @@ class Index:
 
     def similarities(self, vector: np.ndarray) -> np.ndarray:
         """How like a frame's vector [d] is to each film [F]."""
-        return blend_similarity(self.best_by_film(vector), self.middles @ vector, self.scoring)
+        return self.search.similarity(vector, self.scoring)
 
     def rank(self, scores: np.ndarray, top: int, find_evidence: Callable[[int], Evidence | None]) -> Answer:
         """The answer for the scores of all films [F]. find_evidence: from a film's number to its evidence."""
@@ -151,10 +157,9 @@ class Index:
         the clip's, and the still the nearest of those in it.
         """
         vectors = np.atleast_2d(vectors)
-        title = self.titles[film]
-        rows_file = self.films[title].rows_file
-        names, starts, untils, ends = self.engine.read_arrays(rows_file, "name", "time", "until", "ends")
-        similarity = vectors @ self.engine.read_vectors(self.films[title].vectors_file).T
+        stored, times = self.search.read_film(film)
+        starts, untils = times.T
+        similarity = vectors @ unit_length(stored).T
         aligned = align(similarity, time_ms, starts, untils) if len(vectors) > 1 and time_ms is not None else None
         if aligned and aligned.is_agreed:
             frame, best = nearest_agreeing(similarity, aligned.rows)
@@ -163,15 +168,15 @@ class Index:
             frame, best = np.unravel_index(similarity.argmax(), similarity.shape)
             alike = similarity[frame] >= similarity[frame, best] - STRETCH_SIMILARITY
             from_ms, to_ms = find_stretch(starts, untils, alike, best)
-        start = int(ends[best - 1]) if best else 0
+        file, thumbnail = self.collection.proof(int(self.search.ids[film]), int(best))
         return Evidence(
-            title=title,
-            file=str(names[best]),
+            title=self.titles[film],
+            file=file,
             similarity=round(float(similarity[frame, best]), 4),
             time_ms=known_time(starts[best]),
             from_ms=known_time(from_ms),
             to_ms=known_time(to_ms),
-            thumbnail=self.engine.read_bytes(rows_file, "thumbs", start, int(ends[best])),
+            thumbnail=thumbnail,
         )
 
 

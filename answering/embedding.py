@@ -1,7 +1,6 @@
 """Turn a film's stills into rows of an index: an embedding, a thumbnail and a time each, without near-duplicates."""
 
 import hashlib
-import io
 import os
 import sys
 from collections import deque
@@ -16,6 +15,7 @@ from PIL import Image
 from answering.console import UserError
 from answering.flat import is_flat
 from answering.model import Identifier
+from answering.packing import make_thumbnail
 from answering.pictures import read_image
 from answering.projection import unit_length
 from answering.stills import Still
@@ -24,7 +24,6 @@ from answering.wear import COPIES, wear
 DEGRADED_COPIES = 24  # of a film's stills, at most
 AHEAD = 8  # pictures that are decoded before they are asked for
 CHUNK = 32  # rows that are compared at a time
-THUMBNAIL = 160  # pixels of the longer side
 DUPLICATE_COSINE = 0.99  # about the film's mean: frames so near are stored once
 RUN_MS = 10_000  # and so near in time, where times are known
 
@@ -40,7 +39,7 @@ class FilmRows:
     time_ms: np.ndarray  # int64 [n], -1 where not known
     until_ms: np.ndarray  # int64 [n]: time of the last near-duplicate
     shot: np.ndarray  # str [n], "" where not known
-    thumbnails: np.ndarray  # uint8: JPEG files one after another
+    thumbnails: np.ndarray  # uint8: WebP files one after another
     thumbnail_ends: np.ndarray  # int64 [n]: where each ends
 
     ARRAY_NAMES: ClassVar[dict[str, str]] = {  # in an index
@@ -64,7 +63,7 @@ class FilmRows:
         return {self.ARRAY_NAMES[field.name]: getattr(self, field.name) for field in fields(self)}
 
     def list_thumbnails(self) -> list[np.ndarray]:
-        """A JPEG file a still, uint8."""
+        """A small picture a still, the bytes of its file, uint8."""
         return np.split(self.thumbnails, self.thumbnail_ends[:-1])
 
     def select(self, keep: np.ndarray) -> "FilmRows":
@@ -122,7 +121,7 @@ def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture
 
     def read(still: Still) -> np.ndarray | UserError:
         try:
-            return read_image(still.path, draft=2 * identifier.preprocessing["size"])
+            return read_image(still.picture or still.path, draft=2 * identifier.preprocessing["size"])
         except UserError as error:
             return error
 
@@ -131,15 +130,6 @@ def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture
             print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
         else:
             yield Picture(stills[number], rgb, number / len(stills))
-
-
-def make_thumbnail(image: Image.Image) -> bytes:
-    """A small JPEG."""
-    small = image.copy()
-    packed = io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(packed, "JPEG", quality=80)
-    return packed.getvalue()
 
 
 def degrade(picture: Picture, kind: int) -> np.ndarray:
@@ -158,7 +148,7 @@ class EmbeddedPicture:
 
     still: Still
     embedding: np.ndarray  # float16 [D]
-    thumbnail: bytes  # a JPEG
+    thumbnail: bytes  # a small WebP
     degraded: np.ndarray | None  # float16 [D]: of a degraded copy, where one was made
 
 

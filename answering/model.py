@@ -31,7 +31,7 @@ class Evidence:
     time_ms: int | None  # milliseconds into the film; None where the still has no time
     from_ms: int | None
     to_ms: int | None
-    thumbnail: bytes  # a JPEG
+    thumbnail: bytes  # a small WebP, or a JPEG from an index of a version before
 
     def as_dict(self) -> dict:
         """For JSON: the thumbnail in base64."""

@@ -1,6 +1,5 @@
 """From embeddings to vectors: a projection that separates films, and a film's score from similarities."""
 
-import base64
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,17 +81,6 @@ def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) 
 def quantise(vectors: np.ndarray) -> np.ndarray:
     """Float [N, d] -> int8, the largest number of a row at 127; unit_length restores the length when they are read."""
     return np.round(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-9))).astype(np.int8)
-
-
-def encode_middle(vectors: np.ndarray) -> str:
-    """The middle of a film's vectors [n, d] as index.json has it: int8 in base64."""
-    return base64.b64encode(quantise(vectors.sum(0, keepdims=True))).decode()
-
-
-def decode_middles(middles: list[str]) -> np.ndarray:
-    """What encode_middle made of F films, float32 [F, d] of length 1."""
-    rows = np.stack([np.frombuffer(base64.b64decode(middle), np.int8) for middle in middles])
-    return unit_length(rows.astype(np.float32))
 
 
 # ------------------------------------------------------------------------------------------------- scores

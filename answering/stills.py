@@ -200,11 +200,12 @@ class Still:
     """One image of a film, as its folder, its file name and frames.jsonl tell."""
 
     file: str  # relative to the film's folder, with / between parts
-    path: Path
+    path: Path | None = None  # where it lies; None where it is a picture in memory
     shot: int | str | None = None
     time_ms: float | None = None  # into the film
     source: str = "folder"
     imdb: object = None  # an id of IMDb, as frames.jsonl has it
+    picture: bytes | None = None  # the file itself, of one that lies nowhere
 
     @property
     def name(self) -> str:

@@ -1,326 +1,461 @@
-"""Where an index is kept and searched: a folder with numpy and faiss, or Milvus when one machine is not enough.
+"""A collection of films in SQL: what is kept of each, and what changes in one transaction.
 
-Both engines have the same methods (milvus.py has the other). What is added gets new names, and the state that lists it
-is replaced last, so readers never see half a film.
+The rest of the project sees Collection; where its tables lie, answering/sql.py knows, and answering/search.py how they
+are searched. A film is added, replaced, renamed or removed whole or not at all.
 """
 
 import contextlib
 import json
-import os
-from collections.abc import Callable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from answering.console import UserError, atomic_write
-from answering.milvus import Milvus
-from answering.projection import unit_length
-from answering.state import FORMAT, Film, Pack, State, hashed_name, new_name
-from answering.stills import Still, list_stills
+from answering.console import UserError
+from answering.embedding import FilmRows
+from answering.packing import pack_embedding, unpack_embedding
+from answering.projection import quantise
+from answering.sql import NoCollection, PostgresHome, SqliteHome, open_home
+from answering.state import FORMAT, About, Failure, Film, IndexedModel, State
 
-EXACT = 200_000  # frames up to which plain numpy searches a folder; faiss beyond
-LISTS = 4096  # of faiss, at most
-PROBES = 24  # lists that faiss searches
-NEAR = 64  # frames that a search finds
-EXAMINED = 8  # films that are then compared exactly
-USER_STILL_PREFIX = "telegram:"  # before the file names of users' stills in an index
+USER_STILL_PREFIX = "telegram:"  # before the file names of users' stills
+SLICE_FILMS = 200  # that are read at a time
+
+# one text for both homes; {bytes} is BLOB or BYTEA. No sequences, triggers or foreign keys, which the distributed
+# engines that speak PostgreSQL do without
+TABLES = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE film (
+    id BIGINT PRIMARY KEY, title TEXT NOT NULL UNIQUE, year BIGINT, imdb TEXT, content_key TEXT NOT NULL,
+    stills BIGINT NOT NULL, stored BIGINT NOT NULL, added BIGINT NOT NULL, seconds DOUBLE PRECISION, partial TEXT,
+    file TEXT
+);
+CREATE TABLE still (
+    film BIGINT NOT NULL, number BIGINT NOT NULL, file TEXT NOT NULL, time_ms BIGINT, until_ms BIGINT, shot TEXT,
+    source TEXT NOT NULL, thumbnail {bytes} NOT NULL, PRIMARY KEY (film, number)
+);
+CREATE TABLE vector (
+    film BIGINT PRIMARY KEY, middle {bytes}, times {bytes} NOT NULL, vectors {bytes}
+);
+CREATE TABLE embedding (
+    film BIGINT PRIMARY KEY, dims BIGINT NOT NULL, stills {bytes} NOT NULL, degraded {bytes} NOT NULL,
+    clean {bytes} NOT NULL
+);
+CREATE TABLE projection (name TEXT PRIMARY KEY, numbers {bytes} NOT NULL);
+CREATE TABLE cell (cell BIGINT PRIMARY KEY, centre {bytes} NOT NULL, parts BIGINT NOT NULL, stills BIGINT NOT NULL);
+CREATE TABLE gathered (
+    cell BIGINT NOT NULL, part BIGINT NOT NULL, records {bytes} NOT NULL, PRIMARY KEY (cell, part)
+);
+CREATE TABLE change (id BIGINT PRIMARY KEY, film BIGINT NOT NULL);
+CREATE TABLE failed (file TEXT PRIMARY KEY, content_key TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE renamed (meant TEXT PRIMARY KEY, title TEXT NOT NULL);
+CREATE TABLE offered (name TEXT PRIMARY KEY, film TEXT NOT NULL, state TEXT NOT NULL, picture {bytes});
+"""
+# format: what turns tables of that format into those of the next
+MIGRATIONS: dict[int, str] = {}
+
+FILM_COLUMNS = "id, title, year, imdb, content_key, stills, stored, added, seconds, partial, file"
 
 
-def is_milvus(place: str | Path) -> bool:
-    """Whether a place names Milvus, http://host:19530 or the file.db of Milvus Lite, and not a folder."""
-    return str(place).startswith(("http://", "https://")) or Path(place).suffix == ".db"
+class Collection:
+    """The tables of a collection, for reading, and inside writing() for changing.
 
-
-def open_engine(place: str | Path) -> "Folder | Milvus":
-    """The engine for a place: a folder, or Milvus."""
-    return Milvus(str(place)) if is_milvus(place) else Folder(Path(place))
-
-
-def read_state(engine: "Folder | Milvus") -> State:
-    """What the index says of itself. Raises UserError for a damaged one, for another version, and where none is."""
-    try:
-        values = engine.load()
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"--index {engine}: its format is {str(values['format'])[:40]!r}, not {FORMAT!r}; make it anew"
-            )
-        return State.from_json(values)
-    except FileNotFoundError:
-        raise UserError(f"--index {engine}: no index there; python index.py add RAW --index {engine}", 2) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"--index {engine}: index.json is damaged ({str(error)[:60]}); make it anew") from None
-
-
-# ------------------------------------------------------------------------------------------ stills of users
-
-
-class UserStills:
-    """Pictures that the bot's users confirmed, in the folder telegram/ of an index.
-
-    telegram/FILM/ holds what the owner accepted, telegram/pending/FILM/ what is to be chosen from, telegram/refused/
-    the rest, which is not offered again. FILM is hashed_name of a title, so that titles never become paths.
+    place: a file, or postgresql://...
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def accepted(self, title: str) -> list[Still]:
-        """A film's accepted stills, named as the index names them."""
-        stills = list_stills(self.folder / hashed_name(title))
-        return [replace(still, file=USER_STILL_PREFIX + still.file) for still in stills]
-
-    def all_files(self) -> list[Path]:
-        """Every picture that was ever offered and lies here still."""
-        return list(self.folder.rglob("*.jpg"))
-
-    def pending_files(self) -> list[Path]:
-        """Pictures to choose from."""
-        return sorted(self.folder.glob("pending/*/*.jpg"))
-
-    def pending_folders(self) -> list[Path]:
-        """A folder a film with pictures to choose from, named by the film's hashed_name."""
-        return sorted(self.folder.glob("pending/*"))
-
-    def pending_file(self, title: str, name: str) -> Path:
-        """Where a film's new picture goes."""
-        return self.folder / "pending" / hashed_name(title) / name
-
-    def accept(self, file: Path) -> None:
-        """Move a pending picture to its film."""
-        folder = self.folder / file.parent.name
-        folder.mkdir(exist_ok=True)
-        os.replace(file, folder / file.name)
-
-    def refuse(self, file: Path) -> None:
-        """Put away a picture that the index shall not have; here it is not offered again."""
-        folder = self.folder / "refused"
-        folder.mkdir(exist_ok=True)
-        os.replace(file, folder / file.name)
-
-    def rename(self, old: str, new: str) -> None:
-        """Keep a film's pictures, accepted and pending, under its new title; they join what was there of that title."""
-        for folder in (self.folder, self.folder / "pending"):
-            target = folder / hashed_name(new)
-            for file in (folder / hashed_name(old)).glob("*"):
-                target.mkdir(exist_ok=True)
-                os.replace(file, target / file.name)
-
-    def refuse_accepted(self) -> None:
-        """Put away all that was accepted."""
-        for file in self.folder.glob("*/*.jpg"):
-            self.refuse(file)
-
-
-def require_user_stills(engine: "Folder | Milvus") -> UserStills:
-    """The users' stills of an index. Raises UserError where it is no folder."""
-    if engine.user_stills is None:
-        raise UserError(f"--index {engine}: what users send is kept beside an index in a folder; name one", 2)
-    return engine.user_stills
-
-
-# ------------------------------------------------------------------------------------------------ a folder
-
-
-class Folder:
-    """index.json is the state; beside it lie .npz and .npy files, and a .faiss of large indexes."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.user_stills = UserStills(path / "telegram")
+    def __init__(self, place: str | Path):
+        self.place = place
+        self.home: SqliteHome | PostgresHome = open_home(place)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.home)
 
-    def version(self) -> tuple[int, int]:
-        """What changes with each commit. Raises FileNotFoundError where no index is."""
-        stat = (self.path / "index.json").stat()
-        return stat.st_mtime_ns, stat.st_ino
+    def close(self) -> None:
+        self.home.close()
 
-    def load(self) -> dict:
-        """The state as JSON, see read_state. Raises FileNotFoundError, ValueError."""
-        return json.loads((self.path / "index.json").read_text("utf-8"))
+    # ---------------------------------------------------------------------------------------- whole collection
+
+    def snapshot(self):
+        """One view of the collection for all reads inside; yields what changes when another process has committed.
+
+        Raises NoCollection where there is none.
+        """
+        return self.home.snapshot()
 
     @contextlib.contextmanager
-    def writing(self):
-        """Hold the folder against other writers. Raises UserError if one is at work."""
-        import fcntl  # Windows has none; an index can still be read there
+    def writing(self, model: IndexedModel | None = None) -> Iterator[None]:
+        """Hold the collection against other writers for a whole run.
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"--index {self}: another index.py is writing to it; run this again after it") from None
+        model: to make a new collection of this model where there is none; None raises NoCollection there.
+        """
+        if model is None and isinstance(self.home, SqliteHome):
+            self.home.stamp()  # raises before anything is made
+        with self.home.writing():
+            if not self.home.has_tables():
+                if model is None:
+                    raise NoCollection(self.home)
+                self.make_tables(model)
+            self.upgrade()
             yield
 
-    def commit(self, state: State) -> None:
-        """Make state the one that readers see, then remove what it does not name."""
-        with atomic_write(self.path / "index.json", "w", encoding="utf-8") as file:
-            json.dump(state.to_json(), file, ensure_ascii=False, indent=1)
-        self.remove_unnamed(state)
+    def make_tables(self, model: IndexedModel) -> None:
+        text = TABLES.replace("{bytes}", self.home.bytes_type)
+        with self.home.transaction():
+            self.home.execute_script([statement for statement in text.split(";") if statement.strip()])
+            self.home.mark()
+            self.home.execute_many("INSERT INTO about VALUES (?, ?)", About(model).to_rows())
 
-    def remove_unnamed(self, state: State) -> None:
-        """Remove what the state does not name, also what a stopped writer left."""
-        named = state.names()
-        for pattern in ("films/*", "basis-*", "pack-*", "films/.*.part", ".*.part"):
-            for file in self.path.glob(pattern):
-                if str(file.relative_to(self.path)) not in named:
-                    file.unlink(missing_ok=True)
+    def upgrade(self) -> None:
+        """Bring tables of an older format to this one, in one transaction."""
+        found = self.find_format(self.home.execute("SELECT key, value FROM about"))
+        if found == FORMAT:
+            return
+        with self.home.transaction():
+            for step in range(found, FORMAT):
+                text = MIGRATIONS[step].replace("{bytes}", self.home.bytes_type)
+                self.home.execute_script([statement for statement in text.split(";") if statement.strip()])
+            self.home.execute("UPDATE about SET value = ? WHERE key = 'format'", [json.dumps(FORMAT)])
 
-    def write_arrays(self, title: str | None, arrays: dict[str, np.ndarray]) -> str:
-        """Write arrays of a film, or of the projection where title is None; returns their name."""
-        name = new_name(title) + ".npz"
-        with atomic_write(self.path / name) as out:
-            np.savez(out, **arrays)
-        return name
-
-    def read_arrays(self, name: str, *arrays: str) -> list[np.ndarray]:
-        """Arrays of write_arrays. Raises UserError for damaged ones, FileNotFoundError where they are gone."""
-        with self.reading(name), np.load(self.path / name, allow_pickle=False) as loaded:
-            return [loaded[array] for array in arrays]
-
-    def read_bytes(self, name: str, array: str, start: int, end: int) -> bytes:
-        """A part of an array of bytes."""
-        return self.read_arrays(name, array)[0][start:end].tobytes()
-
-    def write_vectors(self, title: str, vectors: np.ndarray) -> str:
-        """Write a film's vectors int8 [n, d]; returns their name."""
-        name = new_name(title) + ".npy"
-        with atomic_write(self.path / name) as out:
-            np.save(out, vectors)
-        return name
-
-    def read_vectors(self, name: str) -> np.ndarray:
-        """A film's vectors, float32 [n, d] of length 1."""
-        with self.reading(name):
-            return unit_length(np.load(self.path / name, allow_pickle=False))
-
-    @contextlib.contextmanager
-    def reading(self, name: str):
-        """Raise UserError for a damaged file of this name."""
+    def find_format(self, rows: list[tuple[str, str]]) -> int:
+        """The format of tables with these rows of about. Raises UserError for one that this version does not know."""
         try:
-            yield
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # numpy and zipfile raise many kinds on damaged files
-            mend = f"python index.py {'check' if name.startswith('films/') else 'rebuild'} --index {self}"
-            raise UserError(f"--index {self}: {name} is damaged ({str(error)[:60]}); {mend}") from None
+            found = int(json.loads(dict(rows)["format"]))
+        except (KeyError, ValueError, TypeError):
+            raise self.damaged("it does not say its format") from None
+        if found > FORMAT:
+            raise UserError(f"--index {self}: its format is {found}, of a newer version; this one reads {FORMAT}")
+        if found < FORMAT and any(step not in MIGRATIONS for step in range(found, FORMAT)):
+            raise UserError(f"--index {self}: its format is {found}, not {FORMAT}; make it anew")
+        return found
 
-    def pack(self, state: State) -> None:
-        """Put all vectors into one faiss index where they are too many for plain numpy; says so."""
-        films = [film for film in state.films.values() if film.vectors_file]
-        if sum(film.stored for film in films) <= EXACT:
-            state.pack = None
-        elif not self.is_packed(state, films):
-            state.pack = self.write_pack(films, state.memory)
+    def about(self) -> About:
+        """What the collection says of itself. Raises NoCollection, or UserError for a damaged or newer one."""
+        with self.snapshot():
+            rows = self.home.execute("SELECT key, value FROM about")
+        found = self.find_format(rows)
+        if found < FORMAT:
+            raise UserError(f"--index {self}: its format is {found}; python index.py rebuild --index {self}")
+        try:
+            return About.from_rows(rows)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.damaged(f"about: {str(error)[:60]}") from None
 
-    def is_packed(self, state: State, films: list[Film]) -> bool:
-        """Whether the faiss index of before still holds most of these films."""
-        if state.pack is None or state.pack.memory != state.memory:
+    def is_there(self) -> bool:
+        """Whether there is a collection yet; a file in which making one was stopped holds none."""
+        try:
+            self.about()
+        except NoCollection:
             return False
-        packed = set(state.pack.films)
-        loose = sum(film.stored for film in films if film.vectors_file not in packed)
-        return loose <= min(EXACT, sum(film.stored for film in films) / 10)
+        return True
 
-    def write_pack(self, films: list[Film], memory: str) -> Pack:
-        """Write a faiss index of these films.
+    def state(self) -> State:
+        """All that a writer needs to know. Raises as about does."""
+        with self.snapshot():
+            films = {film.title: film for film in self.films()}
+            return State(self.about(), films, self.failures(), self.renames())
 
-        8 bits a number, or with memory small 1 bit (RaBitQ, Gao 2024); the best films are compared exactly either way.
+    def write_about(self, about: About) -> None:
+        """In a transaction: what changed is seen by readers with all that the transaction wrote."""
+        about.revision += 1
+        rows = [(value, key) for key, value in about.to_rows()]
+        self.home.execute_many("UPDATE about SET value = ? WHERE key = ?", rows)
+
+    def damaged(self, what: str) -> UserError:
+        return UserError(f"--index {self}: is damaged ({what}); python index.py check --index {self} tells more")
+
+    # ------------------------------------------------------------------------------------------------- films
+
+    def films(self, after: int = 0) -> list[Film]:
+        """All films with an id greater than after, in the order of their ids."""
+        with self.snapshot():
+            rows = self.home.execute(f"SELECT {FILM_COLUMNS} FROM film WHERE id > ? ORDER BY id", [after])
+        return [Film(*row) for row in rows]
+
+    def film(self, title: str) -> Film | None:
+        with self.snapshot():
+            rows = self.home.execute(f"SELECT {FILM_COLUMNS} FROM film WHERE title = ?", [title])
+        return Film(*rows[0]) if rows else None
+
+    def count(self) -> tuple[int, int]:
+        """How many films, and how many stills of them are stored."""
+        with self.snapshot():
+            ((films, stills),) = self.home.execute("SELECT count(*), coalesce(sum(stored), 0) FROM film")
+        return int(films), int(stills)
+
+    def put_film(self, about: About, film: Film, rows: FilmRows, packed: tuple[bytes, bytes] | None) -> Film:
+        """Add a film, in place of what there is of its title, in one transaction; returns it with its id.
+
+        packed: pack_vectors of what the projection makes of rows; None before there is one. That its file failed
+        before is forgotten.
         """
-        faiss = import_faiss()
-        count = sum(film.stored for film in films)
-        lists = min(LISTS, int(4 * count**0.5))
-        kind, bits = ("RaBitQ", "1 bit") if memory == "small" else ("SQ8", "8 bits")
-        print(f"{count} stills: searched by faiss in {lists} lists, {bits} a number", flush=True)
-        sample = films[:: max(1, count // (40 * lists))]
-        sample = np.concatenate([self.read_vectors(film.vectors_file) for film in sample])
-        index = faiss.index_factory(sample.shape[1], f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT)
-        faiss.extract_index_ivf(index).cp.niter = 10  # of k-means; in bench.py index it finds what an exact search does
-        index.train(sample)
-        for film in films:
-            index.add(self.read_vectors(film.vectors_file))
-        file = f"pack-{os.urandom(4).hex()}.faiss"
-        with atomic_write(self.path / file) as out:
-            faiss.write_index(index, out.name)
-        return Pack(file, [film.vectors_file for film in films], [film.stored for film in films], memory)
+        with self.home.transaction():
+            about.last_film += 1
+            film = replace(film, id=about.last_film, stored=len(rows), added=film.added or int(time.time()))
+            for (id,) in self.home.execute("SELECT id FROM film WHERE title = ?", [film.title]):
+                self.delete_rows(about, id)
+            values = [getattr(film, name) for name in FILM_COLUMNS.split(", ")]
+            marks = ", ".join("?" * len(values))
+            self.home.execute(f"INSERT INTO film ({FILM_COLUMNS}) VALUES ({marks})", values)
+            self.home.execute("DELETE FROM failed WHERE file = ?", [film.file])
+            self.home.execute_many(
+                "INSERT INTO still (film, number, file, time_ms, until_ms, shot, source, thumbnail) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                list_still_rows(film, rows),
+            )
+            self.home.execute(
+                "INSERT INTO embedding (film, dims, stills, degraded, clean) VALUES (?, ?, ?, ?, ?)",
+                [
+                    film.id,
+                    rows.embedding.shape[1],
+                    pack_embedding(rows.embedding),
+                    pack_embedding(rows.degraded_embedding),
+                    pack_embedding(rows.clean_embedding),
+                ],
+            )
+            times = np.stack([rows.time_ms, rows.until_ms], 1).astype("<i8").tobytes()
+            vectors, middle = packed or (None, None)
+            self.home.execute(
+                "INSERT INTO vector (film, middle, times, vectors) VALUES (?, ?, ?, ?)",
+                [film.id, middle, times, vectors],
+            )
+            self.note_change(about, film.id)
+            self.write_about(about)
+        return film
 
-    def searcher(self, state: State, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
-        """Function from a vector [d] to the similarity [F] of the nearest frame of each film; names: their vectors'.
+    def delete_rows(self, about: About, id: int) -> None:
+        """Take out all rows of a film; in a transaction."""
+        for table in ("still", "vector", "embedding"):
+            self.home.execute(f"DELETE FROM {table} WHERE film = ?", [id])
+        self.home.execute("DELETE FROM film WHERE id = ?", [id])
+        self.note_change(about, id)
 
-        Films that faiss does not find get the least that it found, which is more than they have.
+    def note_change(self, about: About, id: int) -> None:
+        about.last_change += 1
+        self.home.execute("INSERT INTO change (id, film) VALUES (?, ?)", [about.last_change, id])
+
+    def remove_film(self, about: About, film: Film) -> None:
+        with self.home.transaction():
+            self.delete_rows(about, film.id)
+            self.write_about(about)
+
+    def rename_film(self, about: About, film: Film, title: str, year: int | None) -> Film:
+        """Give a film, and its users' pictures, another title, also for what is added under the old one later.
+
+        Raises UserError where another film has it.
         """
-        packed = FaissSearch(self, state.pack, names) if state.pack else None
-        in_pack = set(state.pack.films) if state.pack else set()
-        flat = FlatSearch(self, state, names, in_pack)
+        if self.film(title):
+            text = f"{title}: {self} has a film of this title already; remove or rename that one first"
+            raise UserError(text, 2)
+        with self.home.transaction():
+            self.home.execute("UPDATE film SET title = ?, year = ? WHERE id = ?", [title, year, film.id])
+            self.home.execute("UPDATE offered SET film = ? WHERE film = ?", [title, film.title])
+            self.home.execute("UPDATE renamed SET title = ? WHERE title = ?", [title, film.title])
+            self.home.execute("DELETE FROM renamed WHERE meant = ? OR meant = title", [film.title])
+            self.home.execute("INSERT INTO renamed (meant, title) VALUES (?, ?)", [film.title, title])
+            self.note_change(about, film.id)
+            self.write_about(about)
+        return replace(film, title=title, year=year)
 
-        def best_by_film(vector: np.ndarray) -> np.ndarray:
-            best = np.full(len(names), -1, np.float32)
-            if packed:
-                packed.search(vector, best)
-            flat.search(vector, best)
-            return best
+    # -------------------------------------------------------------------------- what the user's files gave and meant
 
-        return best_by_film
+    def failures(self) -> dict[str, Failure]:
+        """Files that could not be read, by their paths."""
+        with self.snapshot():
+            rows = self.home.execute("SELECT file, content_key, reason FROM failed ORDER BY file")
+        return {file: Failure(content_key, reason) for file, content_key, reason in rows}
+
+    def put_failure(self, file: str, failure: Failure) -> None:
+        """Keep why a file could not be read; it is not tried again until its content key changes."""
+        with self.home.transaction():
+            self.home.execute("DELETE FROM failed WHERE file = ?", [file])
+            row = [file, failure.content_key, failure.reason]
+            self.home.execute("INSERT INTO failed (file, content_key, reason) VALUES (?, ?, ?)", row)
+
+    def renames(self) -> dict[str, str]:
+        """{title that a file means: title that the user gave it}."""
+        with self.snapshot():
+            return dict(self.home.execute("SELECT meant, title FROM renamed ORDER BY meant"))
+
+    # --------------------------------------------------------------------------------------- stills and vectors
+
+    def read_rows(self, film: Film) -> FilmRows:
+        """All that is kept of a film's stills."""
+        with self.snapshot():
+            stills = self.home.execute(
+                "SELECT file, time_ms, until_ms, shot, thumbnail FROM still WHERE film = ? ORDER BY number", [film.id]
+            )
+            embedding, degraded, clean = self.read_embedding(film)
+        thumbnails = [bytes(row[4]) for row in stills]
+        return FilmRows(
+            embedding=embedding.astype(np.float16),
+            degraded_embedding=degraded.astype(np.float16),
+            clean_embedding=clean.astype(np.float16),
+            name=np.array([row[0] for row in stills], dtype=str),
+            time_ms=np.array([-1 if row[1] is None else row[1] for row in stills], np.int64),
+            until_ms=np.array([-1 if row[2] is None else row[2] for row in stills], np.int64),
+            shot=np.array([row[3] or "" for row in stills], dtype=str),
+            thumbnails=np.frombuffer(b"".join(thumbnails), np.uint8),
+            thumbnail_ends=np.cumsum([len(thumbnail) for thumbnail in thumbnails], dtype=np.int64),
+        )
+
+    def read_embedding(self, film: Film) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embeddings float32 of a film's stills [n, D], of degraded copies [m, D], of the stills of these [m, D]."""
+        query = "SELECT dims, stills, degraded, clean FROM embedding WHERE film = ?"
+        rows = self.home.execute(query, [film.id])
+        try:
+            ((dims, *packed),) = rows
+            return tuple(unpack_embedding(bytes(part), dims) for part in packed)
+        except ValueError:
+            raise self.damaged(f"embeddings of {film.title}") from None
+
+    def read_times(self, film: Film) -> np.ndarray:
+        """Milliseconds [n, 2] of a film's stills and of their last near-duplicates, -1 where not known."""
+        rows = self.home.execute("SELECT times FROM vector WHERE film = ?", [film.id])
+        return np.frombuffer(rows[0][0], "<i8").reshape(-1, 2)
+
+    def read_projection(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(project float32 [D, d], offset [d]), None before the first fit."""
+        parts = dict(self.home.execute("SELECT name, numbers FROM projection"))
+        if not parts:
+            return None
+        try:
+            offset = np.frombuffer(parts["offset"], "<f4")
+            return np.frombuffer(parts["project"], "<f4").reshape(-1, len(offset)), offset
+        except (KeyError, ValueError):
+            raise self.damaged("its projection") from None
+
+    def read_vectors(self, after: int = 0, most: int = SLICE_FILMS) -> list[tuple[int, bytes, bytes]]:
+        """(id, middle int8 [d], vectors int8 [n, d]) of the next films with vectors, by their ids."""
+        return self.home.execute(
+            "SELECT film, middle, vectors FROM vector WHERE film > ? AND vectors IS NOT NULL ORDER BY film LIMIT ?",
+            [after, most],
+        )
+
+    def put_fit(self, about: About, basis: tuple[np.ndarray, np.ndarray], project) -> None:
+        """Make a projection, with the rule in about, the collection's: all vectors anew, in one transaction.
+
+        project: function from embeddings [n, D] to vectors [n, d].
+        """
+        with self.home.transaction():
+            self.put_projection(basis)
+            films = self.films()
+            for film in films:
+                packed, middle = pack_vectors(project(self.read_embedding(film)[0]))
+                self.home.execute("UPDATE vector SET vectors = ?, middle = ? WHERE film = ?", [packed, middle, film.id])
+            self.home.execute("DELETE FROM change")
+            self.home.execute("DELETE FROM gathered")
+            self.home.execute("DELETE FROM cell")
+            about.fit += 1
+            about.films_at_fit = len(films)
+            about.gathered_through = 0
+            about.stills_gathered = 0
+            about.stills_at_cells = 0
+            self.write_about(about)
+
+    def put_projection(self, basis: tuple[np.ndarray, np.ndarray]) -> None:
+        """Write (project [D, d], offset [d]) in place of what is there; in a transaction."""
+        self.home.execute("DELETE FROM projection")
+        parts = zip(("project", "offset"), basis, strict=True)
+        rows = [(name, np.ascontiguousarray(part, "<f4").tobytes()) for name, part in parts]
+        self.home.execute_many("INSERT INTO projection (name, numbers) VALUES (?, ?)", rows)
+
+    # ---------------------------------------------------------------------------------------------- pictures
+
+    def proof(self, id: int, number: int) -> tuple[str, bytes]:
+        """File name and thumbnail of a film's still. Raises UserError where it is gone."""
+        rows = self.home.execute("SELECT file, thumbnail FROM still WHERE film = ? AND number = ?", [id, number])
+        if not rows:
+            raise self.damaged(f"still {number} of film {id} is missing")
+        return rows[0][0], bytes(rows[0][1])
+
+    # ------------------------------------------------------------------------------------------------ damage
+
+    def check(self) -> list[str]:
+        """What is wrong, in lines; an empty list where all is sound. Raises NoCollection, UserError."""
+        with self.snapshot():
+            found = self.home.find_damage()
+            if found:
+                return found
+            about = self.about()
+            basis = self.read_projection()
+            if (basis is None) != (about.fit == 0) or (about.rule is None) != (about.fit == 0):
+                found.append("projection and rule do not belong together")
+            dims = 0 if basis is None else len(basis[1])
+            for film in self.films():
+                found += [f"{film.title}: {fault}" for fault in self.film_faults(film, dims, basis)]
+            found += self.stray_rows()
+        return found
+
+    def film_faults(self, film: Film, dims: int, basis) -> list[str]:
+        """What is wrong with a film's rows."""
+        faults = []
+        stills = self.home.execute("SELECT thumbnail FROM still WHERE film = ? ORDER BY number", [film.id])
+        if len(stills) != film.stored:
+            faults.append(f"{len(stills)} stills of {film.stored}")
+        pictures = sum(is_picture(row[0]) for row in stills)
+        if pictures != len(stills):
+            faults.append(f"{len(stills) - pictures} thumbnails are no pictures")
+        rows = self.home.execute("SELECT times, middle, vectors FROM vector WHERE film = ?", [film.id])
+        if len(rows) != 1 or len(rows[0][0]) != 16 * film.stored:
+            faults.append("its times are damaged")
+        elif basis is not None and (len(rows[0][2] or b"") != film.stored * dims or len(rows[0][1] or b"") != dims):
+            faults.append("its vectors are damaged")
+        try:
+            embedding = self.read_embedding(film)[0]
+            if len(embedding) != film.stored or (basis is not None and embedding.shape[1] != len(basis[0])):
+                faults.append("its embeddings are of another model or number")
+        except UserError:
+            faults.append("its embeddings are damaged")
+        return faults
+
+    def stray_rows(self) -> list[str]:
+        """Rows of films that are not there."""
+        found = []
+        for table in ("still", "vector", "embedding"):
+            query = f"SELECT count(*) FROM {table} WHERE film NOT IN (SELECT id FROM film)"
+            ((count,),) = self.home.execute(query)
+            if count:
+                found.append(f"{count} rows of {table} belong to no film")
+        return found
 
 
-class FlatSearch:
-    """Films that faiss does not hold: their vectors lie in memory and are all compared."""
-
-    def __init__(self, folder: Folder, state: State, names: list[str], in_pack: set[str]):
-        stored = {film.vectors_file: film.stored for film in state.films.values()}
-        numbers = {name: number for number, name in enumerate(names) if name not in in_pack}
-        starts = np.cumsum([0, *(stored[name] for name in numbers)])
-        self.films = np.array([*numbers.values()], int)
-        self.starts = starts[:-1]  # of each film in vectors
-        self.vectors = None
-        for name, start in zip(numbers, self.starts, strict=True):  # in place, so that memory holds them once
-            part = folder.read_vectors(name)
-            if self.vectors is None:
-                self.vectors = np.empty((starts[-1], part.shape[1]), np.float32)
-            with folder.reading(name):
-                self.vectors[start : start + stored[name]] = part
-
-    def search(self, vector: np.ndarray, best: np.ndarray) -> None:
-        """Write the similarity of the nearest frame of each of these films into best [F]."""
-        if self.vectors is not None:
-            best[self.films] = np.maximum.reduceat(self.vectors @ vector, self.starts)
+def list_still_rows(film: Film, rows: FilmRows) -> list[tuple]:
+    """Rows of the table still."""
+    found = []
+    source = "folder" if film.file is None else "video"
+    times = zip(rows.time_ms.tolist(), rows.until_ms.tolist(), strict=True)
+    for number, (name, (time_ms, until_ms), shot, thumbnail) in enumerate(
+        zip(rows.name.tolist(), times, rows.shot.tolist(), rows.list_thumbnails(), strict=True)
+    ):
+        known = time_ms >= 0
+        where = "telegram" if name.startswith(USER_STILL_PREFIX) else source
+        row = (film.id, number, name, time_ms if known else None, until_ms if known else None, shot or None, where)
+        found.append((*row, thumbnail.tobytes()))
+    return found
 
 
-class FaissSearch:
-    """Films of a faiss index: it finds frames, and the best films are then compared exactly."""
-
-    def __init__(self, folder: Folder, pack: Pack, names: list[str]):
-        faiss = import_faiss()
-        numbers = {name: number for number, name in enumerate(names)}
-        self.folder = folder
-        self.names = names
-        self.films = np.array([numbers.get(name, -1) for name in pack.films], int)  # -1: removed since
-        self.ends = np.cumsum(pack.rows)
-        with folder.reading(pack.file):
-            if not (folder.path / pack.file).exists():
-                raise FileNotFoundError(pack.file)
-            self.index = faiss.read_index(str(folder.path / pack.file), faiss.IO_FLAG_MMAP_IFC)  # stays on the disk
-        self.index.nprobe = PROBES
-
-    def search(self, vector: np.ndarray, best: np.ndarray) -> None:
-        """Write the similarity of the nearest frame of each of these films into best [F]."""
-        similarity, rows = self.index.search(vector[None], NEAR)
-        found = rows >= 0
-        film = self.films[np.searchsorted(self.ends, rows[found], side="right")]
-        present = film >= 0
-        similarity, film = similarity[found][present], film[present]
-        best[self.films[self.films >= 0]] = similarity.min(initial=1)
-        np.maximum.at(best, film, similarity)
-        candidates = np.unique(film)
-        for number in candidates[np.argsort(-best[candidates])[:EXAMINED]].tolist():  # exactly, from the disk
-            best[number] = (self.folder.read_vectors(self.names[number]) @ vector).max()
+def is_picture(thumbnail: object) -> bool:
+    """Whether a value of the table still begins as a WebP or a JPEG does."""
+    return not isinstance(thumbnail, str) and bytes(thumbnail[:4]).startswith((b"RIFF", b"\xff\xd8"))
 
 
-def import_faiss():
-    """The module, or a UserError that names the package."""
-    try:
-        import faiss
-    except ImportError:
-        raise UserError(f"an index of more than {EXACT} stills needs faiss: pip install faiss-cpu", 2) from None
-    return faiss
+def pack_vectors(vectors: np.ndarray) -> tuple[bytes, bytes]:
+    """(vectors int8 [n, d], their middle int8 [d]) as the table vector has them; vectors: float [n, d]."""
+    return quantise(vectors).tobytes(), quantise(vectors.sum(0, keepdims=True)).tobytes()
+
+
+def copy_films(source: Collection, target: Collection, titles: Iterable[str], project=None) -> Iterator[Film]:
+    """Put films of one collection into another of the same model, and yield each; inside target.writing().
+
+    project: function from embeddings [n, D] to vectors [n, d] of the target; None where it has no projection yet.
+    """
+    about = target.about()
+    for title in titles:
+        film = source.film(title)
+        if film is None:
+            raise UserError(f"{title}: not in {source}", 2)
+        rows = source.read_rows(film)
+        packed = None if project is None else pack_vectors(project(rows.embedding))
+        yield target.put_film(about, film, rows, packed)

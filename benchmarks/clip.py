@@ -92,7 +92,7 @@ def bench_clip(
     identifier = Identifier(model)
     lengths = [int(length) for length in frames.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, "index")
+        place = Path(folder, "index.sqlite")
         films = []
         for title, stills in find_films(raw).items():
             films.append(prepare_film(title, stills, Path(folder, "raw"), identifier, 1000 * seconds))
@@ -104,8 +104,8 @@ def bench_clip(
         known = {length: [ask_runs(index, film, length, count) for film in asked] for length in lengths}
         unknown = {length: [] for length in lengths}
         for film in asked:
-            without = Path(folder, "without", film.title)
-            shutil.copytree(place, without)
+            without = Path(folder, "without.sqlite")
+            shutil.copy(place, without)
             call_index("remove", film.title, f"--index={without}")
             call_index("rebuild", f"--index={without}")
             index = Index(without, identifier)

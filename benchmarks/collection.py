@@ -1,170 +1,28 @@
-"""The figures of the index, for bench.py, which runs them: growth, and moments.
+"""How well an index finds the moment of a film, for bench.py, which runs it.
 
-python bench.py index                                                   # search among 10,000 and a million frames
 python bench.py moments data/raw --model export                         # beside ColorLayout and pHash
 """
 
-import base64
 import contextlib
 import itertools
 import json
-import os
-import re
 import sys
 import tempfile
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
-from answering.calibration import Rule
 from answering.collection import Index
 from answering.console import UserError
-from answering.editing import store_vectors
 from answering.model import Identifier
 from answering.pictures import read_image
-from answering.state import Film, IndexedModel, State
 from answering.stills import Still, find_films, list_stills
-from answering.store import EXACT, Folder, open_engine, read_state
-from benchmarks.harness import in_process, show
+from benchmarks.harness import show
 from benchmarks.ways import WAYS as ALL_WAYS
 
-DIMENSIONS = 128  # of a drawn vector
-THUMBNAIL_BYTES = 4000  # of a drawn still
 MOMENT_MS = 5000  # a moment so near is right
 WAYS = {name: ALL_WAYS[name] for name in ("as it is", "crop, 60% of the sides", "photo of a screen", "mirrored")}
-
-
-# ----------------------------------------------------------------------------------- growth, on drawn vectors
-
-
-def draw_film(number: int, frames: int) -> np.ndarray:
-    """A film's vectors float32 [frames, 128] with the spread of real ones; not of unit length.
-
-    Measured on 20 films, DINOv2-S whitened within films to 128 dimensions: films lie apart in 19 of them, with
-    variances of 8 down to 0.5; 0.25 stands for what more films add in the others. Within films each dimension has 1;
-    shots are of 4 frames, which differ by 0.35.
-    """
-    rng = np.random.default_rng(number)
-    apart = np.sqrt(np.r_[np.linspace(8, 0.5, 19), np.full(DIMENSIONS - 19, 0.25)])
-    centre = rng.normal(0, apart).astype(np.float32)
-    shots = centre + rng.standard_normal((-(-frames // 4), DIMENSIONS), np.float32)
-    return np.repeat(shots, 4, axis=0)[:frames] + 0.35 * rng.standard_normal((frames, DIMENSIONS), np.float32)
-
-
-def fake_model() -> SimpleNamespace:
-    """What Index wants of an Identifier."""
-    seen = {"embedding": np.arange(256, dtype=np.float32).reshape(2, DIMENSIONS)}  # for the fingerprint
-    return SimpleNamespace(classes=[], preprocessing={"size": 16}, run=lambda batch: seen)
-
-
-def draw_questions(films: int, frames: int, count: int) -> np.ndarray:
-    """Vectors [count, 128]: each a frame of a film and 0.5 more.
-
-    That is a cosine of 0.89 (real frames 2 s beside an indexed one have 0.95, photos of a screen 0.72).
-    """
-    rng = np.random.default_rng(13)
-    asked = [draw_film(rng.integers(films), frames)[rng.integers(frames)] for _ in range(count)]
-    asked = np.stack(asked) + 0.5 * rng.standard_normal((count, DIMENSIONS), np.float32)
-    return asked / np.linalg.norm(asked, axis=1, keepdims=True)
-
-
-def write_proof(engine: Folder, frames: int) -> str:
-    """Arrays of a film that only its proof is read from, which the drawn films share; returns their name."""
-    time_ms = np.arange(frames) * 1000
-    proof = {
-        "name": np.char.mod("%05d.jpg", np.arange(frames)),
-        "time": time_ms,
-        "until": time_ms,
-        "thumbs": np.zeros(THUMBNAIL_BYTES * frames, np.uint8),
-        "ends": np.arange(1, frames + 1) * THUMBNAIL_BYTES,
-    }
-    return engine.write_arrays("", proof)
-
-
-def write_drawn(folder: Path, frames: int, count: int = 200) -> list[tuple]:
-    """Keep drawn films as index.py does; returns (question [128], nearest film, its similarity) of count questions."""
-    engine = open_engine(folder)
-    films = max(5, min(10_000, frames // 100))
-    each = frames // films
-    asked = draw_questions(films, each, count)
-    shared = write_proof(engine, each)
-    seen = fake_model().run(None)["embedding"]
-    basis = {"project": np.eye(DIMENSIONS, dtype=np.float32), "offset": np.zeros(DIMENSIONS, np.float32)}
-    state = State(
-        model=IndexedModel("drawn", base64.b64encode(seen).decode()),
-        basis=engine.write_arrays(None, basis),
-        rule=Rule(movie=0.5, shortlist=0.4, slope=10.0, shift=-5.0),
-        films_at_fit=films,
-    )
-    best = np.full(count, -1.0)
-    nearest = np.zeros(count, int)
-    for number in range(films):
-        film = store_vectors(engine, str(number), Film(rows_file=shared, stored=each), draw_film(number, each))
-        state.films[f"Film {number}"] = film
-        similarity = (engine.read_vectors(film.vectors_file) @ asked.T).max(0)
-        nearest[similarity > best] = number
-        best = np.maximum(best, similarity)
-    engine.commit(state)
-    return list(zip(asked, nearest.tolist(), best.tolist(), strict=True))
-
-
-def pack_drawn(folder: Path, memory: str) -> dict[str, float]:
-    """Seconds to make what is searched, and the disk that it takes beside the vectors."""
-    engine = open_engine(folder)
-    start = time.perf_counter()
-    state = read_state(engine)
-    state.memory = memory
-    with contextlib.redirect_stdout(sys.stderr):
-        engine.pack(state)
-    seconds = time.perf_counter() - start
-    engine.commit(state)
-    disk = sum(file.stat().st_size for pattern in ("films/*.npy", "pack-*") for file in folder.glob(pattern))
-    return {"build, s": seconds, "disk, MB": disk / 1e6}
-
-
-def search_drawn(folder: Path, asked: list[tuple]) -> dict[str, float]:
-    """Figures of searches in this process, by one thread; the first tenth warms up."""
-    start = time.perf_counter()
-    found = Index(folder, fake_model())
-    opened = time.perf_counter() - start
-    times, right = [], []
-    for vector, film, similarity in asked:
-        start = time.perf_counter()
-        best = found.best_by_film(vector)
-        middle = time.perf_counter()
-        found.answers(vector[None])
-        times.append((middle - start, time.perf_counter() - middle))
-        right.append(int(best.argmax()) == film and abs(best.max() - similarity) < 1e-4)
-    search, whole = 1000 * np.median(times[len(times) // 10 :], axis=0)
-    memory = dict(re.findall(r"(VmRSS|RssFile):\s*(\d+)", Path("/proc/self/status").read_text()))
-    return {
-        "search p50, ms": search,
-        "whole answer p50, ms": whole,
-        "recall@1": float(np.mean(right)),
-        "memory, MB": int(memory["VmRSS"]) / 1000,
-        "of it mapped files, MB": int(memory["RssFile"]) / 1000,
-        "open, s": opened,
-    }
-
-
-def bench_index(*, frames: str = "10000,1000000", memory: str = "plenty,small", folder: Path = Path(".")) -> None:
-    """Search among random vectors on one thread: time, recall@1 against exact search, memory, time to build, disk.
-
-    frames and memory: several, with commas; folder: where the index of the moment lies.
-    """
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
-    rows = {}
-    for count in map(int, frames.split(",")):
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            asked = in_process(write_drawn, Path(place), count)
-            for mode in memory.split(",") if count > EXACT else ["plenty"]:
-                built = in_process(pack_drawn, Path(place), mode)
-                row = in_process(search_drawn, Path(place), asked) | built
-                rows[f"{count:,} frames, {mode}"] = {key: f"{value:,.3g}" for key, value in row.items()}  # no ratios
-    show("Growth of the index, drawn vectors of 128 dimensions, one thread", rows)
 
 
 # ------------------------------------------------------------------------------- moments, beside MPEG-7 and pHash
@@ -294,7 +152,7 @@ def bench_moments(episodes: list[Path], *, model: Path = Path("export"), seconds
     rows = {name: {} for name in names}
     with tempfile.TemporaryDirectory() as folder:
         kept, asked = split_moments(episodes, Path(folder, "raw"), seconds, count)
-        place = Path(folder, "index")
+        place = Path(folder, "index.sqlite")
         with contextlib.redirect_stdout(sys.stderr):
             index.main(["add", str(Path(folder, "raw")), f"--model={model}", f"--index={place}"])
         ours = Index(place, identifier)

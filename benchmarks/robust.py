@@ -37,7 +37,7 @@ def bench_robust(
 ) -> None:
     """Answers to test frames, as they are and changed as people change them; draws each change.
 
-    --index answers with an index of the frames for training, which is made in that new folder; an embedder takes --fold
+    --index answers with an index of the frames for training, which is made in that new file; an embedder takes --fold
     (-1: the manifest's split), and SHEET-frontier.png shows how many frames could be named at which risk.
     """
     from tqdm import tqdm
@@ -110,8 +110,8 @@ def attach_new_index(identifier: Identifier, rows: list[ManifestRow], model: Pat
     """Let the model answer with a new index of these rows: the frames that a head would be trained on."""
     from answering.collection import Index
 
-    if (place / "index.json").exists():
-        raise UserError(f"--index {place}: is there and may hold test frames; name a new folder", 2)
+    if place.exists():
+        raise UserError(f"--index {place}: is there and may hold test frames; name a new file", 2)
     index_frames(rows, model, place)
     identifier.index = Index(str(place), identifier)
 

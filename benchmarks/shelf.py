@@ -21,14 +21,16 @@ from PIL import Image
 
 import answering.video
 from answering.adding import LONGEST_SIDE
-from answering.collection import Index, fingerprint
+from answering.collection import INDEX, Index, fingerprint
 from answering.console import UserError
-from answering.editing import open_state, store_film
+from answering.editing import finish, open_to_add, store_film
 from answering.embedding import FilmEmbedder, Picture
+from answering.flat import is_flat
 from answering.model import Identifier
-from answering.pictures import is_flat, read_image
+from answering.pictures import read_image
+from answering.state import Film
 from answering.stills import Still
-from answering.store import open_engine
+from answering.store import Collection
 from answering.video import MAX_GAP, Frame, Sampling, Video
 from benchmarks.harness import Figures, show
 
@@ -66,11 +68,12 @@ def clock_tone(seconds: Seconds) -> Iterator[None]:
         answering.video.to_rgb = to_rgb
 
 
-def add_as_before(video: Path, identifier: Identifier, place: Path, folder: Path) -> tuple[Seconds, int]:
+def add_as_before(video: Path, place: Path, identifier: Identifier) -> tuple[Seconds, int]:
     """As 88ade32 did: OpenCV decodes every frame, some become JPEGs, and these are read and embedded.
 
-    place: the index; folder: for the JPEGs. Returns ({part: seconds}, frames).
+    place: the index, beside which the JPEGs lie for a while. Returns ({part: seconds}, frames).
     """
+    folder = place.with_name("jpegs")
     seconds: Seconds = defaultdict(float)
     times = write_jpegs(video, folder, seconds)
     film = FilmEmbedder(identifier)
@@ -83,6 +86,7 @@ def add_as_before(video: Path, identifier: Identifier, place: Path, folder: Path
             film.add(Picture(still, rgb, number / len(times)))
     with clock(seconds, "store"):
         store(film, identifier, place, video)
+    shutil.rmtree(folder)
     return seconds, len(times)
 
 
@@ -134,14 +138,11 @@ def add_directly(video: Path, identifier: Identifier, place: Path, sampling: Sam
 
 
 def store(film: FilmEmbedder, identifier: Identifier, place: Path, video: Path) -> None:
-    """Put a film into the index of a folder, and fit what is due, as index.py add ends."""
-    import index
-
-    engine = open_engine(place)
-    with contextlib.redirect_stdout(sys.stderr):
-        state = open_state(engine, identifier, fingerprint(identifier))
-        store_film(engine, state, video.stem, film.rows(), content_key="", stills=film.seen)
-        index.finish(engine, state, memory=None, unknown_share=None)
+    """Put a film into an index, and fit what is due, as index.py add ends."""
+    collection = Collection(place)
+    with open_to_add(collection, identifier.contract.architecture, fingerprint(identifier)) as state:
+        store_film(collection, state, Film(0, video.stem, stills=film.seen, file=str(video)), film.rows())
+        finish(collection, state, unknown_share=None)
 
 
 def run_add(videos: list[Path], model: Path, place: Path) -> float:
@@ -237,12 +238,11 @@ def bench_shelf(
     rows: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base")
+        base.mkdir()
         if ask:
-            run_add([beside], model, base)
-        else:
-            base.mkdir()
+            run_add([beside], model, base / INDEX)
         bench = Bench(videos, identifier, base, length, questions)
-        rows[OLD_WAY] = bench.run("old", lambda video, place: add_as_before(video, identifier, place, place / "jpegs"))
+        rows[OLD_WAY] = bench.run("old", lambda *to: add_as_before(*to, identifier))
         for limit in limits:
             sampling = Sampling(max_gap=limit)
 
@@ -250,7 +250,7 @@ def bench_shelf(
                 return add_directly(video, identifier, place, sampling)
 
             rows[f"index.py add --max-gap {limit:g}, step by step"] = bench.run(f"new-{limit:g}", add)
-        took = run_add(videos, model, Path(folder, "command"))
+        took = run_add(videos, model, Path(folder, "command", INDEX))
         memory = f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f}"
         rows["index.py add, the command"] = {
             "x real time, s/s": length / took,
@@ -281,25 +281,24 @@ class Bench:
     def __init__(self, videos: list[Path], identifier: Identifier, base: Path, length: float, questions: list):
         self.videos = videos
         self.identifier = identifier
-        self.base = base  # an index of other films, or an empty folder
+        self.base = base  # a folder with an index of other films, or an empty one
         self.length = length  # seconds of film
         self.questions = questions
 
     def run(self, name: str, add) -> Figures:
-        """add(video, folder of the index) gives ({part: seconds}, frames)."""
-        place = self.base.with_name(re.sub(r"\W", "-", name))
-        shutil.copytree(self.base, place)
+        """add(video, index) gives ({part: seconds}, frames)."""
+        folder = self.base.with_name(re.sub(r"\W", "-", name))
+        shutil.copytree(self.base, folder)
         seconds: Seconds = defaultdict(float)
         frames = 0
-        before = count_megabytes(place)
+        before = count_megabytes(folder)
         for video in self.videos:
-            parts, taken = add(video, place)
+            parts, taken = add(video, folder / INDEX)
             frames += taken
             for part, took in parts.items():
                 seconds[part] += took
-            shutil.rmtree(place / "jpegs", ignore_errors=True)
         row = figures(seconds, frames, self.length)
-        row["index, MB a film"] = f"{(count_megabytes(place) - before) / len(self.videos):.1f}"
+        row["index, MB a film"] = f"{(count_megabytes(folder) - before) / len(self.videos):.1f}"
         if self.questions:
-            row |= ask(place, self.identifier, self.questions)
+            row |= ask(folder / INDEX, self.identifier, self.questions)
         return row

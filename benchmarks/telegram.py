@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -11,16 +12,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from answering.collection import Index, fingerprint
 from answering.console import UserError
 from answering.model import Identifier
-from answering.store import open_engine, read_state
-from benchmarks.collection import DIMENSIONS, write_drawn
+from answering.packing import make_thumbnail
+from answering.store import Collection
+from benchmarks.growth import DIMENSIONS, FILM_STILLS, write_drawn
 from benchmarks.harness import sample, show
 
 PICTURES = 30  # frames that users send, each again and again
@@ -141,18 +144,24 @@ class BotProcess:
         return float(block)
 
 
-def draw_index(folder: Path, identifier: Identifier) -> None:
+def draw_index(place: Path, identifier: Identifier) -> None:
     """An index of drawn stills for this model, which names every frame and shows its proof."""
-    write_drawn(folder, DRAWN_STILLS, 1)
-    engine = open_engine(folder)
+    films = DRAWN_STILLS // FILM_STILLS
+    write_drawn(str(place), films, FILM_STILLS)
+    collection = Collection(place)
     seen = fingerprint(identifier)
-    state = read_state(engine)
     project = np.random.default_rng(13).standard_normal((seen.shape[1], DIMENSIONS), np.float32)
-    state.model.fingerprint = base64.b64encode(seen).decode()
-    state.basis = engine.write_arrays(None, {"project": project, "offset": np.zeros(DIMENSIONS, np.float32)})
-    state.rule.movie = -1.0
-    state.rule.shortlist = -1.0
-    engine.commit(state)
+    thumbnail = make_thumbnail(Image.new("RGB", (320, 180)))
+    with collection.writing(), collection.home.transaction():
+        about = collection.about()
+        about.model.fingerprint = base64.b64encode(seen).decode()
+        about.rule = replace(about.rule, movie=-1.0, shortlist=-1.0)
+        about.fit += 1  # so that readers read all
+        collection.put_projection((project, np.zeros(DIMENSIONS, np.float32)))
+        proofs = itertools.product(range(1, films + 1), range(FILM_STILLS))
+        query = "INSERT INTO still (film, number, file, source, thumbnail) VALUES (?, ?, 'a.jpg', 'drawn', ?)"
+        collection.home.execute_many(query, [(*proof, thumbnail) for proof in proofs])
+        collection.write_about(about)
 
 
 async def ask_one_by_one(api: BotApi, bot: BotProcess, identifier: Identifier) -> tuple[list[float], list[float]]:
@@ -178,7 +187,7 @@ async def bench_bot(
 ) -> None:
     """bot.py against a Bot API on loopback: 30 frames one by one, then all users at once (20 frames each at most).
 
-    index: a folder; one of 100,000 stills is drawn where there is none.
+    index: a file; one of 100,000 stills is drawn where there is none.
     """
     from aiohttp.test_utils import RawTestServer
 

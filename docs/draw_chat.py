@@ -1,6 +1,6 @@
 """Draw a chat with the bot: real stills go through the real handlers and a real model, and what they reply is drawn.
 
-python docs/draw_chat.py STILL... --model export --index index --out docs/chat.png
+python docs/draw_chat.py STILL... --model export --index index.sqlite --out docs/chat.png
 """
 
 import argparse

@@ -1,16 +1,19 @@
 """The model in a process of its own: a picture that hangs or crashes it costs that process and no other."""
 
 import asyncio
+import contextlib
+import io
 import logging
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pebble import ProcessPool
+from PIL import Image
 
 from answering import formats, pictures
 from answering.clip import identify_clip, look_at_clip, read_question
@@ -81,7 +84,7 @@ def limit_memory() -> None:
 
 
 class SteadyIndex(Index):
-    """An Index that answers on with what it has read when its folder is damaged or gone, and logs that once."""
+    """An Index that answers on with what it has read when its collection is damaged or gone, and logs that once."""
 
     def __init__(self, place: str | Path, identifier: Identifier):
         self.logged: set[str] = set()
@@ -90,11 +93,19 @@ class SteadyIndex(Index):
         super().__init__(place, identifier)
         self.was_read = True
 
-    def refresh(self) -> None:
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """As Index has it; where it can't be read, what was read before answers on."""
+        with contextlib.ExitStack() as stack:
+            self.try_to_read(stack)
+            yield
+
+    def try_to_read(self, stack: contextlib.ExitStack) -> None:
+        """Begin a view of the collection, which stack ends, and read what changed."""
         if time.monotonic() < self.retry_at:
             return
         try:
-            super().refresh()
+            stack.enter_context(super().reading())
         except (UserError, OSError, MemoryError) as error:
             if not self.was_read:  # there is nothing to answer on with
                 raise
@@ -102,18 +113,37 @@ class SteadyIndex(Index):
             self.log_once(error)
 
     def evidence(self, *asked) -> Evidence | None:
-        """As Index has it; None where its files can't be read."""
+        """As Index has it, with a JPEG, which Telegram takes for a photo; None where its rows can't be read."""
         try:
-            return super().evidence(*asked)
+            proof = super().evidence(*asked)
+            return replace(proof, thumbnail=make_jpeg(proof.thumbnail))
         except (UserError, OSError) as error:
             self.log_once(error)
             return None
+
+    def imdb_ids(self) -> dict[str, str | None]:
+        """As Index has it; without ids where its rows can't be read."""
+        try:
+            return super().imdb_ids()
+        except (UserError, OSError) as error:
+            self.log_once(error)
+            return dict.fromkeys(self.films)
 
     def log_once(self, error: Exception) -> None:
         words = " ".join(str(error).split())
         if words not in self.logged:
             log.warning("%s; the index answers on as it was", words)
             self.logged.add(words)
+
+
+def make_jpeg(thumbnail: bytes) -> bytes:
+    """A JPEG of a thumbnail of an index. Raises OSError for what is no picture."""
+    with Image.open(io.BytesIO(thumbnail)) as picture:
+        if picture.format == "JPEG":
+            return thumbnail
+        packed = io.BytesIO()
+        picture.convert("RGB").save(packed, "JPEG", quality=90)
+    return packed.getvalue()
 
 
 def resident() -> int:
@@ -129,7 +159,7 @@ def describe_model() -> ModelDescription:
     films = dict.fromkeys(model.classes)
     if model.index:
         model.index.refresh()
-        films |= {title: film.imdb for title, film in model.index.films.items()}
+        films |= model.index.imdb_ids()
     return ModelDescription(model.contract, model.reason, films, resident())
 
 

@@ -1,6 +1,5 @@
 """python -m pytest tests/test_adding.py"""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,10 +14,11 @@ from conftest import draw_frame, write_video
 from test_index import ask, titles, write_film, write_model
 
 import index
-from answering import side_by_side, store
+from answering import side_by_side
 from answering.console import UserError
+from answering.offers import Offers
 from answering.side_by_side import Job, SideBySide
-from answering.state import Failure
+from answering.store import Collection
 
 ROOT = Path(__file__).parent.parent
 SIZE = (160, 90)
@@ -39,7 +39,7 @@ def add(model, tmp_path, capsys):
     """Runs index.py add and returns (exit code, what it printed, its errors)."""
 
     def run(*sources: Path, flags: tuple = ()) -> tuple[int, str, str]:
-        command = ["add", *map(str, sources), "--model", str(model), "--index", str(tmp_path / "index")]
+        command = ["add", *map(str, sources), "--model", str(model), "--index", str(tmp_path / "index.sqlite")]
         code = index.main([*command, *map(str, flags)])
         text = capsys.readouterr()
         return code, text.out, text.err
@@ -48,7 +48,7 @@ def add(model, tmp_path, capsys):
 
 
 def films_of(tmp_path: Path) -> dict:
-    return store.read_state(store.open_engine(tmp_path / "index")).films
+    return Collection(tmp_path / "index.sqlite").state().films
 
 
 def test_a_shelf_of_videos_and_stills_and_what_is_left_alone(add, model, tmp_path):
@@ -66,10 +66,10 @@ def test_a_shelf_of_videos_and_stills_and_what_is_left_alone(add, model, tmp_pat
     assert sorted(films) == ["Alien (1979)", "Dark (2017)", "Heat (1995)", "Stills (2001)"]
     assert (films["Alien (1979)"].stills, films["Alien (1979)"].seconds) == (8, 8.0)
     assert (films["Dark (2017)"].stills, films["Dark (2017)"].stored) == (4, 2)  # the black ones are left out
-    (answer,) = ask(model, tmp_path / "index", draw_frame(1, 6, 0, SIZE))
+    (answer,) = ask(model, tmp_path / "index.sqlite", draw_frame(1, 6, 0, SIZE))
     proof = answer.candidates[0].evidence
     assert (proof.title, proof.file, proof.time_ms) == ("Heat (1995)", "movie.mkv", 6000)
-    state = store.read_state(store.open_engine(tmp_path / "index"))
+    state = Collection(tmp_path / "index.sqlite").state()
     assert list(state.failed) == [str(shelf / "Broken (2002).mkv")]
 
     code, out, err = add(shelf)  # nothing is opened again
@@ -79,7 +79,7 @@ def test_a_shelf_of_videos_and_stills_and_what_is_left_alone(add, model, tmp_pat
     write_clip(shelf / "Broken (2002).mkv", 4)
     code, out, err = add(shelf)
     assert code == 0 and "[1/1] Broken (2002): 4 of 4" in out and not err
-    assert not store.read_state(store.open_engine(tmp_path / "index")).failed
+    assert not Collection(tmp_path / "index.sqlite").state().failed
 
 
 def test_a_copy_in_part_or_shorter_never_takes_the_place_of_a_whole_one(add, tmp_path):
@@ -121,31 +121,31 @@ def test_of_several_encodings_a_broken_one_gives_way(add, tmp_path):
 def test_titles_are_corrected_and_kept(add, model, tmp_path, capsys):
     shelf = tmp_path / "films"
     write_clip(shelf / "wrong name.mkv", 0)
-    assert add(shelf)[0] == 0 and titles(tmp_path / "index") == ["wrong name"]
+    assert add(shelf)[0] == 0 and titles(tmp_path / "index.sqlite") == ["wrong name"]
     (tmp_path / "titles.csv").write_text("file,title\nwrong name.mkv,Right (2001)\n")
     code, out, _ = add(shelf, flags=("--titles", tmp_path / "titles.csv"))
     assert code == 0 and "wrong name: is Right (2001) now" in out and "1 film unchanged" in out
-    assert titles(tmp_path / "index") == ["Right (2001)"]
+    assert titles(tmp_path / "index.sqlite") == ["Right (2001)"]
     code, out, _ = add(shelf)  # without the list, the title stays
-    assert code == 0 and "1 film unchanged" in out and titles(tmp_path / "index") == ["Right (2001)"]
+    assert code == 0 and "1 film unchanged" in out and titles(tmp_path / "index.sqlite") == ["Right (2001)"]
 
     stills = write_film(tmp_path / "Old (1990)", 1, range(2))
     assert add(stills)[0] == 0
-    place = ["--index", str(tmp_path / "index")]
-    user_stills = store.open_engine(tmp_path / "index").user_stills
-    file = user_stills.pending_file("Old (1990)", "a.jpg")
-    file.parent.mkdir(parents=True)
-    draw_frame(1, 50, 0).save(file)
+    place = ["--index", str(tmp_path / "index.sqlite")]
+    collection = Collection(tmp_path / "index.sqlite")
+    with collection.writing():
+        Offers(collection).put("a.jpg", "Old (1990)", "pending", b"theirs")
     decomposed = unicodedata.normalize("NFD", "Amélie (2001)")
     assert index.main(["rename", "Old (1990)", decomposed, *place]) == 0
-    assert "Amélie (2001)" in titles(tmp_path / "index") and films_of(tmp_path)["Amélie (2001)"].year == 2001
-    assert user_stills.pending_file("Amélie (2001)", "a.jpg").exists() and not file.exists()
-    assert add(stills)[0] == 0 and "Old (1990)" not in titles(tmp_path / "index")  # it goes by its new title
+    assert "Amélie (2001)" in titles(tmp_path / "index.sqlite") and films_of(tmp_path)["Amélie (2001)"].year == 2001
+    with collection.snapshot():
+        assert Offers(collection).names() == [("a.jpg", "Amélie (2001)")]
+    assert add(stills)[0] == 0 and "Old (1990)" not in titles(tmp_path / "index.sqlite")  # it goes by its new title
     assert index.main(["rename", "Right (2001)", "Amélie (2001)", *place]) == 2
     assert index.main(["rename", "Nobody", "Amélie (2001)", *place]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert index.main(["remove", decomposed, *place]) == 0
-    assert titles(tmp_path / "index") == ["Right (2001)"]
+    assert titles(tmp_path / "index.sqlite") == ["Right (2001)"]
 
 
 def test_dry_run_opens_nothing(tmp_path, capsys):
@@ -175,46 +175,10 @@ def test_what_is_skipped_and_an_even_grid(add, tmp_path):
     write_clip(tmp_path / "films" / "Film (2001).mkv", 0, range(12))
     flags = ("--every", "2", "--skip-start", "3", "--skip-end", "3")
     assert add(tmp_path / "films", flags=flags)[0] == 0
-    engine = store.open_engine(tmp_path / "index")
-    (time_ms,) = engine.read_arrays(films_of(tmp_path)["Film (2001)"].rows_file, "time")
+    collection = Collection(tmp_path / "index.sqlite")
+    with collection.snapshot():
+        time_ms = collection.read_times(collection.film("Film (2001)"))[:, 0]
     assert time_ms.tolist() == [4000, 6000, 8000]
-
-
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        (("failed",), {"a.mkv": {"reason": "x"}}),
-        (("failed",), {"a.mkv": {"content_key": 1, "reason": "x"}}),
-        (("failed",), []),
-        (("renamed",), {"a": 3}),
-        (("films", "Film (2001)", "seconds"), "long"),
-        (("films", "Film (2001)", "partial"), 3),
-        (("films", "Film (2001)", "file"), []),
-    ],
-)
-def test_a_value_that_cannot_be_is_one_line(tmp_path, capsys, keys, value):
-    film = {"frames": "films/x.npz", "vectors": None, "stored": 1}
-    state = {"format": "movie-by-frame index 3", "model": {"architecture": "x", "fingerprint": ""}, "basis": None}
-    state |= {"rule": None, "settled": 0, "films": {"Film (2001)": film}, "unknown_share": 0.3}
-    place = state
-    for key in keys[:-1]:
-        place = place[key]
-    (tmp_path / "index.json").write_text(json.dumps(state))
-    assert index.main(["list", "--index", str(tmp_path)]) == 0  # an index of before
-    place[keys[-1]] = value
-    (tmp_path / "index.json").write_text(json.dumps(state))
-    assert index.main(["list", "--index", str(tmp_path)]) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_what_failed_is_written_and_read():
-    failure = Failure("key", "reason")
-    values = {"architecture": "x", "fingerprint": ""}
-    state = store.State.from_json(
-        {"model": values, "basis": None, "rule": None, "settled": 0, "films": {}, "unknown_share": 0.3}
-    )
-    state.failed["a.mkv"] = failure
-    assert store.State.from_json(state.to_json()).failed == {"a.mkv": failure}
 
 
 # ------------------------------------------------------------------------------------ processes and kills
@@ -275,7 +239,7 @@ def test_stopped_it_goes_on_at_the_film_in_hand(add, model, tmp_path, sign):
     shelf = tmp_path / "films"
     for film in range(3):
         write_clip(shelf / f"Film {film} (200{film}).mkv", film, range(3 if film == 0 else 300))
-    process = start_add(shelf, model, tmp_path / "index")
+    process = start_add(shelf, model, tmp_path / "index.sqlite")
     assert process.stdout.readline().startswith("[1/3] Film 0 (2000)")
     workers = children_of(process.pid)
     process.send_signal(sign)
@@ -283,7 +247,7 @@ def test_stopped_it_goes_on_at_the_film_in_hand(add, model, tmp_path, sign):
     if sign == signal.SIGINT:
         assert (process.returncode, err) == (130, "index.py: stopped\n")
     wait_until_gone(workers)
-    assert titles(tmp_path / "index")[0] == "Film 0 (2000)"
+    assert titles(tmp_path / "index.sqlite")[0] == "Film 0 (2000)"
     code, out, _ = add(shelf)
-    assert code == 0 and "unchanged" in out and len(titles(tmp_path / "index")) == 3
-    assert index.main(["check", "--index", str(tmp_path / "index")]) == 0
+    assert code == 0 and "unchanged" in out and len(titles(tmp_path / "index.sqlite")) == 3
+    assert index.main(["check", "--index", str(tmp_path / "index.sqlite")]) == 0

@@ -1,13 +1,13 @@
 """python -m pytest tests/test_bench.py"""
 
 import inspect
-import json
 
 import numpy as np
 import pytest
 
 import bench
 from answering.model import Answer, Candidate
+from answering.store import Collection
 from benchmarks import harness
 from benchmarks.robust import Answers, measure_answers
 from benchmarks.ways import WAYS
@@ -67,16 +67,16 @@ def test_ratio_is_over_one_where_a_row_is_better(capsys):
 
 
 def test_robust_asks_in_every_way_and_counts_as_a_person_would(exported, dataset, tmp_path, capsys):
-    sheet, place = tmp_path / "ways.png", tmp_path / "index"
+    sheet, place = tmp_path / "ways.png", tmp_path / "index.sqlite"
     line = ["robust", str(dataset), str(exported), "--frames", "3", "--sheet", str(sheet)]
     assert bench.main(line) == 0
     rows = [row.split("|")[1].strip() for row in capsys.readouterr().out.splitlines() if row.startswith("| ")]
     assert rows[2:] == list(WAYS) and sheet.stat().st_size > 10_000
     assert bench.main([*line, "--index", str(place)]) == 0
     assert (tmp_path / "ways-frontier.png").stat().st_size > 10_000
-    known = json.loads((place / "index.json").read_text())["films"]
+    known = {film.title: film.stills for film in Collection(place).films()}
     rows = read_manifest(dataset)
-    assert {title: film["stills"] for title, film in known.items()} == {
+    assert known == {
         title: sum(row.movie == title and row.split in ("train", "val") for row in rows) for title in known
     }  # no test frame is in it, and no unknown film
 

@@ -12,7 +12,7 @@ from test_index import write_film, write_model
 
 import bench
 from answering.stills import Still
-from benchmarks import collection
+from benchmarks import collection, growth
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,14 @@ def test_command_line_gives_each_function_its_arguments(line):
     inspect.signature(run).bind(**args)  # raises for an argument too many or too few
 
 
-def test_growth_finds_what_is_nearest(tmp_path, capsys):
-    assert bench.main(["index", "--frames", "3000", "--folder", str(tmp_path)]) == 0
+@pytest.mark.parametrize("frames", ["3000", "20000"])
+def test_a_collection_that_grows_finds_what_is_nearest(tmp_path, capsys, monkeypatch, frames):
+    monkeypatch.setattr(growth, "READ_SECONDS", 0.2)
+    assert bench.main(["index", "--frames", frames, "--films", "10,20", "--folder", str(tmp_path)]) == 0
     rows = table(capsys.readouterr().out)
-    row = dict(zip(rows[""], rows["3,000 frames, plenty"], strict=True))
-    assert float(row["recall@1"]) == 1 and float(row["search p50, ms"]) > 0 and not list(tmp_path.iterdir())
+    found = dict(zip(("search", "recall"), rows[f"index.py, {int(frames):,} stills"], strict=False))
+    assert float(found["search"]) > 0 and float(found["recall"]) == 1 and not list(tmp_path.iterdir())
+    assert float(rows["20 films"][0].split()[0]) > 0
 
 
 def test_moments_are_found_beside_known_frames(raw, model, capsys):

@@ -1586,7 +1586,7 @@ def indexed(tmp_path_factory) -> Path:
     write_model(home / "export", 8)
     for film in range(5):
         write_film(home / "raw" / f"Film {film} ({1990 + film})", film, range(8))
-    command = ["add", str(home / "raw"), "--model", str(home / "export"), "--index", str(home / "index")]
+    command = ["add", str(home / "raw"), "--model", str(home / "export"), "--index", str(home / "index.sqlite")]
     assert index.main(command) == 0
     return home
 
@@ -1601,18 +1601,20 @@ def test_proof_comes_from_an_index_that_changes_and_breaks(indexed, tmp_path):
         assert "The nearest still that I know: almost the same picture, about 0:00:3" in text
         (call,) = service.asked("sendPhoto", user)
         photo = call["params"][call["params"]["photo"].removeprefix("attach://")]
-        assert Image.open(io.BytesIO(photo)).width == 160
+        with Image.open(io.BytesIO(photo)) as still:
+            assert still.format == "JPEG" and still.width == 200
         another = call["params"]["reply_markup"]["inline_keyboard"][1][0]["callback_data"]
         service.server.push(callback_update(another, call["result"]["message_id"], user))
         assert service.until(lambda: service.asked("editMessageMedia", user))
         assert service.asked("editMessageMedia", user)[0]["status"] == 200
         film = [str(write_film(tmp_path / "stills", 7, range(60, 64))), "--title", "New (2001)"]
-        assert index.main(["add", *film, "--model", str(home / "export"), "--index", str(home / "index")]) == 0
+        assert index.main(["add", *film, "--model", str(home / "export"), "--index", str(home / "index.sqlite")]) == 0
         added = encoded(draw_frame(7, 60, 9))
         assert "New (2001)" in service.wait(service.ask(file=added))[0]
-        (home / "index" / "index.json").write_text("{")
+        (home / "other").write_bytes(b"{" * 100_000)
+        (home / "other").replace(home / "index.sqlite")
         assert all("New (2001)" in text for text in service.wait(*(service.ask(file=added) for _ in range(3))))
-        assert service.log.read_text().count("index.json is damaged") == 1
+        assert service.log.read_text().count("is no file of index.py") == 1
         large = service.ask(paper, file=encoded(draw_frame(2, 3, 9).resize((3000, 2500)), "BMP"))  # 22 MB
         assert "Film 2 (1992)" in service.wait(large)[0]
         assert not service.server.named("file")  # all by their paths
@@ -1627,7 +1629,7 @@ def test_proof_comes_from_an_index_that_changes_and_breaks(indexed, tmp_path):
 
 
 def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, caplog):
-    place = Path(shutil.copytree(indexed / "index", tmp_path / "index"))
+    place = Path(shutil.copy(indexed / "index.sqlite", tmp_path))
     identifier = Identifier(indexed / "export")
     identifier.index = worker.SteadyIndex(place, identifier)
     monkeypatch.setattr(worker, "model", identifier, raising=False)
@@ -1639,16 +1641,16 @@ def test_an_index_answers_on_when_its_files_go(indexed, tmp_path, monkeypatch, c
 
     before = ask()
     assert before[0]["title"] == "Film 2 (1992)" and len(before) == worker.FILMS and "evidence" in before[0]
-    state = (place / "index.json").read_text()
-    (place / "index.json").write_text(state.replace("films/", "gone/"))
-    assert ask() == before
-    shutil.rmtree(place)
+    place.unlink()
+    assert ask() == before  # the file is open still
+    place.write_bytes(b"{" * 100_000)
     for _ in range(2):
         gone = ask()
         assert gone[0]["title"] == "Film 2 (1992)" and not any("evidence" in candidate for candidate in gone)
     told = [record.getMessage() for record in caplog.records]
-    assert "files are missing" in told[0] and len(told) == len(set(told))
-    shutil.copytree(indexed / "index", place)
+    assert "no index there" in told[0] and len(told) == len(set(told))
+    place.unlink()
+    shutil.copy(indexed / "index.sqlite", place)
     assert ask() == before
     with pytest.raises(UserError, match="--index"):
         worker.SteadyIndex(tmp_path / "nowhere", identifier)
@@ -1659,12 +1661,12 @@ def test_without_its_index_a_classifier_answers_on_and_an_embedder_stops(
 ):
     """Where the index is damaged, empty, missing, or of another model."""
     monkeypatch.setattr(worker.log, "disabled", False)
-    damaged = Path(shutil.copytree(indexed / "index", tmp_path / "damaged"))
-    (damaged / "index.json").write_text("{")
-    empty = Path(shutil.copytree(indexed / "index", tmp_path / "empty"))
-    state = json.loads((empty / "index.json").read_text())
-    (empty / "index.json").write_text(json.dumps(state | {"films": {}}))
-    for place in (damaged, empty, tmp_path / "nowhere", indexed / "index"):
+    damaged = Path(shutil.copy(indexed / "index.sqlite", tmp_path / "damaged"))
+    damaged.write_bytes(damaged.read_bytes()[:20_000])
+    empty = Path(shutil.copy(indexed / "index.sqlite", tmp_path / "empty"))
+    for film in range(5):
+        assert index.main(["remove", f"Film {film} ({1990 + film})", "--index", str(empty)]) == 0
+    for place in (damaged, empty, tmp_path / "nowhere", indexed / "index.sqlite"):
         caplog.clear()
         monkeypatch.setattr(worker, "model", worker.open_model(str(exported), None, 1, str(place)), raising=False)
         (line,) = [record.getMessage() for record in caplog.records]
@@ -1684,7 +1686,7 @@ def test_without_its_index_a_classifier_answers_on_and_an_embedder_stops(
 
 def test_second_looks(indexed, monkeypatch):
     monkeypatch.setattr(worker, "model", Identifier(indexed / "export"), raising=False)
-    worker.model.index = collection.Index(indexed / "index", worker.model)
+    worker.model.index = collection.Index(indexed / "index.sqlite", worker.model)
     frame = draw_frame(3, 6, 99, (640, 360))
     screenshot = Image.new("RGB", (640, 520))
     screenshot.paste(frame, (0, 80))

@@ -68,7 +68,7 @@ def made(model, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("raw")
     for film in range(5):
         write_film(root / f"Film {film} ({1990 + film})", film, range(8))
-    path = tmp_path_factory.mktemp("made") / "index"
+    path = tmp_path_factory.mktemp("made") / "index.sqlite"
     assert index.main(["add", str(root), "--model", str(model), "--index", str(path)]) == 0
     return path
 

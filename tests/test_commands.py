@@ -83,6 +83,15 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python bench.py infer runs/RUN/best.pt --model export --frames FOLDER": "fifteen processes; isa starts the same",
     "python bench.py cuda --out data/cuda --minutes 9": "needs a GPU; tests/test_bench_cuda.py does it on a CPU",
     "python bench.py cuda --out data/cuda --again compiled": "the same",
+    "pip install 'psycopg[binary]'": "downloads",
+    ".venv/bin/python -m pip install 'psycopg[binary]'": "downloads",
+    "python index.py import index.sqlite --index postgresql://user:password@host:5432/films": "needs a server; "
+    "tests/test_index.py starts one",
+    "python index.py import index": "tests/test_index.py takes a folder of the version before over",
+    "python bot.py --index postgresql://user:password@host:5432/films": "the same",
+    "python index.py add ~/films && litestream replicate -once index.sqlite s3://BUCKET/index": "needs a bucket",
+    "litestream restore -f -o index.sqlite s3://BUCKET/index": "the same",
+    "python bot.py --index index.sqlite": "is run below, with the index that lies there",
     "python bench.py shelf film.mkv --model export": "tests/test_bench_shelf.py runs it on a film that it encodes",
     "python bench.py shelf film.mkv --ask --gaps 3,5 --beside data/raw": "the same",
     "TELEGRAM_BOT_TOKEN=... python bot.py --model export --check": "is run below, with another token that is none",
@@ -156,7 +165,7 @@ def test_no_reason_is_left_for_a_command_that_is_gone():
 
 
 def test_commands_are_found_where_readers_see_them():
-    assert shown_commands()["python bench.py index"] == "collection.py"
+    assert shown_commands()["python bench.py index"] == "growth.py"
     text = "Say `a.py --b` or `python c.py\n  d`, not `e.py` nor `make`.\n\n"
     text += "```\npython f.py   # g\n\nmake h\n```\n```py\ni\n```\n"
     assert commands_of_markdown(text) == {"python a.py --b", "python c.py d", "python f.py", "make h"}
@@ -309,7 +318,7 @@ def embedder(home, scraped) -> Path:
 def indexed(home, embedder) -> Path:
     ran = home.run("python index.py add data/raw")
     home.follow("python identify.py FRAME --model {} --index {}", ran)
-    return home / "index"
+    return home / "index.sqlite"
 
 
 @pytest.fixture(scope="session")
@@ -531,13 +540,28 @@ def test_index_add_search_check(home, indexed):
     home.run("python index.py rebuild")
     ran = home.shell("python index.py list")
     assert "Alien" not in ran.out and len(ran.out.splitlines()) == 11
-    home.run('python index.py rename "movie" "Heat (1995)"', {"movie": "Title (Year)"})
+    ran = home.run(
+        'python index.py rename "movie" "Heat (1995)"; python index.py backup copy.sqlite', {"movie": "Title (Year)"}
+    )
+    assert "copy.sqlite: 11 films, " in ran.out
+    (home / "copy.sqlite").unlink()
     home.shell('python index.py remove "Heat (1995)" && python index.py check --drift')
     ran = home.run("python index.py add ~/films --dry-run")
     assert "->  The Matrix (1999)" in ran.out
     ran = home.run("python index.py add ~/films --model export")
     assert "The Matrix (1999): " in ran.out and "real time" in ran.out
+    assert "1 film unchanged" in home.run("python index.py add ~/films").out
     assert home.run("python index.py remove --source telegram").out == "0 stills of users removed\n"
+
+
+def test_index_is_copied_and_published(home, indexed):
+    home.run("python index.py check")
+    assert "films, " in home.run("python index.py backup copy.sqlite").out
+    assert "9 films" in home.shell("python index.py import copy.sqlite --index other.sqlite").out
+    home.run("python index.py publish index")
+    assert json.loads(home.path("index", "index.json").read_text())["published"] is True
+    (home / "copy.sqlite").unlink()
+    shutil.rmtree(home / "index")
 
 
 def test_index_learn_says_where_it_went(home):
@@ -604,7 +628,7 @@ def test_learn_shows_then_adds(home, asked, telegram):
     ran = home.run("python learn.py --db bot.sqlite --accept learn.txt")
     assert f"{KNOWN}: 1 stills added" in ran.out
     assert home.run("python index.py remove --source telegram").out == "1 stills of users removed\n"
-    assert "telegram/" not in home.shell("python index.py search frame.jpg").out
+    assert "telegram:" not in home.shell("python index.py search frame.jpg").out
 
 
 def test_learn_gives_labels_and_wishes(home, asked):
@@ -631,8 +655,9 @@ def cells_of(text: str, row: str) -> list[str]:
 
 
 def test_bench_of_the_index(home, embedder):
-    ran = home.run("python bench.py index", more="--frames 1000 --memory plenty")
-    assert all(float(cell) > 0 for cell in cells_of(ran.out, "1,000 frames, plenty"))
+    ran = home.run("python bench.py index", more="--frames 1000 --films 5,10")
+    assert float(cells_of(ran.out, "index.py, 1,000 stills")[0]) > 0
+    assert not [path for path in home.folder.iterdir() if path.suffix == ".faiss"]
     change = {"data/raw": "my_screenshots"}
     ran = home.run("python bench.py moments data/raw --model export", change, more="--seconds 9 --count 1")
     assert "54 stills of 9 films, every 9 s, are in the index; 9 between are asked." in ran.out
@@ -642,7 +667,7 @@ def test_bench_of_the_index(home, embedder):
 def test_bench_of_the_bot(home, indexed):
     pytest.importorskip("psutil", reason="bench.py bot measures memory with psutil")
     change = {"FOLDER": "my_screenshots"}
-    few = "--index index --users 2 --each 1"
+    few = "--index index.sqlite --users 2 --each 1"
     ran = home.run("python bench.py bot --model export --frames FOLDER", change, more=few)
     assert all(float(cell.split()[0]) > 0 for cell in cells_of(ran.out, "bot.py"))
     assert "2 of 2 frames got one reply, " in ran.out and "exit code 0" in ran.out
@@ -658,13 +683,14 @@ def test_demo_films(home):
 def test_docs_draw_chat(home, indexed):
     change = {"STILL...": "frame.jpg more.jpg", "docs/chat.png": "chat.png"}
     draw_frame(1, 3, 99, (480, 272)).save(home / "more.jpg")
-    home.run("python docs/draw_chat.py STILL... --model export --index index --out docs/chat.png", change)
+    home.run("python docs/draw_chat.py STILL... --model export --index index.sqlite --out docs/chat.png", change)
     assert is_drawn(home / "chat.png", 400)
 
 
 def helps() -> Iterator[str]:
     parts = {"scrape.py": ("video", "flim", "titles")}
-    parts["index.py"] = ("add", "remove", "list", "check", "search", "rebuild")
+    parts["index.py"] = ("add", "rename", "remove", "list", "check", "search", "rebuild")
+    parts["index.py"] += ("backup", "export", "import", "publish")
     for path in SCRIPTS:
         name = path.relative_to(ROOT).as_posix()
         if name != "models.py":

@@ -41,7 +41,7 @@ BOT_PACKAGES = {
     "aiohttp",
     "pebble",
 }  # requirements-bot.txt; a runtime is imported where used
-OPTIONAL_PACKAGES = {"faiss", "playwright", "psutil", "pymilvus", "wandb"}  # requirements.txt does without these
+OPTIONAL_PACKAGES = {"faiss", "playwright", "psutil", "psycopg", "wandb"}  # requirements.txt does without these
 NEVER_ANSWERING = {"torch", "torchvision", "timm", "cv2", "aiogram", "sklearn", "transformers"}
 EVERYTHING = {
     "answering",

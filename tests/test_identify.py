@@ -27,6 +27,7 @@ from answering.pictures import PREPROCESSING, preprocess, read_image
 from answering.runtimes import choose_file
 from answering.screenshots import find_bars, find_still
 from answering.stills import natural_key
+from answering.store import Collection
 from benchmarks.ways import screenshot
 
 ROOT = Path(identify.__file__).parent
@@ -183,7 +184,9 @@ def indexed(exported, raw, tmp_path_factory) -> Path:
     """An export of a classifier, and beside it an index of the same films."""
     folder = tmp_path_factory.mktemp("indexed")
     shutil.copytree(exported, folder / "export")
-    assert index.main(["add", str(raw), "--model", str(folder / "export"), "--index", str(folder / "index")]) == 0
+    assert (
+        index.main(["add", str(raw), "--model", str(folder / "export"), "--index", str(folder / "index.sqlite")]) == 0
+    )
     return folder
 
 
@@ -210,14 +213,27 @@ def test_evidence_is_drawn_by_a_process(indexed, raw, tmp_path):
         assert np.abs(shown[:, 0] - shown[:, 1]).mean() < 15  # the frame, and the still that it is
 
 
+def spoil(place: Path, trouble: str) -> None:
+    """Do to a collection what the trouble says."""
+    if trouble == "damaged":
+        place.write_bytes(place.read_bytes()[:20_000])
+    if trouble == "holds no films":
+        for film in Collection(place).films():
+            assert index.main(["remove", film.title, "--index", str(place)]) == 0
+    if trouble == "another model":
+        collection = Collection(place)
+        with collection.writing():
+            about = collection.about()
+            seen = np.random.default_rng(1).random((2, 512), np.float32)
+            about.model.fingerprint = base64.b64encode(seen).decode()
+            collection.write_about(about)
+
+
 @pytest.mark.parametrize("trouble", ["damaged", "holds no films", "another model", "no index there"])
 def test_a_classifier_answers_on_without_its_index_and_says_why(indexed, raw, tmp_path, trouble, capsys):
     shutil.copytree(indexed, tmp_path / "own")
-    state = json.loads((indexed / "index" / "index.json").read_text())
-    other = base64.b64encode(np.random.default_rng(1).random((2, 512), np.float32)).decode()
-    changes = {"holds no films": {"films": {}}, "another model": {"model": state["model"] | {"fingerprint": other}}}
-    text = "{" if trouble == "damaged" else json.dumps(state | changes.get(trouble, {}))
-    (tmp_path / "own" / "index" / "index.json").write_text(text)
+    spoil(tmp_path / "own" / "index.sqlite", trouble)
+    capsys.readouterr()
     command = [str(next(raw.glob("Film 1 */05_0.jpg"))), "--model", str(tmp_path / "own" / "export"), "--json"]
     if trouble == "no index there":
         command += ["--index", str(tmp_path / "none")]
@@ -235,13 +251,12 @@ def test_a_classifier_answers_on_without_its_index_and_says_why(indexed, raw, tm
 
 def test_an_embedder_without_its_index_stops_with_the_same_line(tmp_path, capsys):
     write_model(tmp_path / "export", 4)
-    (tmp_path / "index").mkdir()
-    (tmp_path / "index" / "index.json").write_text("{")
+    (tmp_path / "index.sqlite").write_bytes(b"{" * 1000)
     draw_frame(0, 0, 0).save(tmp_path / "frame.png")
     assert identify.main([str(tmp_path / "frame.png"), "--model", str(tmp_path / "export")]) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("identify.py: error: --index") and error.count("\n") == 1
-    assert "damaged" in error and "answers alone" not in error
+    assert "is no file of index.py" in error and "answers alone" not in error
 
 
 def test_bad_models_get_one_line(exported, tmp_path, capsys):

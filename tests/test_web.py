@@ -25,7 +25,9 @@ from answering.contract import Contract
 from answering.flat import is_flat
 from answering.model import Identifier, is_flat_inside, relative_error
 from answering.pictures import IMAGE_SUFFIXES, PREPROCESSING, read_image
+from answering.projection import Scoring
 from answering.screenshots import cut_still
+from answering.store import Collection
 from benchmarks.ways import screenshot
 from training.quantise import write_web
 
@@ -200,8 +202,8 @@ def compare(page, model: Path, files: list[Path], points: float) -> set[str]:
         """[...document.querySelectorAll("article")].map((card) =>
           [...card.querySelectorAll("meter")].map((meter) => [meter.ariaLabel, meter.value]))"""
     )[::-1]
-    if (model.parent / "index").exists():
-        identifier.index = collection.Index(model.parent / "index", identifier)
+    if (model.parent / "index.sqlite").exists():
+        identifier.index = collection.Index(model.parent / "index.sqlite", identifier)
     for file, row, listed in zip(files, found, shown, strict=True):
         wanted = identifier.identify(file)
         assert (row["file"], row["kind"], bool(row["reason"])) == (file.name, wanted.kind, bool(wanted.reason)), file
@@ -300,6 +302,13 @@ def test_the_still_inside_a_screenshot_is_the_one_that_identify_finds(context, h
     assert "by the still inside" in page.inner_text(f"article:nth-child({len(files) - looks.index('still')}) p")
 
 
+def add_and_publish(films: list[Path], place: Path, model: Path) -> None:
+    """Make index.sqlite in a folder, and index/ beside it for the page."""
+    made = ["--index", str(place / "index.sqlite")]
+    assert index.main(["add", *map(str, films), "--model", str(model), *made]) == 0
+    assert index.main(["publish", str(place / "index"), *made]) == 0
+
+
 @pytest.fixture(scope="module")
 def collections(site, exported, raw, tmp_path_factory):
     """A host's folder with two indexes: of an embedder, and beside a classifier that knows half as many films."""
@@ -319,8 +328,7 @@ def collections(site, exported, raw, tmp_path_factory):
         contract = replace(model.contract, self_test=model.contract.self_test | {"fingerprint": seen})
         contract.save(place / "export" / "model.json")
         films = [root / "films"] if name == "embedder" else sorted((root / "films").iterdir())[2:]
-        argv = ["add", *map(str, films), "--index", str(place / "index"), "--model", str(model.path)]
-        assert index.main(argv) == 0
+        add_and_publish(films, place, model.path)
     server = serve(root)
     yield f"http://127.0.0.1:{server.server_port}", root
     server.shutdown()
@@ -333,7 +341,7 @@ def test_answers_of_an_index_are_those_of_identify(context, collections, frames,
     assert compare(page, root / name / "export", [*known, *frames, *screenshots], 2) >= {"movie", "unknown"}
     shown = page.evaluate("""[...document.querySelectorAll("figure:not([hidden])")].map((figure) =>
       [figure.querySelector("img").naturalWidth, figure.innerText])""")
-    assert len(shown) >= len(known) and all(width == 160 for width, _ in shown)
+    assert len(shown) >= len(known) and all(width == 200 for width, _ in shown)
     assert any(re.search(r"<b>&amp; \u0424 .*, 0:00:\d\d$", text) for _, text in shown)
     assert page.locator("b").count() == 0
 
@@ -342,8 +350,7 @@ def test_an_index_of_one_film_names_it(context, collections):
     host, root = collections
     film = sorted((root / "films").iterdir())[0]
     shutil.copytree(root / "embedder" / "export", root / "alone" / "export")
-    argv = ["--index", str(root / "alone" / "index"), "--model", str(root / "alone" / "export" / "model.web.onnx")]
-    assert index.main(["add", str(film), *argv]) == 0
+    add_and_publish([film], root / "alone", root / "alone" / "export" / "model.web.onnx")
     page = visit(context, host, "/alone/export/")
     assert compare(page, root / "alone" / "export", sorted(film.glob("0[1-3]_1.jpg")), 2) >= {"movie"}
 
@@ -351,9 +358,12 @@ def test_an_index_of_one_film_names_it(context, collections):
 def test_the_page_scores_as_the_index_says(context, collections, frames):
     host, root = collections
     shutil.copytree(root / "embedder", root / "scored")
-    file = root / "scored" / "index" / "index.json"
-    scoring = {"middle_weight": 0.2, "runner_up_penalty": 0.6, "min_films": 3}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"scoring": scoring}))
+    changed = Collection(root / "scored" / "index.sqlite")
+    with changed.writing():
+        about = changed.about()
+        about.scoring = Scoring(middle_weight=0.2, runner_up_penalty=0.6, min_films=3)
+        changed.write_about(about)
+    assert index.main(["publish", str(root / "scored" / "index"), "--index", str(changed)]) == 0
     before = [row["confidence"] for row in answers(visit(context, host, "/embedder/export/"), frames)]
     page = visit(context, host, "/scored/export/")
     assert compare(page, root / "scored" / "export", frames, 2)
@@ -385,7 +395,7 @@ def test_an_index_that_cannot_be_used_is_a_sentence(context, collections, frames
         "model": (state | {"model": state["model"] | {"fingerprint": other}}, "means"),
         "film": (state | {"films": {first: state["films"][first] | {"vectors": "films/gone.npy"}}}, "films/gone.npy"),
         "page": (None, "damaged"),
-        "scoring": ({key: state[key] for key in state if key != "scoring"}, "no scoring: run index.py rebuild"),
+        "scoring": ({key: state[key] for key in state if key != "scoring"}, "no scoring: run index.py publish"),
         "empty": (state | {"films": {}}, "holds no films yet"),
     }
     many = state["films"][first] | {"stored": 100_001}

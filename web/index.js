@@ -53,7 +53,7 @@ export async function openIndex(place, contract) {
   const [ours, theirs] = prints.map(centre);
   const apart = Math.hypot(...theirs.map((value, k) => value - ours[k])) / Math.hypot(...theirs);
   if (!(apart < 0.4)) throw failure("index", model.architecture); // as check_model of collection.py
-  if (!scoring) throw failure("index", "index.json has no scoring: run index.py rebuild");
+  if (!scoring) throw failure("index", "index.json has no scoring: run index.py publish");
   const known = Object.entries(films).filter(([, film]) => film.vectors);
   await deleteStale(place, [basis, ...known.flatMap(([, film]) => [film.vectors, film.frames])].filter(Boolean));
   if (!known.length) throw failure("empty");
@@ -133,6 +133,6 @@ export async function readStill({ frames, still }) {
   const [names, times, ends, thumbs] = ["name", "time", "ends", "thumbs"].map((part) => readArray(file, part));
   const width = names.length / times.length;
   const name = String.fromCodePoint(...names.slice(still * width, (still + 1) * width)).replace(/\0+$/, "");
-  const jpeg = thumbs.slice(Number(ends[still - 1] ?? 0), Number(ends[still]));
-  return { file: name, time: Number(times[still]), thumbnail: new Blob([jpeg], { type: "image/jpeg" }) };
+  const thumbnail = thumbs.slice(Number(ends[still - 1] ?? 0), Number(ends[still]));
+  return { file: name, time: Number(times[still]), thumbnail: new Blob([thumbnail]) };
 }
