@@ -56,7 +56,14 @@ from answering.store import Collection
 def run_add(args: argparse.Namespace) -> int:
     """Add films; one that can't be read is one line, and the others go on."""
     check_sampling(args)
-    shelf = find_shelf(args.raw, title=args.title, titles=args.titles, with_extras=args.with_extras, with_stills=True)
+    shelf = find_shelf(
+        args.raw,
+        title=args.title,
+        titles=args.titles,
+        with_extras=args.with_extras,
+        with_stills=True,
+        known=known_titles(args.index),
+    )
     say_passed_over(shelf)
     if args.dry_run:
         print_titles(shelf)
@@ -76,6 +83,16 @@ def run_add(args: argparse.Namespace) -> int:
     print(f"{len(state.films)} films, {state.count_stills()} stills in {collection}; {seconds:.1f} s")
     print(f"next: python identify.py FRAME --model {args.model} --index {collection}")
     return 1 if adder.failed else 0
+
+
+def known_titles(place: str) -> dict[str, str]:
+    """{path of a film's first file: its title} of an index; empty where there is none yet."""
+    engine = open_engine(place)
+    try:
+        engine.version()
+    except FileNotFoundError:
+        return {}
+    return {film.file: title for title, film in read_state(engine).films.items() if film.file}
 
 
 def check_kinds(args: argparse.Namespace, shelf: Shelf) -> None:

@@ -92,6 +92,8 @@ def test_a_copy_in_part_or_shorter_never_takes_the_place_of_a_whole_one(add, tmp
     assert code == 0 and "in part: read up to 0:00:" in out and partial.partial and 5 < partial.stored < 15
     assert "the rest is damaged" in films_of(tmp_path)["Film (2001)"].partial
     file.write_bytes(whole)
+    code, _, err = add(shelf, flags=("--skip-start", 100))
+    assert code == 1 and "no frame of it is left (see --skip-start and --skip-end)" in err
     code, out, _ = add(shelf)
     assert code == 0 and "20 of 20 frames stored, updated" in out
     whole_film = films_of(tmp_path)["Film (2001)"]
@@ -146,6 +148,17 @@ def test_titles_are_corrected_and_kept(add, model, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert index.main(["remove", decomposed, *place]) == 0
     assert titles(tmp_path / "index.sqlite") == ["Right (2001)"]
+
+
+def test_a_film_keeps_its_title_when_a_longer_one_of_that_title_comes(add, tmp_path):
+    shelf = tmp_path / "films"
+    write_clip(shelf / "a" / "Film (2001).mkv", 0, range(6))
+    add(shelf)
+    first = films_of(tmp_path)["Film (2001)"]
+    write_clip(shelf / "b" / "Film (2001).mkv", 1, range(9))
+    code, out, _ = add(shelf)
+    assert code == 0 and "Film, 9 s (2001): 9 of 9" in out and "1 film unchanged" in out
+    assert films_of(tmp_path)["Film (2001)"].rows_file == first.rows_file
 
 
 def test_dry_run_opens_nothing(tmp_path, capsys):
