@@ -557,7 +557,8 @@ def test_index_add_search_check(home, indexed):
 def test_index_is_copied_and_published(home, indexed):
     home.run("python index.py check")
     assert "films, " in home.run("python index.py backup copy.sqlite").out
-    assert "9 films" in home.shell("python index.py import copy.sqlite --index other.sqlite").out
+    ran = home.shell("python index.py import copy.sqlite --index other.sqlite")
+    assert "films put into other.sqlite" in ran.out
     home.run("python index.py publish index")
     assert json.loads(home.path("index", "index.json").read_text())["published"] is True
     (home / "copy.sqlite").unlink()
@@ -612,7 +613,8 @@ def asked(home, indexed) -> Path:
     base = open_base(home / "bot.sqlite")
     rows = [("one", time.time(), "confirmed", "movie", "[]", "right", KNOWN, "ann")]
     rows += [("two", time.time(), "missed", "unknown", "[]", "wish", "Stalker", "bob")]
-    base.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    columns = "id, time, file_id, kind, candidates, verdict, film, who"
+    base.executemany(f"INSERT INTO answers ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
     base.close()
     return home / "bot.sqlite"
 

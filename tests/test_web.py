@@ -205,7 +205,7 @@ def compare(page, model: Path, files: list[Path], points: float) -> set[str]:
     if (model.parent / "index.sqlite").exists():
         identifier.index = collection.Index(model.parent / "index.sqlite", identifier)
     for file, row, listed in zip(files, found, shown, strict=True):
-        wanted = identifier.identify(file)
+        wanted = identifier.identify(file, 9)
         assert (row["file"], row["kind"], bool(row["reason"])) == (file.name, wanted.kind, bool(wanted.reason)), file
         kinds.add(wanted.kind)
         if wanted.reason:
@@ -217,8 +217,10 @@ def compare(page, model: Path, files: list[Path], points: float) -> set[str]:
             still, at = proof.file, str(-1 if proof.time_ms is None else proof.time_ms)
         assert (row["look"], row["still"], row["at"]) == (wanted.look or "", still, at), file
         assert abs(float(row["confidence"]) - listed[0][1]) < 1e-4
-        for (title, confidence), candidate in zip(listed, wanted.candidates, strict=True):
-            assert title == candidate.title and abs(confidence - candidate.confidence) < points / 100, file
+        confidences = {candidate.title: candidate.confidence for candidate in wanted.candidates}
+        assert len(listed) == min(3, len(confidences))
+        for title, confidence in listed:  # those after the first may be as good as equal, and change places
+            assert abs(confidence - confidences[title]) < points / 100, file
     return kinds
 
 
