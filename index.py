@@ -46,7 +46,7 @@ from answering.model import Identifier
 from answering.moving import export_films, import_films, publish, take_over
 from answering.shelf import Shelf, find_shelf
 from answering.side_by_side import count_cores
-from answering.sql import is_folder_of_before, is_postgres
+from answering.sql import NoCollection, is_folder_of_before, is_postgres
 from answering.state import State
 from answering.store import Collection
 
@@ -87,12 +87,11 @@ def run_add(args: argparse.Namespace) -> int:
 
 def known_titles(place: str) -> dict[str, str]:
     """{path of a film's first file: its title} of an index; empty where there is none yet."""
-    engine = open_engine(place)
     try:
-        engine.version()
-    except FileNotFoundError:
+        films = Collection(place).films()
+    except NoCollection:
         return {}
-    return {film.file: title for title, film in read_state(engine).films.items() if film.file}
+    return {film.file: film.title for film in films if film.file}
 
 
 def check_kinds(args: argparse.Namespace, shelf: Shelf) -> None:
@@ -120,7 +119,7 @@ def read_add_settings(args: argparse.Namespace) -> AddSettings:
 def check_model_is_there(model: str) -> None:
     """Raise UserError that says how to get a model, where there is none."""
     if not Path(model).exists():
-        embedder = "python export.py --arch vit_small_patch14_dinov2 --init hub"
+        embedder = "python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films"
         raise UserError(f"--model {model}: no model there; {embedder} makes one that needs no training", 2)
 
 
