@@ -40,6 +40,7 @@ def open_bytes(data: bytes) -> Image.Image:
         openers = (_heif_opener(),)
     elif data.startswith(JXL_STARTS):
         openers = (_jxl_opener(),)
+        check_pixels(*jxl_size(data))  # the plugin decodes at once
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own bomb warning comes before our cap
         return open_image(io.BytesIO(data), formats=openers)
@@ -76,10 +77,40 @@ def _jxl_opener() -> str:
     raise UserError("JPEG XL needs one more package: pip install pillow-jxl-plugin")
 
 
+def jxl_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that the header of a JPEG XL states (ISO/IEC 18181-1, SizeHeader). Raises UserError for none."""
+    start = data.find(b"\xff\x0a", 0, 4096)  # the codestream stands in boxes, or alone
+    if start < 0:
+        raise UserError(f"not an image that can be read ({READABLE})")
+    bits = int.from_bytes(data[start + 2 : start + 14], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    def take_side() -> int:
+        return (take(5) + 1) * 8 if is_small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    is_small = take(1)
+    height = take_side()
+    ratio = take(3)
+    if ratio == 0:
+        return take_side(), height
+    across, down = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+    return height * across // down, height
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raises UserError for a picture that is too large."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{width}x{height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+
+
 def check_size(image: Image.Image) -> None:
     """Raises UserError for a picture that is too large or too small."""
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+    check_pixels(*image.size)
     if min(image.size) < MIN_SIDE:
         raise UserError(f"{image.width}x{image.height} is too small to be a frame")
 

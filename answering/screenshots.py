@@ -140,22 +140,18 @@ def _steps(pixels: np.ndarray) -> np.ndarray:
 def _edge_pair(edges: np.ndarray, rough: np.ndarray) -> tuple[int, int]:
     """(First row, end) of what lies between two edges and is rougher than what lies beyond; all rows if there are none.
 
-    edges, rough: shares of pixels a row (or column) that are part of an edge, or rough.
+    Of pairs with equally strong edges the widest. edges, rough: shares of pixels a row (or column) that are part of an
+    edge, or rough.
     """
     count = len(edges)
-    margin = count // 20
     sums = np.concatenate([[0.0], rough.cumsum()])
-    rows = [
-        row
-        for row in range(margin, count - margin)
-        if edges[row] >= EDGE and edges[row] >= edges[max(0, row - 3) : row + 4].max()
-    ]
-    rows = sorted(rows, key=lambda row: -edges[row])[:MAX_EDGES]
-    best = 0.0
+    rows = _find_edges(edges)
+    best = (0, 0)
     pair = (0, count)
     for first in rows:
         for end in rows:
-            if end - first < 0.15 * count or edges[first] + edges[end] <= best:
+            strength = (int(edges[first] * 20) + int(edges[end] * 20), end - first)
+            if end - first < 0.15 * count or strength <= best:
                 continue
             before = sums[first] / first
             after = (sums[-1] - sums[end]) / (count - end)
@@ -166,9 +162,20 @@ def _edge_pair(edges: np.ndarray, rough: np.ndarray) -> tuple[int, int]:
             else:
                 fits = max(before, after) <= 0.075 and beyond <= 0.05 and between >= max(beyond + 0.06, 2 * beyond)
             if fits:
-                best = edges[first] + edges[end]
+                best = strength
                 pair = (first, end)
     return pair
+
+
+def _find_edges(edges: np.ndarray) -> list[int]:
+    """The strongest rows that can be edges, MAX_EDGES at most; the first row of each, for a step is seen in two."""
+    margin = len(edges) // 20
+    rows: list[int] = []
+    for row in range(margin, len(edges) - margin):
+        is_highest = edges[row] >= 0.9 * edges[max(0, row - 3) : row + 4].max()
+        if edges[row] >= EDGE and is_highest and (not rows or row > rows[-1] + 3):
+            rows.append(row)
+    return sorted(rows, key=lambda row: -int(edges[row] * 20))[:MAX_EDGES]
 
 
 def _find_among_plain_cells(rgb: np.ndarray) -> tuple[int, int, int, int] | None:

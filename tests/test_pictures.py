@@ -109,6 +109,26 @@ def test_a_package_that_is_missing_is_named(monkeypatch, data, module, command):
         read_image(data)
 
 
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        # small 0; height: selector and bits; ratio; width alike, from the lowest bit on
+        ([(0, 1), (3, 2), (29999, 30), (0, 3), (3, 2), (39999, 30)], (40000, 30000)),
+        ([(1, 1), (4, 5), (5, 3)], (40 * 16 // 9, 40)),
+        ([(0, 1), (0, 2), (269, 9), (0, 3), (0, 2), (479, 9)], (480, 270)),
+    ],
+)
+def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(header, size):
+    bits = 0
+    place = 0
+    for value, count in header:
+        bits |= value << place
+        place += count
+    data = b"\xff\x0a" + bits.to_bytes(14, "little")
+    assert formats.jxl_size(data) == size
+    assert formats.jxl_size(formats.JXL_STARTS[1] + b"\0\0\0\x20jxlc" + data) == size
+
+
 def test_avif_and_heic_are_told_apart(picture):
     avif = encoded(picture, "AVIF")
     assert not formats.is_heif(avif) and not formats.is_heif(b"") and not formats.is_heif(avif[:10])

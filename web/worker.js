@@ -203,26 +203,34 @@ function findBetweenEdges(picture, { data, start, stride, width, height }, scale
 // the first row and the end of what lies between two edges and is rougher than what lies beyond; all rows if none
 function edgePair(edges, rough) {
   const count = edges.length;
-  const margin = Math.floor(count / 20);
   const sums = [0];
   for (const share of rough) sums.push(sums.at(-1) + share);
-  const rows = [];
-  for (let row = margin; row < count - margin; row++)
-    if (edges[row] >= 0.45 && edges[row] >= Math.max(...edges.slice(Math.max(0, row - 3), row + 4))) rows.push(row);
-  rows.sort((a, b) => edges[b] - edges[a]).splice(10);
-  let [best, pair] = [0, [0, count]];
+  const rows = findEdges(edges);
+  let [best, widest, pair] = [0, 0, [0, count]];
   for (const first of rows)
     for (const end of rows) {
-      if (end - first < 0.15 * count || edges[first] + edges[end] <= best) continue;
+      const [strength, width] = [Math.floor(edges[first] * 20) + Math.floor(edges[end] * 20), end - first];
+      if (width < 0.15 * count || strength < best || (strength === best && width <= widest)) continue;
       const [before, after] = [sums[first] / first, (sums[count] - sums[end]) / (count - end)];
-      const beyond = (sums[first] + sums[count] - sums[end]) / (first + count - end);
-      const between = (sums[end] - sums[first]) / (end - first);
+      const beyond = (sums[first] + sums[count] - sums[end]) / (count - width);
+      const between = (sums[end] - sums[first]) / width;
       const fits = Math.min(edges[first], edges[end]) >= 0.8
         ? Math.max(before, after) <= 0.3 && beyond <= 0.2 && between >= beyond
         : Math.max(before, after) <= 0.075 && beyond <= 0.05 && between >= Math.max(beyond + 0.06, 2 * beyond);
-      if (fits) [best, pair] = [edges[first] + edges[end], [first, end]];
+      if (fits) [best, widest, pair] = [strength, width, [first, end]];
     }
   return pair;
+}
+
+// the ten strongest rows that can be edges; the first row of each, for a step is seen in two
+function findEdges(edges) {
+  const margin = Math.floor(edges.length / 20);
+  const rows = [];
+  for (let row = margin; row < edges.length - margin; row++) {
+    const isHighest = edges[row] >= 0.9 * Math.max(...edges.slice(Math.max(0, row - 3), row + 4));
+    if (edges[row] >= 0.45 && isHighest && !(row <= rows.at(-1) + 3)) rows.push(row);
+  }
+  return rows.sort((a, b) => Math.floor(edges[b] * 20) - Math.floor(edges[a] * 20)).slice(0, 10);
 }
 
 // the still in an interface of one colour
