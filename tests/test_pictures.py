@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 import identify
 from answering import flat, formats
+from answering.clip import read_animation
 from answering.console import UserError
 from answering.flat import is_flat
 from answering.model import Identifier
-from answering.pictures import IMAGE_SUFFIXES, open_frames, read_image
+from answering.pictures import IMAGE_SUFFIXES, read_image
 from answering.screenshots import find_bars, find_still
 from answering.stills import count_passed_over, describe_passed_over, expand, find_films, list_stills
 
@@ -189,21 +190,21 @@ def test_an_animation_is_asked_by_its_first_frame_that_is_not_flat(picture, form
     first, *rest = fade(picture)
     data = encoded(first, form, save_all=True, append_images=rest, duration=80)
     assert differ(read_image(data), picture) < 12
-    frames = open_frames(data, 3)
+    frames = read_animation(data, most=3).pictures
     assert len(frames) == 3 and not any(is_flat(rgb) for rgb in frames)
 
 
 def test_an_animation_of_nothing_is_its_first_frame(picture):
     first, *rest = fade(picture, 6, 0)
     data = encoded(first, "GIF", save_all=True, append_images=[*rest, Image.new("RGB", picture.size, (3, 3, 3))])
-    assert not read_image(data).any() and open_frames(data, 4) == []
-    assert len(open_frames(encoded(picture, "PNG"), 4)) == 1
+    assert not read_image(data).any() and read_animation(data, most=4).pictures == []
+    assert read_animation(encoded(picture, "PNG"), most=4) is None
 
 
 def test_an_animation_that_is_cut_off_keeps_what_it_has(picture):
     first, *rest = fade(picture, 1, 30)
     data = encoded(first, "GIF", save_all=True, append_images=rest, duration=80)
-    assert open_frames(data[: len(data) // 2], 4)
+    assert read_animation(data[: len(data) // 2], most=4).pictures
 
 
 # ------------------------------------------------------------------------------------------------- too little in it
