@@ -310,7 +310,7 @@ def test_options_that_would_be_ignored_are_refused(run, capsys):
     for argv in [*cases, [best, "--init", "hub"], [best, "--unknown-share", "1"], ["--init", "hub", "--data", "."]]:
         with pytest.raises(SystemExit) as stop:
             export.main(argv)
-        assert stop.value.code == 2 and ".py: error: " in capsys.readouterr().err
+        assert stop.value.code == 2 and ": error: " in capsys.readouterr().err
 
 
 def test_out_must_not_hold_other_things(run, dataset, tmp_path):
