@@ -48,15 +48,29 @@ def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) 
     embedding = embedding.astype(np.float32)
     mean = embedding.mean(0)
     scale = np.maximum(embedding.std(0), 1e-6)
-    within, whole = film_covariances((embedding - mean) / scale, np.unique(film, return_inverse=True)[1])
     change = change.astype(np.float32) / scale
+    x, change, span = span_rows((embedding - mean) / scale, change)
+    within, whole = film_covariances(x, np.unique(film, return_inverse=True)[1])
     within += WEAR_WEIGHT * change.T @ change / max(1, len(change))
     size = len(within)
-    mean_variance = np.trace(within) / size or 1.0
+    mean_variance = np.trace(within) / embedding.shape[1] or 1.0
     within = (1 - SHRINKAGE) * within + SHRINKAGE * mean_variance * np.eye(size, dtype=np.float32)
     variance, project = eigh(whole, within, subset_by_index=[max(0, size - DIMS), size - 1], check_finite=False)
-    project = project * np.maximum(variance, max(1e-3 * variance[-1], 1e-9)) ** VARIANCE_POWER / scale[:, None]
+    project = span @ project * np.maximum(variance, max(1e-3 * variance[-1], 1e-9)) ** VARIANCE_POWER / scale[:, None]
     return project.astype(np.float32), (mean @ project).astype(np.float32)
+
+
+def span_rows(x: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x [N, D] and change [M, D] in a basis of the r directions that they span, and that basis [D, r].
+
+    A wide embedding has many more directions than a small collection has stills. Outside of those that are spanned
+    nothing varies, so fit_projection finds the same in them, in a fraction of the time. All D where that gains nothing.
+    """
+    rows = len(x) + len(change)
+    if not DIMS <= rows < x.shape[1]:
+        return x, change, np.eye(x.shape[1], dtype=np.float32)
+    span, _ = np.linalg.qr(np.concatenate([x, change]).T)
+    return x @ span, change @ span, span
 
 
 def film_covariances(x: np.ndarray, film: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,8 @@ python bench.py shelf film.mkv --ask --gaps 3,5 --beside data/raw       # and wh
 
 import contextlib
 import re
-import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -145,16 +145,30 @@ def store(film: FilmEmbedder, identifier: Identifier, place: Path, video: Path) 
         finish(collection, state, unknown_share=None)
 
 
-def run_add(videos: list[Path], model: Path, place: Path) -> float:
-    """Seconds of the command itself, with as many processes as it likes."""
-    import index
-
+def run_add(videos: list[Path], model: Path, place: Path) -> tuple[float, float]:
+    """(seconds, most MB of all its processes at a time) of the command itself, with as many processes as it likes."""
+    script = Path(__file__).parent.parent / "index.py"
+    command = [sys.executable, script, "add", *map(str, videos), f"--model={model}", f"--index={place}"]
     start = time.perf_counter()
-    with contextlib.redirect_stdout(sys.stderr):
-        code = index.main(["add", *map(str, videos), f"--model={model}", f"--index={place}"])
-    if code:
+    process = subprocess.Popen(command, stdout=2)
+    most = 0.0
+    while process.poll() is None:
+        most = max(most, family_megabytes(process.pid))
+        time.sleep(0.05)
+    if process.returncode:
         raise UserError("index.py add failed; see above")
-    return time.perf_counter() - start
+    return time.perf_counter() - start, most
+
+
+def family_megabytes(parent: int) -> float:
+    """Memory of a process and of those below it, what they share counted once; 0.0 where the system does not tell."""
+    total = 0.0
+    with contextlib.suppress(OSError):  # one that has ended
+        rollup = Path(f"/proc/{parent}/smaps_rollup").read_text()
+        total = sum(map(int, re.findall(r"^Pss:\s*(\d+) kB", rollup, re.M))) / 1000
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            total += sum(family_megabytes(int(child)) for child in children.read_text().split())
+    return total
 
 
 def count_megabytes(folder: Path) -> float:
@@ -250,13 +264,12 @@ def bench_shelf(
                 return add_directly(video, identifier, place, sampling)
 
             rows[f"index.py add --max-gap {limit:g}, step by step"] = bench.run(f"new-{limit:g}", add)
-        took = run_add(videos, model, Path(folder, "command", INDEX))
-        memory = f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f}"
+        took, memory = run_add(videos, model, Path(folder, "command", INDEX))
         rows["index.py add, the command"] = {
             "x real time, s/s": length / took,
             "total, s": took,
             "index, MB a film": f"{count_megabytes(Path(folder, 'command')) / len(videos):.1f}",
-            "largest process, MB": memory,
+            "memory, MB": f"{memory:.0f}" if memory else "-",
         }
     text = f"{len(videos)} films, {length:.0f} s."
     if ask:

@@ -492,6 +492,15 @@ def test_the_projection_whitens_what_varies_within_films(monkeypatch):
     np.testing.assert_allclose(within, np.eye(len(within)), atol=0.02)
 
 
+def test_a_wide_embedding_is_projected_alike_in_the_directions_that_its_stills_span(monkeypatch):
+    x, owner = clouds(10, 3, frames=15, dims=400)
+    change = x[:20] - x[20:40]
+    fast = projection.project_all(x, *projection.fit_projection(x, owner, change))
+    monkeypatch.setattr(projection, "span_rows", lambda x, change: (x, change, np.eye(x.shape[1], dtype=np.float32)))
+    whole = projection.project_all(x, *projection.fit_projection(x, owner, change))
+    np.testing.assert_allclose(fast @ fast.T, whole @ whole.T, atol=2e-3)
+
+
 def test_what_degrading_changes_counts_less():
     x, owner = clouds(12, 2)
     change = np.zeros((30, x.shape[1]), np.float32)
