@@ -22,8 +22,8 @@ CHUNK = 8192  # stills that are turned into floats at a time, which the processo
 LOOSE = 5000  # stills outside of cells from which on they are gathered
 REFIT_GROWTH = 4  # cells are fitted anew when so many times more stills lie in them
 DEAD_SHARE = 0.25  # or so many of them are of films that are gone
-MOST_CELLS = 4096
-PROBES = 12  # cells that a search reads
+MOST_CELLS = 8192
+PROBES = 10  # cells that a search reads
 NEAR = 64  # stills found in cells; the last of them stands for those of films that were not found
 NEAR_FILMS = 32  # films from the tables that are compared exactly
 PART = 64  # stills of a cell in a row of gathered
@@ -420,7 +420,7 @@ def gather(collection: Collection, about: About) -> bool:
 def fit_cells(collection: Collection, about: About, stills: int) -> None:
     """Make the cells anew, with nothing in them."""
     dims = len(collection.read_projection()[1])
-    count = int(min(MOST_CELLS, 2 * stills**0.5))
+    count = int(min(MOST_CELLS, 3 * stills**0.5))
     step = max(1, stills // (SAMPLE * count))
     sample = []
     after = 0
