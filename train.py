@@ -95,6 +95,7 @@ def train_epochs(run: Run, state: State, epochs: int, compiled: bool) -> None:
     """Train until this many epochs are done; the first process measures, keeps and prints each."""
     if state.epoch >= epochs:
         return
+    run.thaw()
     images = to_device(run.crops, run.device)  # before the gradients take their memory
     net = state.model
     if dist.is_initialized():  # this gives all processes the first one's weights, too

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import Subset
-from torchvision.ops import roi_align
 from tqdm import tqdm
 
 from answering.console import UserError
@@ -112,6 +112,7 @@ class Split:
     rows: list[ManifestRow]
     labels: np.ndarray  # class index a frame, int [N]; -1 for films that are no class
     frames: Subset | None  # uint8 [N, S, S, 3], as the model takes them; None where this run does not read them
+    embedding: np.ndarray | None = None  # float32 [N, D] of a network that does not change, once it was asked for
 
 
 # ---------------------------------------------------------------------------------------- on their way to the model
@@ -170,11 +171,10 @@ def random_crops(frames: torch.Tensor, size: int, least_share: float, *, aspect_
 
     torchvision's RandomResizedCrop: the first of ten random shapes that fits, cut to fit if none does. least_share: of
     the picture's area that a crop keeps, 1 for the whole picture. Aspect ratios are of pixels, or of the shares of
-    width and height.
+    width and height. Crops are resized as answering.pictures.preprocess resizes what is asked about.
     """
     device = frames.device
     count, height, width = frames.shape[:3]
-    numbers = torch.arange(count, device=device)
     largest_ratio = 4 / 3 if least_share < 1 else 1.0
     spread = math.log(largest_ratio)
     area = uniform(least_share, 1, count, 10, device=device)
@@ -183,11 +183,48 @@ def random_crops(frames: torch.Tensor, size: int, least_share: float, *, aspect_
         ratio *= height / width
     sides = torch.stack([area * ratio, area / ratio]).sqrt()  # shares of width and height, [2, N, 10]
     first_that_fits = (sides <= 1).all(0).float().argmax(1)
-    wide, high = sides[:, numbers, first_that_fits].clamp(max=1)
+    wide, high = sides[:, torch.arange(count, device=device), first_that_fits].clamp(max=1)
     left = uniform(0, 1, count, device=device) * (1 - wide) * width
     top = uniform(0, 1, count, device=device) * (1 - high) * height
-    boxes = torch.stack([numbers, left, top, left + wide * width, top + high * height], 1)
-    return roi_align(frames.permute(0, 3, 1, 2).float(), boxes, size, sampling_ratio=1, aligned=True)
+    boxes = torch.stack([left, top, left + wide * width, top + high * height], 1)
+    return resize_by_products(frames, boxes, size) if frames.is_cuda else resize_by_pillow(frames, boxes, size)
+
+
+def resize_by_pillow(frames: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Boxes of frames, resized as answering.pictures.preprocess does it: float32 [N, 3, size, size], 0..255.
+
+    frames: uint8 [N, H, W, 3], on the CPU; boxes: left, top, right and bottom in pixels, [N, 4].
+    """
+
+    def resize(frame: np.ndarray, box: list[float]) -> np.ndarray:
+        return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR, box))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        crops = np.stack(list(pool.map(resize, frames.numpy(), boxes.tolist())))
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).float()
+
+
+def resize_by_products(frames: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """What resize_by_pillow gives but for its rounding, by products of matrices, which suit a GPU."""
+    count, height, width = frames.shape[:3]
+    left, top, right, bottom = boxes.T
+    down = resizing_weights(top, bottom, height, size)
+    low = (down @ frames.float().view(count, height, 3 * width)).view(count, size, width, 3)
+    rows = low.permute(0, 3, 1, 2).reshape(count, 3 * size, width)
+    return (rows @ resizing_weights(left, right, width, size).transpose(1, 2)).view(count, 3, size, size)
+
+
+def resizing_weights(start: torch.Tensor, end: torch.Tensor, length: int, size: int) -> torch.Tensor:
+    """Weights [N, size, length] that make `size` pixels of a stretch of each row of `length` pixels.
+
+    start, end: of the stretch, in pixels, [N]. Bilinear and antialiased as Pillow's resize(box=...): a triangle about
+    each new pixel, as wide as two new pixels or two old ones, whichever are larger.
+    """
+    scale = ((end - start) / size)[:, None, None]
+    centres = start[:, None, None] + scale * (torch.arange(size, device=start.device)[:, None] + 0.5)
+    pixels = torch.arange(length, device=start.device) + 0.5
+    weights = (1 - (pixels - centres).abs() / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(2, keepdim=True)
 
 
 def random_flips(images: torch.Tensor, chance: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ from answering.console import UserError
 from models import Checkpoint
 from training.frames import Split
 from training.metrics import Figures
-from training.predict import predict
+from training.predict import embed_split, logits_of, predict
 from training.probe import Features
 
 
@@ -67,7 +67,7 @@ class Options:
 
 @dataclass
 class Run:
-    """What stays as it is while a run trains."""
+    """What stays as it is while a run trains, but for what a frozen network saw."""
 
     folder: Path
     classes: list[str]
@@ -81,6 +81,7 @@ class Run:
     batch: int  # frames a step, of all processes together
     crop_size: int  # pixels
     operations: int  # multiply-adds of one crop
+    frozen: bool = False  # the network stays as it began, but for its linear head: what it sees is computed once
     logger: object = None  # of Weights & Biases
 
     @property
@@ -90,7 +91,17 @@ class Run:
 
     def predict(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(logits [N, C], embedding [N, D]) of the frames of a split."""
-        return predict(model, self.splits[split].frames, self.spec, device=self.device, bf16=self.bf16)
+        part = self.splits[split]
+        if not self.frozen:
+            return predict(model, part.frames, self.spec, device=self.device, bf16=self.bf16)
+        embedding = embed_split(model, part, self.spec, bf16=self.bf16)
+        return logits_of(model, embedding), embedding
+
+    def thaw(self) -> None:
+        """Forget what the network saw, for it is to be trained."""
+        self.frozen = False
+        for part in self.splits.values():
+            part.embedding = None
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,14 @@ def set_up(data: Path, overrides: dict, options: Options) -> tuple[Run, State]:
         batch=batch,
         crop_size=size,
         operations=operations,
+        frozen=bool(recipe["probe"]),
     )
     resume = options.resume and (folder / "last.pt").exists()
     state = start_state(model, run, resume)
     if resume:
         state.restore(run)
+        if state.epoch:  # it was trained before it was stopped
+            run.thaw()
     if is_first_process():
         prepare_folder(run, resume)
         if options.wandb:
