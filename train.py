@@ -375,7 +375,8 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help=text)
     text = "compile the network: costs minutes at first, then epochs are faster"
     group.add_argument("--compile", dest="compiled", action="store_true", help=text)
-    group.add_argument("--cache", type=Path, help="folder for decoded frames (default: .frames in the data)")
+    text = "folder for decoded frames, which datasets may share (default: .frames in the data)"
+    group.add_argument("--cache", type=Path, help=text)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Options.out, help="folder of the runs (default: %(default)s)")
     group.add_argument("--name", help="name of the run folder (default: from arch, data and split)")

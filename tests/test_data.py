@@ -1,6 +1,7 @@
 """python -m pytest tests/test_data.py (training/dataset.py and training/frames.py)"""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,15 @@ from torchvision.transforms import RandomResizedCrop
 from answering.console import UserError
 from answering.pictures import PREPROCESSING, preprocess
 from training.dataset import assign_folds, choose_rows, label_rows, read_manifest, split_fingerprint
-from training.frames import FrameStore, augment, load_frames, normalise, resize_by_pillow, resize_by_products
+from training.frames import (
+    FrameStore,
+    augment,
+    default_cache,
+    load_frames,
+    normalise,
+    resize_by_pillow,
+    resize_by_products,
+)
 from training.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -112,10 +121,29 @@ def test_changed_frames_replace_the_old_ones_and_nothing_else(dataset, tmp_path)
     (tmp_path / "mine.bin").touch()
     FrameStore(rows, PREPROCESSING, tmp_path, (96, 64)).decode(rows)
     FrameStore(rows, PREPROCESSING | {"crop_bars": False}, tmp_path, (96, 64)).decode(rows)
-    before = set(tmp_path.glob("96x64-*"))
+    before = set(tmp_path.glob("*-96x64-*"))
     FrameStore(rows[:3], PREPROCESSING, tmp_path, (96, 64)).decode(rows[:3])  # a frame has gone
-    after = set(tmp_path.glob("96x64-*"))
+    after = set(tmp_path.glob("*-96x64-*"))
     assert len(before) == len(after) == 4 and len(before & after) == 2 and (tmp_path / "mine.bin").exists()
+
+
+def test_datasets_share_a_cache_and_leave_each_others_frames_alone(dataset, tmp_path):
+    cache = tmp_path / "cache"
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        shutil.copytree(dataset, place, ignore=shutil.ignore_patterns(".frames"))
+        rows = read_manifest(place)[:4]
+        FrameStore(rows, PREPROCESSING, cache, (96, 64)).decode(rows)
+    before = set(cache.iterdir())
+    assert len(before) == 4
+    changed = read_manifest(places[0])[:3]
+    FrameStore(changed, PREPROCESSING, cache, (96, 64)).decode(changed)
+    after = set(cache.iterdir())
+    assert len(after) == 4 and len(before & after) == 2  # those of the other dataset
+    own = FrameStore(changed, PREPROCESSING, default_cache(places[0]), (96, 64)).path.name
+    places[0].rename(tmp_path / "moved")
+    moved = read_manifest(tmp_path / "moved")[:3]
+    assert FrameStore(moved, PREPROCESSING, default_cache(tmp_path / "moved"), (96, 64)).path.name == own
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync"])

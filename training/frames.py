@@ -41,11 +41,23 @@ def load_frames(files: list[Path], spec: dict, size: tuple[int, int] | None = No
         return np.stack(list(pool.map(load, files)))
 
 
+def name_dataset(row: ManifestRow, folder: Path) -> str:
+    """What tells a dataset from others in a folder of decoded frames; "" in the dataset's own, which may be moved.
+
+    row: one of its frames.
+    """
+    root = row.file.parents[len(Path(row.path).parts) - 1].resolve()
+    if folder.resolve() == default_cache(root).resolve():
+        return ""
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:8] + "-"
+
+
 class FrameStore:
     """The frames of a manifest, decoded once each, when a run first asks for them, into one file of uint8.
 
     It is [all rows, height, width, 3]; a second one of a byte a row says which are there. Both are named by the frames'
     files, preprocessing and size (width, height), so that folds, runs and exports share them, usually in DATA/.frames.
+    In another folder, which datasets may share, they are named by the dataset too.
     """
 
     def __init__(self, rows: list[ManifestRow], spec: dict, folder: Path, size: tuple[int, int] | None = None):
@@ -60,7 +72,7 @@ class FrameStore:
         settings = [STORE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
         key = hashlib.sha256(json.dumps([listed, settings]).encode()).hexdigest()[:16]
         # what the names of its files begin with, up to the key; no kind is the beginning of another
-        self.kind = f"{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"
+        self.kind = f"{name_dataset(rows[0], folder)}{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"
         self.path = folder / f"{self.kind}-{key}.bin"
         self.marks = self.path.with_suffix(".done")  # a byte a row: 1 where the frame is decoded
         self.frame_bytes = math.prod(self.shape[1:])
