@@ -9,13 +9,14 @@ python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films    
 import argparse
 import base64
 import contextlib
+import functools
 import logging
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from torch.utils.data import Subset
 
 from answering.calibration import TARGETS, UNKNOWN_SHARE
 from answering.clip import read_video
-from answering.console import UserError, one_line_errors
+from answering.console import UserError, one_line, one_line_errors
 from answering.contract import Contract
 from answering.model import Identifier, reference_frames, relative_error
-from answering.pictures import preprocess
+from answering.pictures import preprocess, read_image
+from answering.reading import ReadingPool
 from answering.shelf import find_shelf
 from answering.stills import expand, is_junk, walk_images
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
@@ -37,7 +39,7 @@ from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, spl
 from training.device import keep_memory
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
 from training.formats import WEB, measure_formats, run_batches
-from training.frames import FrameStore, default_cache, load_frames, normalise
+from training.frames import FrameStore, default_cache, normalise
 from training.metrics import measure
 from training.quantise import write_int8, write_web
 from training.rule import ORIGINAL_RULE, Rule, RuleCheck, ScoreFigures, check_rule, fit_rule
@@ -211,20 +213,30 @@ def read_sample(place: Path, spec: dict) -> np.ndarray:
 
     Raises UserError where there is neither.
     """
-    if place.is_dir() and walk_images(place):
-        return load_frames(draw_sample(expand([str(place)])), spec)
-    films = draw_sample([film for film in find_shelf([place]).films if film.parts])
     frames = []
-    for film in films:
-        try:
-            clip = read_video(film.parts[0], most=-(-CALIBRATION_FRAMES // len(films)))
-        except UserError as error:
-            print(f"export.py: skipped: {error}", file=sys.stderr)
-        else:
+    if place.is_dir() and walk_images(place):
+        read = functools.partial(read_image, draft=2 * spec["size"])
+        for rgb in read_or_skip(read, draw_sample(expand([str(place)]))):
+            frames.append(preprocess(rgb, spec))
+    else:
+        films = draw_sample([film for film in find_shelf([place]).films if film.parts])
+        read = functools.partial(read_video, most=-(-CALIBRATION_FRAMES // max(1, len(films))))
+        for clip in read_or_skip(read, [film.parts[0] for film in films]):
             frames += [preprocess(rgb, spec) for rgb in clip.pictures]
     if not frames:
         raise UserError(f"--frames {place}: no still and no video in it that can be read", 2)
     return np.stack(frames[:CALIBRATION_FRAMES])
+
+
+def read_or_skip(read: Callable, files: list[Path]) -> Iterator:
+    """read(file) of those that can be read; a line on stderr for each of the others."""
+    with ReadingPool(read) as pool:
+        for file, result in zip(files, pool.read_all(files), strict=True):
+            if isinstance(result, UserError):
+                reason = str(result).removeprefix(f"{file}: ")
+                print(f"export.py: skipped: {file}: {one_line(reason)}", file=sys.stderr)
+            else:
+                yield result
 
 
 def float_logits(module: Exported, frames: dict[str, Subset], classes: int) -> dict[str, np.ndarray]:

@@ -17,8 +17,10 @@ from conftest import draw_frame, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from strange_reader import examine_or_hang
 
 import filter as frames_filter
+from answering import reading
 from answering.console import UserError
 from answering.stills import list_stills
 from filter import Frame, filter_films, find_conflicts
@@ -210,12 +212,12 @@ def test_again_is_byte_for_byte_the_same_and_does_nothing_twice(raw, tmp_path, m
 def test_killed_and_continued(raw, dataset, tmp_path):
     code = (
         "import filter, os, sys, pathlib\n"
-        "real, n = filter.examine, [0]\n"
-        "def examine(*a):\n"
+        "real, n = filter.drop_duplicates, [0]\n"
+        "def drop_duplicates(*a):\n"
         "    n[0] += 1\n"
-        "    if n[0] > 70: os.kill(os.getpid(), 9)\n"
+        "    if n[0] > 3: os.kill(os.getpid(), 9)\n"
         "    return real(*a)\n"
-        "filter.examine = examine\n"
+        "filter.drop_duplicates = drop_duplicates\n"
         "filter.filter_films([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]), detector='none', min_frames=12)\n"
     )
     out = tmp_path / "out"
@@ -223,6 +225,20 @@ def test_killed_and_continued(raw, dataset, tmp_path):
     assert not (out / "manifest.csv").exists() and len(list((out / ".filter").glob("*.json"))) == 1
     filter_films([raw], out, detector="none", min_frames=12)
     assert (out / "manifest.csv").read_bytes() == (dataset / "manifest.csv").read_bytes()
+
+
+def test_a_still_that_hangs_or_crashes_its_decoder_costs_itself_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "raw" / "A (1999)"
+    folder.mkdir(parents=True)
+    for shot, name in enumerate(("a", "b", "hang", "c", "crash", "d", "e")):
+        draw_frame(0, shot, 0).save(folder / f"{name}.png")
+    monkeypatch.setattr(frames_filter, "examine", examine_or_hang)
+    monkeypatch.setattr(reading, "MAX_SECONDS", 3.0)
+    report = filter_films([folder.parent], tmp_path / "out", detector="none", min_frames=1, threads=2)
+    assert (report["A (1999)"].unreadable, report["A (1999)"].kept) == (2, 5)
+    with open(tmp_path / "out" / "verdicts.csv", newline="", encoding="utf-8") as file:
+        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file) if row["verdict"] == "unreadable"}
+    assert reasons["hang.png"] == "took over 3 seconds to read" and "can't be read" in reasons["crash.png"]
 
 
 def test_hostile_folder(tmp_path):
