@@ -45,7 +45,7 @@ from training.dataset import (
     write_csv,
     write_manifest,
 )
-from training.detector import fit_size, person_detector
+from training.detector import TORCHVISION, fit_size, person_detector
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
@@ -311,6 +311,7 @@ def filter_films(
     out: Path,
     *,
     detector: str = "yolo11n.pt",
+    weights: Path | None = None,
     min_frames: int = 100,
     size: str = "600x256",
     confidence: float = 0.25,
@@ -333,9 +334,11 @@ def filter_films(
     def load_detector() -> Callable | None:
         if detector == "none":
             return None
-        return person_detector(detector, confidence=confidence, device=device, batch=batch, size=size)
+        return person_detector(detector, confidence=confidence, device=device, batch=batch, size=size, file=weights)
 
     options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
+    if weights:
+        options["weights"] = str(weights)
     threads = threads or min(8, os.cpu_count() or 1)
     rank, processes = own_share()
     with contextlib.ExitStack() as stack:
@@ -582,7 +585,10 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what is kept")
     text = f"a film with fewer becomes an unknown one {default}"
     group.add_argument("--min-frames", type=int, default=100, help=text)
-    group.add_argument("--detector", default="yolo11n.pt", help=f"YOLO .pt or .onnx, or none {default}")
+    text = f"YOLO .pt or .onnx, {' or '.join(TORCHVISION)} of torchvision, or none {default}"
+    group.add_argument("--detector", default="yolo11n.pt", help=text)
+    text = f"file of the weights of {' or '.join(TORCHVISION)} (default: downloaded at first use)"
+    group.add_argument("--weights", type=Path, metavar="PTH", help=text)
     text = f"confidence from which a detection counts as a person {default}"
     group.add_argument("--conf", dest="confidence", type=float, default=0.25, help=text)
     group = parser.add_argument_group("machine")
@@ -610,6 +616,8 @@ def main(argv: list[str] | None = None) -> int:
     least = min(args.min_frames, args.batch, *(args.subsets or [1]))
     if least < 1 or args.threads < 0 or not 0 < args.confidence < 1:
         parser.error("--min-frames, --batch, --subsets take 1 or more, --threads 0 or more, --conf between 0 and 1")
+    if args.weights and args.detector not in TORCHVISION:
+        parser.error(f"--weights goes with --detector {' or '.join(TORCHVISION)}; a YOLO file is named by --detector")
     if args.batch > CHUNK:
         parser.error(f"--batch must be {CHUNK} or less")
     line = describe_passed_over(args.raw)

@@ -25,7 +25,7 @@ from answering.console import UserError
 from answering.stills import list_stills
 from filter import Frame, filter_films, find_conflicts
 from training.dataset import MANIFEST, NEAR_BITS, Lookup, film_offset, group_frames, split_groups
-from training.detector import import_yolo
+from training.detector import import_yolo, person_detector, resize_frame
 
 ROOT = Path(__file__).parent.parent
 
@@ -352,6 +352,35 @@ def test_detector_sees_what_ultralytics_sees(weights, tmp_path, monkeypatch):
 
 def test_film_offset_is_the_same_on_every_machine():
     assert [round(film_offset(title), 6) for title in ("A", "B")] == [0.334395, 0.873023]
+
+
+def test_a_detector_of_torchvision_counts_its_persons(raw, tmp_path):
+    """With random weights, and a threshold in the middle of its scores: as many as torchvision itself gives."""
+    import torch
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    net = get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None).eval()
+    with torch.no_grad():
+        for name, values in net.head.classification_head.named_parameters():
+            if name.endswith(".1.bias"):
+                values[1::91] = 3.0  # it sees persons before all else
+    torch.save(net.state_dict(), tmp_path / "ssdlite.pth")
+    pictures = [np.asarray(draw_frame(film, 0, 0)) for film in range(3)]
+    with torch.no_grad():
+        resized = [torch.from_numpy(resize_frame(rgb, "600x256")).permute(2, 0, 1) / 255 for rgb in pictures]
+        found = net(resized)
+    scores = torch.cat([one["scores"][one["labels"] == 1] for one in found])
+    assert len(scores) > 3
+    confidence = float(scores.min() + scores.max()) / 2
+    wanted = [int(((one["labels"] == 1) & (one["scores"] >= confidence)).sum()) for one in found]
+    options = {"confidence": confidence, "device": "cpu", "batch": 2, "size": "600x256"}
+    detect = person_detector("ssdlite", file=tmp_path / "ssdlite.pth", **options)
+    assert detect(pictures) == wanted and 0 < sum(wanted) < len(scores)
+    with pytest.raises(UserError, match="--weights"):
+        person_detector("fasterrcnn", file=tmp_path / "ssdlite.pth", **options)
+    with pytest.raises(SystemExit):
+        frames_filter.main([str(raw), "--weights", str(tmp_path / "ssdlite.pth")])
 
 
 def test_what_leaves_raw_leaves_the_dataset_and_conflicts_come_back(raw, tmp_path, monkeypatch, capsys):
