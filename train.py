@@ -367,6 +367,8 @@ def get_parser() -> argparse.ArgumentParser:
     text = "local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
     group.add_argument("--init", help=text)
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
+    text = "pixels of the square pictures that it takes (default: %(default)s)"
+    group.add_argument("--size", type=int, default=Options.size, help=text)
     add_recipe_arguments(parser)
     group = parser.add_argument_group("machine")
     group.add_argument("--seed", type=int, default=Options.seed, help="of splits and training (default: %(default)s)")
@@ -396,6 +398,8 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error("--fold takes another fifth of the groups and does not go with --split random")
     if "all" in (args.arch, args.fold) and args.name:
         parser.error("--name is for one run and does not go with --arch all or --fold all")
+    if args.size < 32:
+        parser.error("--size must be 32 or more")
     if args.seed < 0:
         parser.error("--seed must not be negative")
     if args.limit is not None and args.limit < 2:

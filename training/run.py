@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from answering.console import UserError
+from answering.pictures import PREPROCESSING
 from models import Checkpoint
 from training.frames import Split
 from training.metrics import Figures
@@ -29,6 +30,7 @@ class Options:
     name: str | None = None
     init: str | None = None  # local weights
     pretrained: bool = True
+    size: int = PREPROCESSING["size"]  # pixels of the square pictures that the model takes
     split: str = "group"
     fold: int | None = None
     subset: int | None = None
@@ -56,6 +58,8 @@ class Options:
             parts.append(f"subset{self.subset}")
         if self.recipe_name != "best":
             parts.append(self.recipe_name)
+        if self.size != PREPROCESSING["size"]:
+            parts.append(f"size{self.size}")
         if self.limit:
             parts.append(f"limit{self.limit}")
         if self.split != "group":
@@ -185,6 +189,8 @@ def changed_options(saved: Checkpoint, run: Run) -> list[str]:
     """What makes the checkpoint one of another run."""
     may_change = {"data", "init", "pretrained", "device", "precision", "commit"}
     changed = [key for key in run.args if key not in may_change and saved.args.get(key) != run.args[key]]
+    if saved.preprocessing != run.spec and not changed:
+        changed.append("size")
     if saved.classes != run.classes:
         changed.append("films")
     if saved.args["device"].split(":")[0] != run.args["device"].split(":")[0]:  # another GPU will do, a CPU will not
