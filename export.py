@@ -9,13 +9,14 @@ python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films    
 import argparse
 import base64
 import contextlib
+import functools
 import logging
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,22 +27,25 @@ from torch.utils.data import Subset
 
 from answering.calibration import TARGETS, UNKNOWN_SHARE
 from answering.clip import read_video
-from answering.console import UserError, one_line_errors
+from answering.console import UserError, one_line, one_line_errors
 from answering.contract import Contract
 from answering.model import Identifier, reference_frames, relative_error
-from answering.pictures import preprocess
+from answering.pictures import preprocess, read_image
+from answering.reading import ReadingPool
 from answering.shelf import find_shelf
-from answering.stills import expand, walk_images
+from answering.stills import expand, is_junk, walk_images
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
 from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
+from training.device import keep_memory
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
 from training.formats import WEB, measure_formats, run_batches
-from training.frames import FrameStore, default_cache, load_frames, normalise
+from training.frames import FrameStore, default_cache, normalise
 from training.metrics import measure
 from training.quantise import write_int8, write_web
 from training.rule import ORIGINAL_RULE, Rule, RuleCheck, ScoreFigures, check_rule, fit_rule
 
 FILES = {"model.onnx", "model.int8.onnx", WEB, "openvino", "model.json", "report.md", "README.md", "calibration.png"}
+KEPT = {"titles.csv"}  # in an export that is written anew: the bot's container reads it there
 CALIBRATION_FRAMES = 100
 OPSET = 18
 MAX_DROP = 0.5  # points of balanced accuracy
@@ -121,16 +125,21 @@ def write_onnx(module: Exported, path: Path) -> None:
 def fresh_folder(out: Path) -> Iterator[Path]:
     """A new folder to write an export to; at the end it takes the place of out, unless something was raised.
 
-    Raises UserError where out holds other things than an export.
+    What belongs beside an export, and what systems leave in folders, stays. Raises UserError where out holds other
+    things.
     """
     out = out.resolve()
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
-        raise UserError(f"--out {out}: holds other things than an export; name a new folder", 2)
+    kept = find_kept(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     old = out.with_name(f".{out.name}.old")
     try:
         yield work
+        for path in kept:
+            if path.is_dir():
+                shutil.copytree(path, work / path.name, symlinks=True)
+            elif path.exists():
+                shutil.copy2(path, work / path.name)
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             out.replace(old)
@@ -139,6 +148,20 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def find_kept(out: Path) -> list[Path]:
+    """What stays of a folder when its export is written anew. Raises UserError, with names, for other things in it."""
+    if not out.exists():
+        return []
+    if not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder", 2)
+    others = sorted(path for path in out.iterdir() if path.name not in FILES)
+    strange = [path.name for path in others if path.name not in KEPT and not is_junk(path.name)]
+    if strange:
+        listed = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
+        raise UserError(f"--out {out}: holds other things than an export ({listed}); name a new folder", 2)
+    return others
 
 
 class Stages:
@@ -190,25 +213,35 @@ def read_sample(place: Path, spec: dict) -> np.ndarray:
 
     Raises UserError where there is neither.
     """
-    if place.is_dir() and walk_images(place):
-        return load_frames(draw_sample(expand([str(place)])), spec)
-    films = draw_sample([film for film in find_shelf([place]).films if film.parts])
     frames = []
-    for film in films:
-        try:
-            clip = read_video(film.parts[0], most=-(-CALIBRATION_FRAMES // len(films)))
-        except UserError as error:
-            print(f"export.py: skipped: {error}", file=sys.stderr)
-        else:
+    if place.is_dir() and walk_images(place):
+        read = functools.partial(read_image, draft=2 * spec["size"])
+        for rgb in read_or_skip(read, draw_sample(expand([str(place)]))):
+            frames.append(preprocess(rgb, spec))
+    else:
+        films = draw_sample([film for film in find_shelf([place]).films if film.parts])
+        read = functools.partial(read_video, most=-(-CALIBRATION_FRAMES // max(1, len(films))))
+        for clip in read_or_skip(read, [film.parts[0] for film in films]):
             frames += [preprocess(rgb, spec) for rgb in clip.pictures]
     if not frames:
         raise UserError(f"--frames {place}: no still and no video in it that can be read", 2)
     return np.stack(frames[:CALIBRATION_FRAMES])
 
 
+def read_or_skip(read: Callable, files: list[Path]) -> Iterator:
+    """read(file) of those that can be read; a line on stderr for each of the others."""
+    with ReadingPool(read) as pool:
+        for file, result in zip(files, pool.read_all(files), strict=True):
+            if isinstance(result, UserError):
+                reason = str(result).removeprefix(f"{file}: ")
+                print(f"export.py: skipped: {file}: {one_line(reason)}", file=sys.stderr)
+            else:
+                yield result
+
+
 def float_logits(module: Exported, frames: dict[str, Subset], classes: int) -> dict[str, np.ndarray]:
-    """Logits [N, C] by torch of the frames outside train, by split."""
-    logits = {split: np.zeros((0, classes)) for split in SPLITS[1:]}
+    """Logits [N, C] by torch of the frames of these splits, by split."""
+    logits = {split: np.zeros((0, classes)) for split in frames}
     for split in logits:
         if len(frames[split]):
             logits[split] = run_batches(module.run, frames[split])["logits"]
@@ -219,12 +252,13 @@ def calibrate(
     checkpoint: Checkpoint, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], unknown_share: float
 ) -> tuple[Rule, list[ScoreFigures]]:
     """The rule fitted on frames that the head had not seen, and the scores it was chosen from."""
-    unseen = logits["val"]
-    truth = labels["val"]
     if checkpoint.held_out:  # the head has seen val; these are answers of heads that had not seen the frame
         left_out = checkpoint.held_out["folds"].numpy() >= 0
         unseen = checkpoint.held_out["logits"].numpy()[left_out]
         truth = checkpoint.held_out["labels"].numpy()[left_out]
+    else:
+        unseen = logits["val"]
+        truth = labels["val"]
     return fit_rule(unseen, truth, logits["unknown_val"].astype(np.float32), unknown_share)
 
 
@@ -350,11 +384,14 @@ def export_model(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.load(checkpoint)
+    keep_memory()
     stages = Stages(5)
     model = checkpoint.build()
     frames, labels = open_dataset(data, checkpoint)
     plain = Exported(model, checkpoint.preprocessing, ORIGINAL_RULE)
-    logits = float_logits(plain, frames, len(checkpoint.classes))
+    # a head that has learnt val says nothing there
+    told = [split for split in SPLITS[1:] if split != "val" or not checkpoint.held_out]
+    logits = float_logits(plain, {split: frames[split] for split in told}, len(checkpoint.classes))
     count = sum(len(part) for part in frames.values())
     stages.done(f"{checkpoint.arch}, {len(checkpoint.classes)} films, {count} frames")
 
@@ -369,10 +406,10 @@ def export_model(
     with fresh_folder(out) as work:
         paths = write_formats(module, work, frames["train"][:].numpy(), stages, web)
         contract = write_contract(module, contract, paths)
-        gate = ["test"] if checkpoint.held_out else ["val", "test"]  # with held_out the head has learnt val
-        report.formats = measure_formats(work, frames, labels, gate=gate, max_drop=max_drop)
+        unseen = [split for split in told if split in ("val", "test")]
+        report.formats = measure_formats(work, frames, labels, splits=unseen, max_drop=max_drop)
         draw_calibration(rule, logits, labels["test"], work / "calibration.png")
-        stages.done("accuracy of every file on test")
+        stages.done(f"accuracy of every file on frames of {' and '.join(unseen)}")
         write_texts(contract, report, bool(checkpoint.held_out), work)
     return report
 

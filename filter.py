@@ -32,6 +32,7 @@ from tqdm import tqdm
 from answering.console import UserError, atomic_write, one_line_errors
 from answering.flat import is_flat
 from answering.pictures import read_image
+from answering.reading import ReadingPool
 from answering.screenshots import find_bars
 from answering.stills import Still, describe_passed_over, find_films, list_stills, natural_key
 from training.dataset import (
@@ -44,7 +45,7 @@ from training.dataset import (
     write_csv,
     write_manifest,
 )
-from training.detector import fit_size, person_detector
+from training.detector import TORCHVISION, fit_size, person_detector
 
 VERDICTS = ("kept", "unreadable", "too_small", "dark", "duplicate", "conflict", "no_person")
 MIN_SIDE = 100  # pixels; smaller stills are thumbnails
@@ -148,19 +149,29 @@ def full_size(path: Path, rgb: np.ndarray) -> tuple[int, int]:
     return (shorter, longer) if width < height else (longer, shorter)
 
 
-def examine_ahead(stills: list[Still], pool: ThreadPoolExecutor) -> Iterator[list[tuple[Frame, Picture | None]]]:
+def examine_ahead(stills: list[Still], pool: ReadingPool) -> Iterator[list[tuple[Frame, Picture | None]]]:
     """Yield CHUNK examined frames at a time; the pool decodes the next ones while the caller works on these."""
-    ahead = pool.map(examine, stills[:CHUNK])
-    for start in range(0, len(stills), CHUNK):
-        examined = list(ahead)
-        ahead = pool.map(examine, stills[start + CHUNK : start + 2 * CHUNK])
+    examined = []
+    for still, result in zip(stills, pool.read_all(stills, ahead=CHUNK), strict=True):
+        if isinstance(result, UserError):  # it hung its decoder, or crashed it
+            frame = Frame(**still_facts(still))
+            frame.drop("unreadable", str(result))
+            result = frame, None
+        examined.append(result)
+        if len(examined) == CHUNK:
+            yield examined
+            examined = []
+    if examined:
         yield examined
 
 
-def filter_film(folder: Path, target: Path, *, size: str, detect: Callable | None, threads: int) -> list[Frame]:
+def filter_film(
+    folder: Path, target: Path, *, size: str, detect: Callable | None, reader: ReadingPool, threads: int
+) -> list[Frame]:
     """Examine one film and write its kept frames to target, a new folder; returns all its frames in film order.
 
-    detect: function from a list of RGB uint8 arrays [H, W, 3] to persons a frame, or None.
+    detect: function from a list of RGB uint8 arrays [H, W, 3] to persons a frame, or None. reader: calls examine.
+    threads: that write frames.
     """
     target.mkdir()
     frames: list[Frame] = []
@@ -168,7 +179,7 @@ def filter_film(folder: Path, target: Path, *, size: str, detect: Callable | Non
     taken: set[str] = set()
     saved = []
     with ThreadPoolExecutor(threads) as pool:
-        for examined in examine_ahead(list_stills(folder), pool):
+        for examined in examine_ahead(list_stills(folder), reader):
             good = drop_duplicates(examined, originals, len(frames))
             frames += [frame for frame, _ in examined]
             if detect and good:
@@ -300,6 +311,7 @@ def filter_films(
     out: Path,
     *,
     detector: str = "yolo11n.pt",
+    weights: Path | None = None,
     min_frames: int = 100,
     size: str = "600x256",
     confidence: float = 0.25,
@@ -322,12 +334,22 @@ def filter_films(
     def load_detector() -> Callable | None:
         if detector == "none":
             return None
-        return person_detector(detector, confidence=confidence, device=device, batch=batch, size=size)
+        return person_detector(detector, confidence=confidence, device=device, batch=batch, size=size, file=weights)
 
     options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
+    if weights:
+        options["weights"] = str(weights)
     threads = threads or min(8, os.cpu_count() or 1)
     rank, processes = own_share()
-    finished = finish_films(films, out, options, load_detector, threads=threads, rank=rank, processes=processes)
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache  # its processes start when there is something to read
+        def open_reader() -> ReadingPool:
+            return stack.enter_context(ReadingPool(examine, threads))
+
+        finished = finish_films(
+            films, out, options, load_detector, open_reader, threads=threads, rank=rank, processes=processes
+        )
     if rank:
         return {}
     tidy(out, films)
@@ -344,6 +366,7 @@ def finish_films(
     out: Path,
     options: dict,
     load_detector: Callable,
+    open_reader: Callable[[], ReadingPool],
     *,
     threads: int,
     rank: int,
@@ -351,7 +374,8 @@ def finish_films(
 ) -> dict[str, list[Frame]]:
     """Filter this process's share of the films; the first process waits for the others'. Returns {title: frames}.
 
-    options: what the frames depend on: detector, size, confidence. load_detector: returns what filter_film wants.
+    options: what the frames depend on: detector, size, confidence. load_detector, open_reader: return what filter_film
+    wants.
     """
     own = list(films)[rank::processes]
     others = [title for title in films if title not in own] if rank == 0 else []
@@ -363,7 +387,9 @@ def finish_films(
             detect = load_detector()
             forget_film(out, title)
             target = film_places(out, title)[0]
-            frames = filter_film(films[title], target, size=options["size"], detect=detect, threads=threads)
+            frames = filter_film(
+                films[title], target, size=options["size"], detect=detect, reader=open_reader(), threads=threads
+            )
             write_state(out, title, key, frames)
         finished[title] = wait_for_film(out, title, key) if frames is None else frames
     return finished
@@ -559,7 +585,10 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what is kept")
     text = f"a film with fewer becomes an unknown one {default}"
     group.add_argument("--min-frames", type=int, default=100, help=text)
-    group.add_argument("--detector", default="yolo11n.pt", help=f"YOLO .pt or .onnx, or none {default}")
+    text = f"YOLO .pt or .onnx, {' or '.join(TORCHVISION)} of torchvision, or none {default}"
+    group.add_argument("--detector", default="yolo11n.pt", help=text)
+    text = f"file of the weights of {' or '.join(TORCHVISION)} (default: downloaded at first use)"
+    group.add_argument("--weights", type=Path, metavar="PTH", help=text)
     text = f"confidence from which a detection counts as a person {default}"
     group.add_argument("--conf", dest="confidence", type=float, default=0.25, help=text)
     group = parser.add_argument_group("machine")
@@ -567,7 +596,8 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--batch", type=int, default=32, help=f"frames per call of the detector on a GPU, {CHUNK} at most {default}"
     )
-    group.add_argument("--threads", type=int, default=0, help=f"for decoding, 0 for all cores up to 8 {default}")
+    text = f"processes that decode, 0 for one a core, 8 at most {default}"
+    group.add_argument("--threads", type=int, default=0, help=text)
     return parser
 
 
@@ -586,6 +616,8 @@ def main(argv: list[str] | None = None) -> int:
     least = min(args.min_frames, args.batch, *(args.subsets or [1]))
     if least < 1 or args.threads < 0 or not 0 < args.confidence < 1:
         parser.error("--min-frames, --batch, --subsets take 1 or more, --threads 0 or more, --conf between 0 and 1")
+    if args.weights and args.detector not in TORCHVISION:
+        parser.error(f"--weights goes with --detector {' or '.join(TORCHVISION)}; a YOLO file is named by --detector")
     if args.batch > CHUNK:
         parser.error(f"--batch must be {CHUNK} or less")
     line = describe_passed_over(args.raw)

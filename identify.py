@@ -10,56 +10,20 @@ python identify.py --self-test                                # which files this
 import argparse
 import itertools
 import json
-import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as TookTooLong
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from answering.clip import Question, describe_clip, identify_clip, prepare_reader, read_question
+from answering.clip import Question, describe_clip, identify_clip, read_question
 from answering.collection import attach_index, draw_evidence
 from answering.console import UserError, one_line, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
+from answering.reading import ReadingPool
 from answering.stills import describe_passed_over, expand
 
-MAX_SECONDS = 60.0  # for reading one file; a clip is cut short after a third of it
 MAX_WIDTH = 48  # characters of the column of file names
-
-
-class Reader:
-    """Reads files in a process of its own: one that hangs there, or crashes it, costs that file and no other."""
-
-    def __init__(self, read: Callable[..., Question] = read_question):
-        """Starts the process. read: what is called in it. Raises UserError without pebble."""
-        try:
-            from pebble import ProcessPool
-        except ImportError:
-            raise UserError("pebble is needed to read files: pip install pebble", 2) from None
-        self.function = read
-        # what an initializer takes does not count as time for a file
-        spawn = multiprocessing.get_context("spawn")
-        self.pool = ProcessPool(1, initializer=prepare_reader, context=spawn)
-        self.pool.schedule(prepare_reader)  # else it would start with the first file
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.pool.stop()
-        self.pool.join()
-
-    def read(self, source: str | bytes, draft: int | None = None) -> Question:
-        """What a file holds; draft: see read_image. Raises UserError for what can't be read, or not in time."""
-        try:
-            return self.pool.schedule(self.function, [source, draft], timeout=MAX_SECONDS).result()
-        except TookTooLong:
-            raise UserError(f"took over {MAX_SECONDS:g} seconds to read") from None
-        except MemoryError:
-            raise UserError("takes more memory to read than there is") from None
-        except (OSError, RuntimeError) as error:  # pebble's for a process that ended
-            raise UserError(f"can't be read ({type(error).__name__})") from None
 
 
 @dataclass(frozen=True)
@@ -71,7 +35,7 @@ class Result:
     question: Question | None = None  # None where it could not be read
 
 
-def identify_files(identifier: Identifier, reader: Reader, paths: list[str], *, top: int = 3) -> Iterator[Result]:
+def identify_files(identifier: Identifier, reader: ReadingPool, paths: list[str], *, top: int = 3) -> Iterator[Result]:
     """Yield a Result a file, in order; "-" is read from stdin."""
     for file in expand(paths):
         data = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
@@ -166,7 +130,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("name images, videos or folders of images, or - for stdin")
 
 
-def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Reader) -> int:
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: ReadingPool) -> int:
     """Answer every file; returns 1 if one could not be read."""
     identifier = Identifier(
         args.model, runtime=args.runtime, format=args.format, threads=args.threads, precision=args.precision
@@ -197,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     check_usage(parser, args)
     if args.self_test:
         return print_self_tests(run_self_tests(args), args.json)
-    with Reader() as reader:  # its process starts while the model is loaded
+    with ReadingPool(read_question) as reader:  # its process starts while the model is loaded
         return run(parser, args, reader)
 
 

@@ -12,6 +12,7 @@ import argparse
 import bisect
 import contextlib
 import csv
+import functools
 import gzip
 import hashlib
 import io
@@ -53,6 +54,7 @@ from answering.film_flags import (
 )
 from answering.flat import is_flat
 from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, read_image
+from answering.reading import ReadingPool
 from answering.shelf import ShelfFilm, find_shelf
 from answering.side_by_side import FilmBar, Job, count_bytes, count_cores, run_side_by_side
 from answering.titles import folder_name, normalise_title, short_hash, split_title
@@ -217,6 +219,14 @@ def check_image(data: bytes) -> tuple[bytes, str]:
     return data, {"JPEG": ".jpg", "MPO": ".jpg"}.get(kind, f".{kind.lower()}")
 
 
+def check_in_process(reader: ReadingPool, data: bytes) -> tuple[bytes, str]:
+    """As check_image. Raises ValueError for a picture that hangs its decoder, or crashes it: it would do so again."""
+    try:
+        return reader.read(data)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
 # -------------------------------------------------------------------------------------------------- flim
 
 
@@ -359,19 +369,21 @@ class Film:
         """{stem: path} of the images in the folder."""
         return {path.stem: path for path in self.folder.glob("*") if path.suffix in IMAGE_SUFFIXES}
 
-    def order(self, frames: list[FlimFrame], pool: ThreadPoolExecutor, session: requests.Session) -> None:
-        """Have the frames downloaded that are not there."""
+    def order(
+        self, frames: list[FlimFrame], pool: ThreadPoolExecutor, session: requests.Session, check: Callable
+    ) -> None:
+        """Have the frames downloaded that are not there. check: as check_image."""
         for frame in frames:
             self.frames.append(frame)
             if file_stem(frame.identity) not in self.had:
-                self.jobs.append(pool.submit(self.download, session, frame))
+                self.jobs.append(pool.submit(self.download, session, frame, check))
         self.counts["listed"] = len(self.frames)
         self.counts["had"] = len(self.frames) - len(self.jobs)
 
-    def download(self, session: requests.Session, frame: FlimFrame) -> str:
+    def download(self, session: requests.Session, frame: FlimFrame, check: Callable) -> str:
         """Store a frame; returns "new", "gone" or "failed"."""
         try:
-            data, suffix = fetch(session, "GET", frame.url, check_image)
+            data, suffix = fetch(session, "GET", frame.url, check)
         except FAILURES as error:
             status = getattr(getattr(error, "response", None), "status_code", 0)
             hopeless = status in (401, 403, 404, 410, 451) or isinstance(error, ValueError)
@@ -441,7 +453,7 @@ def scrape_flim(
         except KeyboardInterrupt:
             stopped = True
         finally:
-            run.pool.shutdown(wait=False, cancel_futures=True)
+            run.close()
         for film in list(run.under_way):
             run.finish(film, timeout=0)
     return {"films": run.counts, "unmatched": run.unmatched, "errors": run.errors, "stopped": stopped}
@@ -462,6 +474,17 @@ class FlimRun:
         self.counts: dict[str, Counter] = {}  # by folder
         self.unmatched: dict[str, list[str]] = {}  # wanted title: near names
         self.errors: dict[str, str] = {}  # wanted title: reason
+
+    @functools.cached_property
+    def reader(self) -> ReadingPool:
+        """Where pictures are checked; its process starts with the first film that lacks some."""
+        return ReadingPool(check_image)
+
+    def close(self) -> None:
+        """Stop downloading; nothing that is under way is waited for."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        if "reader" in vars(self):
+            self.reader.close()
 
     def start(self, title: str) -> None:
         """Find a film, list its frames and have them downloaded; what fails is noted."""
@@ -496,8 +519,9 @@ class FlimRun:
             film.counts["listed"] = film.counts["had"] = min(entry["frames"], self.most)
             return
         self.under_way.append(film)
+        check = functools.partial(check_in_process, self.reader)
         for fresh, film.complete in self.flim.pages(entry["id"]):
-            film.order(fresh[: self.most - len(film.frames)], self.pool, self.session)
+            film.order(fresh[: self.most - len(film.frames)], self.pool, self.session, check)
             if len(film.frames) >= self.most:
                 break
 

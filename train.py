@@ -95,6 +95,7 @@ def train_epochs(run: Run, state: State, epochs: int, compiled: bool) -> None:
     """Train until this many epochs are done; the first process measures, keeps and prints each."""
     if state.epoch >= epochs:
         return
+    run.thaw()
     images = to_device(run.crops, run.device)  # before the gradients take their memory
     net = state.model
     if dist.is_initialized():  # this gives all processes the first one's weights, too
@@ -366,6 +367,8 @@ def get_parser() -> argparse.ArgumentParser:
     text = "local weights: torchvision, timm, our .pt, or a folder for CLIP (default: the hub)"
     group.add_argument("--init", help=text)
     group.add_argument("--no-pretrained", action="store_true", help="start from random weights")
+    text = "pixels of the square pictures that it takes (default: %(default)s)"
+    group.add_argument("--size", type=int, default=Options.size, help=text)
     add_recipe_arguments(parser)
     group = parser.add_argument_group("machine")
     group.add_argument("--seed", type=int, default=Options.seed, help="of splits and training (default: %(default)s)")
@@ -374,7 +377,8 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help=text)
     text = "compile the network: costs minutes at first, then epochs are faster"
     group.add_argument("--compile", dest="compiled", action="store_true", help=text)
-    group.add_argument("--cache", type=Path, help="folder for decoded frames (default: .frames in the data)")
+    text = "folder for decoded frames, which datasets may share (default: .frames in the data)"
+    group.add_argument("--cache", type=Path, help=text)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Options.out, help="folder of the runs (default: %(default)s)")
     group.add_argument("--name", help="name of the run folder (default: from arch, data and split)")
@@ -394,6 +398,8 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error("--fold takes another fifth of the groups and does not go with --split random")
     if "all" in (args.arch, args.fold) and args.name:
         parser.error("--name is for one run and does not go with --arch all or --fold all")
+    if args.size < 32:
+        parser.error("--size must be 32 or more")
     if args.seed < 0:
         parser.error("--seed must not be negative")
     if args.limit is not None and args.limit < 2:

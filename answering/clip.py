@@ -96,10 +96,6 @@ def read_question(
     return Question(picture, clip, milliseconds_since(start))
 
 
-def prepare_reader() -> None:
-    """For a process that reads: to name this function there imports all that reading needs."""
-
-
 def is_named_video(source: str | bytes) -> bool:
     """Whether a path ends as that of a video."""
     from answering.video import is_video

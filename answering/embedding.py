@@ -18,6 +18,7 @@ from answering.model import Identifier
 from answering.packing import make_thumbnail
 from answering.pictures import read_image
 from answering.projection import unit_length
+from answering.reading import ReadingPool
 from answering.stills import Still
 from answering.wear import COPIES, wear
 
@@ -118,18 +119,18 @@ def read_ahead(read: Callable, items: Iterable, threads: int) -> Iterator:
 def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture]:
     """The stills that can be read, in order; a line on stderr for each of the others."""
     script = os.path.basename(sys.argv[0])
+    draft = 2 * identifier.preprocessing["size"]
+    with ReadingPool(read_still, min(len(stills), os.cpu_count() or 1)) as pool:
+        for number, rgb in enumerate(pool.read_all(stills, draft)):
+            if isinstance(rgb, UserError):
+                print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
+            else:
+                yield Picture(stills[number], rgb, number / len(stills))
 
-    def read(still: Still) -> np.ndarray | UserError:
-        try:
-            return read_image(still.picture or still.path, draft=2 * identifier.preprocessing["size"])
-        except UserError as error:
-            return error
 
-    for number, rgb in enumerate(read_ahead(read, stills, os.cpu_count() or 1)):
-        if isinstance(rgb, UserError):
-            print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
-        else:
-            yield Picture(stills[number], rgb, number / len(stills))
+def read_still(still: Still, draft: int) -> np.ndarray:
+    """Its pixels, RGB uint8 [H, W, 3]; draft: see read_image. Raises UserError."""
+    return read_image(still.picture or still.path, draft)
 
 
 def degrade(picture: Picture, kind: int) -> np.ndarray:

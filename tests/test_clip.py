@@ -18,7 +18,7 @@ from test_index import write_film, write_model
 
 import identify
 import index
-from answering import clip
+from answering import clip, reading
 from answering.alignment import align, find_tolerance
 from answering.clip import Clip, describe_clip, identify_clip, read_animation, read_question, read_video, spread_places
 from answering.collection import Index
@@ -298,7 +298,7 @@ def test_a_video_gets_one_answer_on_the_command_line(made, model, scene, tmp_pat
 
 
 def test_without_pyav_one_line_says_what_to_install(model, made, scene, monkeypatch, capsys):
-    monkeypatch.setattr(identify, "Reader", SimpleReader)
+    monkeypatch.setattr(identify, "ReadingPool", SimpleReader)
     monkeypatch.setitem(sys.modules, "av", None)
     assert identify.main([str(scene), "--model", str(model), "--index", str(made)]) == 1
     out, error = capsys.readouterr()
@@ -306,7 +306,10 @@ def test_without_pyav_one_line_says_what_to_install(model, made, scene, monkeypa
 
 
 class SimpleReader:
-    """A Reader in this process."""
+    """A ReadingPool in this process."""
+
+    def __init__(self, function):
+        self.read = function
 
     def __enter__(self):
         return self
@@ -314,21 +317,18 @@ class SimpleReader:
     def __exit__(self, *_):
         pass
 
-    def read(self, source, draft):
-        return read_question(source, draft)
-
 
 def test_a_file_that_hangs_or_crashes_its_reader_costs_no_other(identifier, tmp_path, monkeypatch):
     files = []
     for name in ("a.png", "hang.png", "crash.png", "b.png"):
         draw_frame(2, 3, 0).save(tmp_path / name)
         files.append(str(tmp_path / name))
-    with identify.Reader(read=hang_or_crash) as reader:
+    with reading.ReadingPool(hang_or_crash) as reader:
         results = identify.identify_files(identifier, reader, files)
         first = next(results)
-        monkeypatch.setattr(identify, "MAX_SECONDS", 1.0)
+        monkeypatch.setattr(reading, "MAX_SECONDS", 1.0)
         hung = next(results)
-        monkeypatch.setattr(identify, "MAX_SECONDS", 60.0)
+        monkeypatch.setattr(reading, "MAX_SECONDS", 60.0)
         crashed, last = results
     assert isinstance(first.answer, Answer) and isinstance(last.answer, Answer)
     assert "hang.png: took over 1 seconds" in str(hung.answer) and "crash.png" in str(crashed.answer)

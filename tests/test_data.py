@@ -1,6 +1,7 @@
 """python -m pytest tests/test_data.py (training/dataset.py and training/frames.py)"""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,17 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from answering.console import UserError
-from answering.pictures import PREPROCESSING
+from answering.pictures import PREPROCESSING, preprocess
 from training.dataset import assign_folds, choose_rows, label_rows, read_manifest, split_fingerprint
-from training.frames import FrameStore, augment, load_frames, normalise
+from training.frames import (
+    FrameStore,
+    augment,
+    default_cache,
+    load_frames,
+    normalise,
+    resize_by_pillow,
+    resize_by_products,
+)
 from training.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -112,10 +121,29 @@ def test_changed_frames_replace_the_old_ones_and_nothing_else(dataset, tmp_path)
     (tmp_path / "mine.bin").touch()
     FrameStore(rows, PREPROCESSING, tmp_path, (96, 64)).decode(rows)
     FrameStore(rows, PREPROCESSING | {"crop_bars": False}, tmp_path, (96, 64)).decode(rows)
-    before = set(tmp_path.glob("96x64-*"))
+    before = set(tmp_path.glob("*-96x64-*"))
     FrameStore(rows[:3], PREPROCESSING, tmp_path, (96, 64)).decode(rows[:3])  # a frame has gone
-    after = set(tmp_path.glob("96x64-*"))
+    after = set(tmp_path.glob("*-96x64-*"))
     assert len(before) == len(after) == 4 and len(before & after) == 2 and (tmp_path / "mine.bin").exists()
+
+
+def test_datasets_share_a_cache_and_leave_each_others_frames_alone(dataset, tmp_path):
+    cache = tmp_path / "cache"
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        shutil.copytree(dataset, place, ignore=shutil.ignore_patterns(".frames"))
+        rows = read_manifest(place)[:4]
+        FrameStore(rows, PREPROCESSING, cache, (96, 64)).decode(rows)
+    before = set(cache.iterdir())
+    assert len(before) == 4
+    changed = read_manifest(places[0])[:3]
+    FrameStore(changed, PREPROCESSING, cache, (96, 64)).decode(changed)
+    after = set(cache.iterdir())
+    assert len(after) == 4 and len(before & after) == 2  # those of the other dataset
+    own = FrameStore(changed, PREPROCESSING, default_cache(places[0]), (96, 64)).path.name
+    places[0].rename(tmp_path / "moved")
+    moved = read_manifest(tmp_path / "moved")[:3]
+    assert FrameStore(moved, PREPROCESSING, default_cache(tmp_path / "moved"), (96, 64)).path.name == own
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync"])
@@ -188,6 +216,20 @@ def test_nothing_asked_of_augment_is_the_normalised_frame():
     torch.testing.assert_close(squashed.mean(), normalise(frames, PREPROCESSING).mean(), atol=0.02, rtol=0.02)
 
 
+def test_frames_are_resized_for_training_as_they_are_for_answering():
+    """A whole frame as preprocess has it; on a GPU, and of a part of it, within the rounding of two passes."""
+    frames = torch.randint(0, 256, (3, 90, 160, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = torch.tensor([[0.0, 0.0, 160.0, 90.0]]).repeat(3, 1)
+    spec = PREPROCESSING | {"size": 48, "crop_bars": False}
+    served = torch.from_numpy(np.stack([preprocess(frame.numpy(), spec) for frame in frames])).permute(0, 3, 1, 2)
+    assert torch.equal(resize_by_pillow(frames, whole, 48), served.float())
+    parts = torch.tensor([[3.3, 5.5, 150.2, 80.1], [100.7, 0.0, 131.9, 20.0], [0.0, 60.4, 160.0, 90.0]])
+    for boxes in (whole, parts):
+        for size in (48, 120):
+            exact = resize_by_pillow(frames, boxes, size)
+            assert (resize_by_products(frames, boxes, size) - exact).abs().max() < 1.1
+
+
 def crop_boxes(recipe: dict, frames: int, height: int, width: int) -> np.ndarray:
     """(width, height, centre x, centre y) [4, N] of random crops, as shares of the frame's, told by its colours."""
     ramp = torch.zeros(height, width, 3)
@@ -195,7 +237,7 @@ def crop_boxes(recipe: dict, frames: int, height: int, width: int) -> np.ndarray
     ramp[..., 1] = ((torch.arange(height) + 0.5) / height * 255)[:, None]
     spec = {"mean": [0.0] * 3, "std": [1.0] * 3}
     torch.manual_seed(0)
-    out = augment(ramp.expand(frames, -1, -1, -1), spec, recipe, 8).numpy()
+    out = augment(ramp.round().to(torch.uint8).expand(frames, -1, -1, -1), spec, recipe, 8).numpy()
     x, y = out[:, 0, 4], out[:, 1, :, 4]
     first, last = 1, 6  # a crop at the edge repeats the last column, so look a little inside
     sides = [(part[:, last] - part[:, first]) * 8 / (last - first) for part in (x, y)]

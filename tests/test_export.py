@@ -315,9 +315,29 @@ def test_options_that_would_be_ignored_are_refused(run, capsys):
 
 def test_out_must_not_hold_other_things(run, dataset, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="other things"):
+    with pytest.raises(UserError, match=r"other things .*thesis.txt"):
         export_model(run / "best.pt", dataset, tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+    with pytest.raises(UserError, match="is a file"):
+        export_model(run / "best.pt", dataset, tmp_path / "thesis.txt")
+
+
+def test_an_export_is_written_anew_over_its_own_files_and_what_belongs_there(tmp_path):
+    out = tmp_path / "export"
+    (out / "openvino").mkdir(parents=True)
+    (out / "model.onnx").write_text("old")
+    (out / "titles.csv").write_text("title,tconst,ru")
+    (out / ".DS_Store").write_text("finder")
+    (out / "@eaDir").mkdir()
+    (out / "@eaDir" / "x").write_text("nas")
+    with export.fresh_folder(out) as work:
+        (work / "model.onnx").write_text("new")
+    assert (out / "model.onnx").read_text() == "new" and not (out / "openvino").exists()
+    assert (out / "titles.csv").read_text() == "title,tconst,ru" and (out / "@eaDir" / "x").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"export"}
+    with pytest.raises(ZeroDivisionError), export.fresh_folder(out):
+        raise ZeroDivisionError
+    assert (out / "titles.csv").exists() and (out / "model.onnx").read_text() == "new"
 
 
 def test_temperature_is_recovered():

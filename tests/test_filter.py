@@ -17,13 +17,15 @@ from conftest import draw_frame, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from strange_reader import examine_or_hang
 
 import filter as frames_filter
+from answering import reading
 from answering.console import UserError
 from answering.stills import list_stills
 from filter import Frame, filter_films, find_conflicts
 from training.dataset import MANIFEST, NEAR_BITS, Lookup, film_offset, group_frames, split_groups
-from training.detector import import_yolo
+from training.detector import import_yolo, person_detector, resize_frame
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,12 +212,12 @@ def test_again_is_byte_for_byte_the_same_and_does_nothing_twice(raw, tmp_path, m
 def test_killed_and_continued(raw, dataset, tmp_path):
     code = (
         "import filter, os, sys, pathlib\n"
-        "real, n = filter.examine, [0]\n"
-        "def examine(*a):\n"
+        "real, n = filter.drop_duplicates, [0]\n"
+        "def drop_duplicates(*a):\n"
         "    n[0] += 1\n"
-        "    if n[0] > 70: os.kill(os.getpid(), 9)\n"
+        "    if n[0] > 3: os.kill(os.getpid(), 9)\n"
         "    return real(*a)\n"
-        "filter.examine = examine\n"
+        "filter.drop_duplicates = drop_duplicates\n"
         "filter.filter_films([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]), detector='none', min_frames=12)\n"
     )
     out = tmp_path / "out"
@@ -223,6 +225,20 @@ def test_killed_and_continued(raw, dataset, tmp_path):
     assert not (out / "manifest.csv").exists() and len(list((out / ".filter").glob("*.json"))) == 1
     filter_films([raw], out, detector="none", min_frames=12)
     assert (out / "manifest.csv").read_bytes() == (dataset / "manifest.csv").read_bytes()
+
+
+def test_a_still_that_hangs_or_crashes_its_decoder_costs_itself_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "raw" / "A (1999)"
+    folder.mkdir(parents=True)
+    for shot, name in enumerate(("a", "b", "hang", "c", "crash", "d", "e")):
+        draw_frame(0, shot, 0).save(folder / f"{name}.png")
+    monkeypatch.setattr(frames_filter, "examine", examine_or_hang)
+    monkeypatch.setattr(reading, "MAX_SECONDS", 3.0)
+    report = filter_films([folder.parent], tmp_path / "out", detector="none", min_frames=1, threads=2)
+    assert (report["A (1999)"].unreadable, report["A (1999)"].kept) == (2, 5)
+    with open(tmp_path / "out" / "verdicts.csv", newline="", encoding="utf-8") as file:
+        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file) if row["verdict"] == "unreadable"}
+    assert reasons["hang.png"] == "took over 3 seconds to read" and "can't be read" in reasons["crash.png"]
 
 
 def test_hostile_folder(tmp_path):
@@ -336,6 +352,35 @@ def test_detector_sees_what_ultralytics_sees(weights, tmp_path, monkeypatch):
 
 def test_film_offset_is_the_same_on_every_machine():
     assert [round(film_offset(title), 6) for title in ("A", "B")] == [0.334395, 0.873023]
+
+
+def test_a_detector_of_torchvision_counts_its_persons(raw, tmp_path):
+    """With random weights, and a threshold in the middle of its scores: as many as torchvision itself gives."""
+    import torch
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    net = get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None).eval()
+    with torch.no_grad():
+        for name, values in net.head.classification_head.named_parameters():
+            if name.endswith(".1.bias"):
+                values[1::91] = 3.0  # it sees persons before all else
+    torch.save(net.state_dict(), tmp_path / "ssdlite.pth")
+    pictures = [np.asarray(draw_frame(film, 0, 0)) for film in range(3)]
+    with torch.no_grad():
+        resized = [torch.from_numpy(resize_frame(rgb, "600x256")).permute(2, 0, 1) / 255 for rgb in pictures]
+        found = net(resized)
+    scores = torch.cat([one["scores"][one["labels"] == 1] for one in found])
+    assert len(scores) > 3
+    confidence = float(scores.min() + scores.max()) / 2
+    wanted = [int(((one["labels"] == 1) & (one["scores"] >= confidence)).sum()) for one in found]
+    options = {"confidence": confidence, "device": "cpu", "batch": 2, "size": "600x256"}
+    detect = person_detector("ssdlite", file=tmp_path / "ssdlite.pth", **options)
+    assert detect(pictures) == wanted and 0 < sum(wanted) < len(scores)
+    with pytest.raises(UserError, match="--weights"):
+        person_detector("fasterrcnn", file=tmp_path / "ssdlite.pth", **options)
+    with pytest.raises(SystemExit):
+        frames_filter.main([str(raw), "--weights", str(tmp_path / "ssdlite.pth")])
 
 
 def test_what_leaves_raw_leaves_the_dataset_and_conflicts_come_back(raw, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,10 @@ from conftest import figures_of, quick, save_small_clip
 import train
 from answering.console import UserError
 from models import Checkpoint, build_model
-from training.dataset import read_manifest
+from training import predict, probe
+from training import run as run_module
+from training.dataset import choose_rows, read_manifest
+from training.frames import load_frames
 from training.metrics import measure
 from training.recipes import RECIPES
 from training.setup import make_optimiser
@@ -122,6 +125,40 @@ def test_what_a_run_must_not_be_mixed_up_with(dataset, tmp_path):
     assert len(epochs_of(run)) == 2
 
 
+def test_a_frozen_network_sees_each_frame_once_and_answers_as_its_checkpoint(dataset, tmp_path, monkeypatch):
+    seen = []
+    real = predict.predict
+
+    def counting(model, frames, *args, **kwargs):
+        seen.append(len(frames))
+        return real(model, frames, *args, **kwargs)
+
+    for module in (predict, probe, run_module):
+        monkeypatch.setattr(module, "predict", counting)
+    recipe = {"epochs": 0, "probe": 0.3, "copies": 0.03, "refit": True, "intermediate": True}
+    run = quick(dataset, tmp_path, arch="test_vit3", recipe=recipe)
+    frames = figures_of(run)["frames"]
+    assert sum(seen) == sum(frames.values()) + frames["train"] + frames["val"]  # of these, a degraded copy too
+    checkpoint = Checkpoint.load(run / "best.pt")
+    chosen, classes = choose_rows(read_manifest(dataset))
+    pictures = torch.from_numpy(load_frames([row.file for row in chosen["test"]], checkpoint.preprocessing))
+    model = checkpoint.build()
+    logits, _ = real(model, pictures, checkpoint.preprocessing, device=torch.device("cpu"), bf16=False)
+    labels = np.array([classes.index(row.movie) for row in chosen["test"]])
+    assert figures_of(run)["test"]["loss"] == pytest.approx(measure(logits, labels).loss, abs=1e-3)
+
+
+def test_pictures_of_another_size(dataset, tmp_path, capsys):
+    run = quick(dataset, tmp_path, recipe={"epochs": 1}, size=96, name="small")
+    checkpoint = Checkpoint.load(run / "best.pt")
+    assert checkpoint.preprocessing["size"] == 96 and checkpoint.build()(torch.zeros(1, 3, 96, 96))[0].shape == (1, 3)
+    with pytest.raises(UserError, match="made with another size"):
+        quick(dataset, tmp_path, recipe={"epochs": 1}, name="small", resume=True)
+    argv = [str(dataset), "--arch", "test_vit3", "--no-pretrained", "--out", str(tmp_path)]
+    assert train.main([*argv, "--size", "100"]) == 2
+    assert "--size 100: test_vit3 can't take such pictures" in capsys.readouterr().err
+
+
 def test_two_processes_train_what_one_trains(dataset, tmp_path):
     """The same batches, augmentation off: the weights agree, so the figures do."""
     recipe = ["--epochs", "2", "--batch-size", "16", "--lr", "1e-3", "--crop", "1", "--flip", "0", "--colour", "0"]
@@ -148,7 +185,7 @@ def test_two_processes_train_what_one_trains(dataset, tmp_path):
 
 def test_what_a_run_does_not_read_is_not_decoded(dataset, tmp_path):
     def marked(name: str) -> dict[str, int]:
-        return {p.name.split("-")[0]: int(np.fromfile(p, np.uint8).sum()) for p in (tmp_path / name).glob("*.done")}
+        return {p.name.split("-")[1]: int(np.fromfile(p, np.uint8).sum()) for p in (tmp_path / name).glob("*.done")}
 
     run = quick(dataset, tmp_path, recipe={"epochs": 1}, cache=tmp_path / "trained", name="trained")
     frames = figures_of(run)["frames"]

@@ -1,4 +1,7 @@
-"""How many persons a frame shows: a YOLO model, run by OpenVINO on a CPU and by ultralytics on a GPU."""
+"""How many persons a frame shows: a YOLO model, run by OpenVINO on a CPU and by ultralytics on a GPU.
+
+Or one of torchvision's detectors, whose licence is BSD, where ultralytics, which is AGPL, is not wanted.
+"""
 
 import contextlib
 import hashlib
@@ -19,6 +22,9 @@ from answering.console import UserError
 # About --conf, where a CPU that computes in bf16 asks again in float32. In bf16 alone, 98.0% of 749 frames had the
 # verdict of the original's way (a316ff4); asked again, 99.9% of 750 have it (e10b033).
 DOUBT = 0.05
+# our names of torchvision's detectors that are quick on a CPU
+TORCHVISION = {"ssdlite": "ssdlite320_mobilenet_v3_large", "fasterrcnn": "fasterrcnn_mobilenet_v3_large_320_fpn"}
+TORCHVISION_PERSON = 1  # of the classes of COCO, where 0 is the background
 MAX_OVERLAP = 0.7  # intersection over union; boxes with more are one person
 
 
@@ -43,13 +49,16 @@ def import_yolo():
 
 
 def person_detector(
-    weights: str, *, confidence: float, device: str | None, batch: int, size: str
+    weights: str, *, confidence: float, device: str | None, batch: int, size: str, file: Path | None = None
 ) -> Callable[[list[np.ndarray]], list[int]]:
     """Function from a list of RGB uint8 arrays [H, W, 3] to the number of persons (COCO class 0) in each.
 
     Frames are resized as the original did it, by OpenCV: an antialiased picture changes the verdict on 4% of them. On a
-    CPU the model runs in OpenVINO, exported once by ultralytics and cached; on a GPU in ultralytics itself.
+    CPU the model runs in OpenVINO, exported once by ultralytics and cached; on a GPU in ultralytics itself. weights: of
+    YOLO, or a name of TORCHVISION, whose weights are those of file, or downloaded by torchvision.
     """
+    if weights in TORCHVISION:
+        return torchvision_detector(weights, file, confidence=confidence, device=device, batch=batch, size=size)
     import_yolo()  # says what is missing
     import torch
 
@@ -70,6 +79,42 @@ def resize_frame(image: np.ndarray, size: str) -> np.ndarray:
     import cv2
 
     return cv2.resize(image, fit_size(image.shape[1], image.shape[0], size))
+
+
+# ----------------------------------------------------------------------------------------- torchvision's
+
+
+def torchvision_detector(
+    name: str, file: Path | None, *, confidence: float, device: str | None, batch: int, size: str
+) -> Callable[[list[np.ndarray]], list[int]]:
+    """person_detector by a network of TORCHVISION. file: a state dict as torchvision publishes it. Raises UserError."""
+    import torch
+    from torchvision.models import get_model
+
+    from training.device import choose_device  # which imports torch
+
+    where = choose_device(f"cuda:{device}" if device and device.isdecimal() else device)
+    try:
+        model = get_model(TORCHVISION[name], weights=None if file else "DEFAULT", weights_backbone=None)
+        if file:
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        mend = "name a file of torchvision's weights with --weights, or keep every good frame with --detector none"
+        raise UserError(f"--detector {name}: its weights can't be had or read ({reason}); {mend}") from None
+    model = model.eval().to(where)
+
+    @torch.no_grad()
+    def detect(images: list[np.ndarray]) -> list[int]:
+        counts = []
+        for start in range(0, len(images), batch):
+            frames = [torch.from_numpy(resize_frame(image, size)).to(where) for image in images[start : start + batch]]
+            for found in model([frame.permute(2, 0, 1) / 255 for frame in frames]):
+                is_person = (found["labels"] == TORCHVISION_PERSON) & (found["scores"] >= confidence)
+                counts.append(int(is_person.sum()))
+        return counts
+
+    return detect
 
 
 # ------------------------------------------------------------------------------------------------ on a GPU

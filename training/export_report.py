@@ -91,7 +91,7 @@ def draw_calibration(rule: Rule, logits: dict[str, np.ndarray], labels: np.ndarr
 
 def describe_files(formats: dict[str, FormatFigures]) -> list[str]:
     """Lines of report.md on the files."""
-    header = ["file", "test top-1", "balanced", "agrees with fp32", "relative error", "ms a frame", "MB"]
+    header = ["file", "top-1", "balanced", "agrees with fp32", "relative error", "ms a frame", "MB", "frames"]
     rows = [[name, *astuple(row)] for name, row in formats.items()]
     lines = ["## Files", "", markdown_table(header, rows)]
     for name, row in formats.items():

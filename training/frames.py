@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import Subset
-from torchvision.ops import roi_align
 from tqdm import tqdm
 
 from answering.console import UserError
@@ -41,11 +41,23 @@ def load_frames(files: list[Path], spec: dict, size: tuple[int, int] | None = No
         return np.stack(list(pool.map(load, files)))
 
 
+def name_dataset(row: ManifestRow, folder: Path) -> str:
+    """What tells a dataset from others in a folder of decoded frames; "" in the dataset's own, which may be moved.
+
+    row: one of its frames.
+    """
+    root = row.file.parents[len(Path(row.path).parts) - 1].resolve()
+    if folder.resolve() == default_cache(root).resolve():
+        return ""
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:8] + "-"
+
+
 class FrameStore:
     """The frames of a manifest, decoded once each, when a run first asks for them, into one file of uint8.
 
     It is [all rows, height, width, 3]; a second one of a byte a row says which are there. Both are named by the frames'
     files, preprocessing and size (width, height), so that folds, runs and exports share them, usually in DATA/.frames.
+    In another folder, which datasets may share, they are named by the dataset too.
     """
 
     def __init__(self, rows: list[ManifestRow], spec: dict, folder: Path, size: tuple[int, int] | None = None):
@@ -60,7 +72,7 @@ class FrameStore:
         settings = [STORE_FORMAT, spec["crop_bars"], spec["interpolation"], width, height]
         key = hashlib.sha256(json.dumps([listed, settings]).encode()).hexdigest()[:16]
         # what the names of its files begin with, up to the key; no kind is the beginning of another
-        self.kind = f"{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"
+        self.kind = f"{name_dataset(rows[0], folder)}{width}x{height}-{'cut' if spec['crop_bars'] else 'bars'}"
         self.path = folder / f"{self.kind}-{key}.bin"
         self.marks = self.path.with_suffix(".done")  # a byte a row: 1 where the frame is decoded
         self.frame_bytes = math.prod(self.shape[1:])
@@ -112,6 +124,7 @@ class Split:
     rows: list[ManifestRow]
     labels: np.ndarray  # class index a frame, int [N]; -1 for films that are no class
     frames: Subset | None  # uint8 [N, S, S, 3], as the model takes them; None where this run does not read them
+    embedding: np.ndarray | None = None  # float32 [N, D] of a network that does not change, once it was asked for
 
 
 # ---------------------------------------------------------------------------------------- on their way to the model
@@ -170,11 +183,10 @@ def random_crops(frames: torch.Tensor, size: int, least_share: float, *, aspect_
 
     torchvision's RandomResizedCrop: the first of ten random shapes that fits, cut to fit if none does. least_share: of
     the picture's area that a crop keeps, 1 for the whole picture. Aspect ratios are of pixels, or of the shares of
-    width and height.
+    width and height. Crops are resized as answering.pictures.preprocess resizes what is asked about.
     """
     device = frames.device
     count, height, width = frames.shape[:3]
-    numbers = torch.arange(count, device=device)
     largest_ratio = 4 / 3 if least_share < 1 else 1.0
     spread = math.log(largest_ratio)
     area = uniform(least_share, 1, count, 10, device=device)
@@ -183,11 +195,48 @@ def random_crops(frames: torch.Tensor, size: int, least_share: float, *, aspect_
         ratio *= height / width
     sides = torch.stack([area * ratio, area / ratio]).sqrt()  # shares of width and height, [2, N, 10]
     first_that_fits = (sides <= 1).all(0).float().argmax(1)
-    wide, high = sides[:, numbers, first_that_fits].clamp(max=1)
+    wide, high = sides[:, torch.arange(count, device=device), first_that_fits].clamp(max=1)
     left = uniform(0, 1, count, device=device) * (1 - wide) * width
     top = uniform(0, 1, count, device=device) * (1 - high) * height
-    boxes = torch.stack([numbers, left, top, left + wide * width, top + high * height], 1)
-    return roi_align(frames.permute(0, 3, 1, 2).float(), boxes, size, sampling_ratio=1, aligned=True)
+    boxes = torch.stack([left, top, left + wide * width, top + high * height], 1)
+    return resize_by_products(frames, boxes, size) if frames.is_cuda else resize_by_pillow(frames, boxes, size)
+
+
+def resize_by_pillow(frames: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Boxes of frames, resized as answering.pictures.preprocess does it: float32 [N, 3, size, size], 0..255.
+
+    frames: uint8 [N, H, W, 3], on the CPU; boxes: left, top, right and bottom in pixels, [N, 4].
+    """
+
+    def resize(frame: np.ndarray, box: list[float]) -> np.ndarray:
+        return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR, box))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        crops = np.stack(list(pool.map(resize, frames.numpy(), boxes.tolist())))
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).float()
+
+
+def resize_by_products(frames: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """What resize_by_pillow gives but for its rounding, by products of matrices, which suit a GPU."""
+    count, height, width = frames.shape[:3]
+    left, top, right, bottom = boxes.T
+    down = resizing_weights(top, bottom, height, size)
+    low = (down @ frames.float().view(count, height, 3 * width)).view(count, size, width, 3)
+    rows = low.permute(0, 3, 1, 2).reshape(count, 3 * size, width)
+    return (rows @ resizing_weights(left, right, width, size).transpose(1, 2)).view(count, 3, size, size)
+
+
+def resizing_weights(start: torch.Tensor, end: torch.Tensor, length: int, size: int) -> torch.Tensor:
+    """Weights [N, size, length] that make `size` pixels of a stretch of each row of `length` pixels.
+
+    start, end: of the stretch, in pixels, [N]. Bilinear and antialiased as Pillow's resize(box=...): a triangle about
+    each new pixel, as wide as two new pixels or two old ones, whichever are larger.
+    """
+    scale = ((end - start) / size)[:, None, None]
+    centres = start[:, None, None] + scale * (torch.arange(size, device=start.device)[:, None] + 0.5)
+    pixels = torch.arange(length, device=start.device) + 0.5
+    weights = (1 - (pixels - centres).abs() / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(2, keepdim=True)
 
 
 def random_flips(images: torch.Tensor, chance: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from training.device import synchronised_clock
-from training.frames import normalise, take_batch
+from training.frames import Split, normalise, take_batch
 
 
 @torch.no_grad()
@@ -36,3 +36,19 @@ def predict(
             embeddings.append(outputs[1].float().to("cpu", non_blocking=True))
     synchronised_clock(device)  # what comes from a GPU is there now
     return torch.cat(logits).numpy(), torch.cat(embeddings).numpy()
+
+
+def embed_split(model: nn.Module, split: Split, spec: dict, *, bf16: bool) -> np.ndarray:
+    """Embedding float32 [N, D] of a split's frames by a network that does not change: computed once, kept there."""
+    if split.embedding is None:
+        device = next(model.parameters()).device
+        _, split.embedding = predict(model, split.frames, spec, device=device, bf16=bf16)
+    return split.embedding
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, embedding: np.ndarray) -> np.ndarray:
+    """What a model with a linear head makes of embeddings [N, D]: logits float32 [N, C]."""
+    if not len(embedding):
+        return np.zeros((0, 1), np.float32)
+    return model.head(torch.from_numpy(embedding).to(model.head.weight)).float().cpu().numpy()

@@ -17,7 +17,7 @@ from answering.wear import COPIES, wear
 from training.dataset import ManifestRow, assign_folds
 from training.frames import Split
 from training.metrics import fit_temperature
-from training.predict import predict
+from training.predict import embed_split, logits_of, predict
 
 
 class Features(NamedTuple):
@@ -113,14 +113,12 @@ def embed_copies(model: nn.Module, rows: list[ManifestRow], spec: dict, bf16: bo
     return np.concatenate(parts)
 
 
-def with_copies(
-    model: nn.Module, split: Split, embedding: np.ndarray, spec: dict, *, copy_weight: float, bf16: bool
-) -> Features:
+def with_copies(model: nn.Module, split: Split, spec: dict, *, copy_weight: float, bf16: bool) -> Features:
     """Features of a split: its frames [N], and a degraded copy of each where copy_weight > 0, which makes [2N].
 
     Copies teach the head which directions say nothing of the film: people send crops, photos of screens, small files.
-    embedding: of the frames.
     """
+    embedding = embed_split(model, split, spec, bf16=bf16)
     weights = np.ones(len(split.labels), np.float32)
     if not copy_weight or not split.rows:
         return Features(embedding, split.labels, weights)
@@ -142,14 +140,13 @@ def start_probe(
 
     shrinkage: of the probe; 0 for the statistics alone. Returns the features of train.
     """
-    device = model.head.weight.device
-    _, embedding = predict(model, train.frames, spec, device=device, bf16=bf16)
+    embed_split(model, train, spec, bf16=bf16)
     if model.intermediate:
-        embedding = model.set_norm(torch.from_numpy(embedding)).numpy()
-    features = with_copies(model, train, embedding, spec, copy_weight=copy_weight, bf16=bf16)
+        train.embedding = model.set_norm(torch.from_numpy(train.embedding)).numpy()
+    features = with_copies(model, train, spec, copy_weight=copy_weight, bf16=bf16)
     if shrinkage:
         set_head(model, features, shrinkage)
-        logits, _ = predict(model, val.frames, spec, device=device, bf16=bf16)
+        logits = logits_of(model, embed_split(model, val, spec, bf16=bf16))
         set_head(model, features, shrinkage, fit_temperature(logits, val.labels))
     return features
 
@@ -177,8 +174,7 @@ def refit_probe(
     device = model.head.weight.device
 
     def features_of(split: Split) -> Features:
-        _, embedding = predict(model, split.frames, spec, device=device, bf16=bf16)
-        return with_copies(model, split, embedding, spec, copy_weight=copy_weight, bf16=bf16)
+        return with_copies(model, split, spec, copy_weight=copy_weight, bf16=bf16)
 
     parts = [train_features or features_of(train), features_of(val)]
     features = Features(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.data import Subset
 
 from answering.console import UserError
+from answering.pictures import PREPROCESSING
 from models import Checkpoint
 from training.frames import Split
 from training.metrics import Figures
-from training.predict import predict
+from training.predict import embed_split, logits_of, predict
 from training.probe import Features
 
 
@@ -29,6 +30,7 @@ class Options:
     name: str | None = None
     init: str | None = None  # local weights
     pretrained: bool = True
+    size: int = PREPROCESSING["size"]  # pixels of the square pictures that the model takes
     split: str = "group"
     fold: int | None = None
     subset: int | None = None
@@ -56,6 +58,8 @@ class Options:
             parts.append(f"subset{self.subset}")
         if self.recipe_name != "best":
             parts.append(self.recipe_name)
+        if self.size != PREPROCESSING["size"]:
+            parts.append(f"size{self.size}")
         if self.limit:
             parts.append(f"limit{self.limit}")
         if self.split != "group":
@@ -67,7 +71,7 @@ class Options:
 
 @dataclass
 class Run:
-    """What stays as it is while a run trains."""
+    """What stays as it is while a run trains, but for what a frozen network saw."""
 
     folder: Path
     classes: list[str]
@@ -81,6 +85,7 @@ class Run:
     batch: int  # frames a step, of all processes together
     crop_size: int  # pixels
     operations: int  # multiply-adds of one crop
+    frozen: bool = False  # the network stays as it began, but for its linear head: what it sees is computed once
     logger: object = None  # of Weights & Biases
 
     @property
@@ -90,7 +95,17 @@ class Run:
 
     def predict(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(logits [N, C], embedding [N, D]) of the frames of a split."""
-        return predict(model, self.splits[split].frames, self.spec, device=self.device, bf16=self.bf16)
+        part = self.splits[split]
+        if not self.frozen:
+            return predict(model, part.frames, self.spec, device=self.device, bf16=self.bf16)
+        embedding = embed_split(model, part, self.spec, bf16=self.bf16)
+        return logits_of(model, embedding), embedding
+
+    def thaw(self) -> None:
+        """Forget what the network saw, for it is to be trained."""
+        self.frozen = False
+        for part in self.splits.values():
+            part.embedding = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +189,8 @@ def changed_options(saved: Checkpoint, run: Run) -> list[str]:
     """What makes the checkpoint one of another run."""
     may_change = {"data", "init", "pretrained", "device", "precision", "commit"}
     changed = [key for key in run.args if key not in may_change and saved.args.get(key) != run.args[key]]
+    if saved.preprocessing != run.spec and not changed:
+        changed.append("size")
     if saved.classes != run.classes:
         changed.append("films")
     if saved.args["device"].split(":")[0] != run.args["device"].split(":")[0]:  # another GPU will do, a CPU will not

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from answering.console import UserError, atomic_write
-from models import is_transformer, preprocessing_for, read_state
+from models import is_transformer, multiply_adds, preprocessing_for, read_state
 from training.dataset import ManifestRow, choose_rows, label_rows, read_manifest, split_fingerprint
 from training.device import choose_device, has_bf16, is_first_process, world_size
 from training.frames import FrameStore, Split, default_cache
@@ -38,7 +38,8 @@ def set_up(data: Path, overrides: dict, options: Options) -> tuple[Run, State]:
     model, recipe = choose_recipe(
         options.arch, classes, overrides, options.recipe_name, options.init, options.pretrained
     )
-    spec = preprocessing_for(options.arch) | {"crop_bars": not recipe["keep_bars"]}
+    check_size(model, options)
+    spec = preprocessing_for(options.arch) | {"size": options.size, "crop_bars": not recipe["keep_bars"]}
     size, operations = crop_size(model, recipe["train_size"], spec["size"])
     bf16 = use_bf16(options, device)
     args = saved_options(options, data, device, bf16, chosen) | recipe | {"train_size": size}
@@ -57,11 +58,14 @@ def set_up(data: Path, overrides: dict, options: Options) -> tuple[Run, State]:
         batch=batch,
         crop_size=size,
         operations=operations,
+        frozen=bool(recipe["probe"]),
     )
     resume = options.resume and (folder / "last.pt").exists()
     state = start_state(model, run, resume)
     if resume:
         state.restore(run)
+        if state.epoch:  # it was trained before it was stopped
+            run.thaw()
     if is_first_process():
         prepare_folder(run, resume)
         if options.wandb:
@@ -93,6 +97,15 @@ def check_init(init: str | None, classes: list[str], split: str, fold: int | Non
         return
     if (args.get("split"), args.get("fold")) != (split, fold):
         raise UserError(f"--init {init}: was trained on another --split or --fold; it may have seen test frames", 2)
+
+
+def check_size(model: nn.Module, options: Options) -> None:
+    """Raise UserError where the model can't take pictures of the size that was asked for."""
+    try:
+        multiply_adds(model, options.size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"--size {options.size}: {options.arch} can't take such pictures ({reason})", 2) from None
 
 
 def use_bf16(options: Options, device: torch.device) -> bool:
