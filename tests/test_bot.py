@@ -166,6 +166,8 @@ class Model:
         self.seconds = 0.1
         self.asked = []
         self.looks = []
+        self.read = []  # stills that were asked for: (title, file)
+        self.stills = {title: f"still {place}".encode() for place, title in enumerate(TITLES)}
         self.result = answer_of("movie")
         self.gate = None
         self.contract = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
@@ -179,6 +181,9 @@ class Model:
     async def call(self, function, *args):
         if function is worker.describe_model:
             return await self.start()
+        if function is worker.read_still:
+            self.read.append(args)
+            return self.stills.get(args[0], b"")
         pictures, look = args
         self.asked.append([self.content(data) for data in pictures])
         self.looks.append(look)
@@ -311,6 +316,12 @@ def sticker(**more) -> dict:
 STRANGER = {"id": 900, "is_bot": False, "first_name": "Bob"}
 ORIGIN = {"type": "user", "date": 1, "sender_user": STRANGER}
 CHANNEL = {"type": "channel", "date": 1, "chat": {"id": -5, "type": "channel", "title": "Films"}, "message_id": 1}
+
+
+def paid(*media: dict) -> dict:
+    return {"star_count": 5, "paid_media": list(media)}
+
+
 POLL = {"id": "1", "question": "?", "options": [], "type": "quiz", "total_voter_count": 0} | dict.fromkeys(
     ("is_closed", "is_anonymous", "allows_multiple_answers", "allows_revoting", "members_only"), False
 )
@@ -356,6 +367,7 @@ def test_the_best_picture_of_a_message_is_taken(desk, content, wanted, monkeypat
     ("content", "wanted"),
     [
         ({"animation": video(), "document": document("gif", "video/mp4", "a.gif.mp4")}, "video"),
+        ({"paid_media": paid({"type": "video", "video": video()})}, "video"),
         ({"video": video(cover=[part("small", 90), part("large", 900)])}, "video"),
         ({"video": video() | {"thumbnail": None}}, "video"),
         ({"video_note": part("note", length=240, duration=3, thumbnail=part("thumb"))}, "note"),
@@ -376,8 +388,9 @@ def test_with_pyav_a_clip_is_asked_itself(desk, content, wanted):
     (answer,) = desk.feed(message_update(**content))
     assert desk.worker.asked == [[wanted]]
     words = answer.caption.split("\n")
-    assert words[1] == "I looked at frames of the clip: 12."
-    assert words[2].endswith("almost the same picture, and the clip is seen from 0:41:10 to 0:41:20.")
+    moves = wanted in ("video", "note", "sticker", "film")
+    assert words[1] == f"I looked at frames of {'the clip' if moves else 'it'}: 12."
+    assert words[2].endswith("almost the same picture, seen from 0:41:10 to 0:41:20.")
 
 
 def test_of_a_clip_its_cover_is_kept_for_the_index(desk):
@@ -539,10 +552,20 @@ def test_groups_hear_from_us_only_when_they_ask(desk, update, answers):
         (answer_of("movie", 0.8), "en", "This looks like Alien (1979). I am fairly sure, but", ["Right", "Wrong"]),
         (answer_of("movie", 0.8), "uk-UA", "Похоже, это Чужой / Alien (1979). Довольно уверен", ["Верно", "Неверно"]),
         (answer_of("movie", 0.5), None, "This looks like Alien (1979). I am not very sure", ["Right", "Wrong"]),
-        (answer_of("shortlist"), "de", "- Alien (1979)\n- Brazil (1985)\n- Contact", [*TITLES, "None of these"]),
-        (answer_of("shortlist"), "ru", "- Чужой / Alien", ["Чужой / Alien (1979)", *TITLES[1:], "Ничего из этого"]),
-        (answer_of("unknown"), "en", "I don't know this movie.", [EN["show"], EN["still"], EN["mirror"]]),
-        (answer_of("unknown"), "ru", "Я не знаю этот фильм.", [RU["show"], RU["still"], RU["mirror"]]),
+        (
+            answer_of("shortlist"),
+            "de",
+            "- Alien (1979)\n- Brazil (1985)\n- Contact",
+            [*TITLES, "None of these", EN["more"]],
+        ),
+        (
+            answer_of("shortlist"),
+            "ru",
+            "- Чужой / Alien",
+            ["Чужой / Alien (1979)", *TITLES[1:], RU["none"], RU["more"]],
+        ),
+        (answer_of("unknown"), "en", EN["unknown"], [EN["more"], EN["show"], EN["still"], EN["mirror"]]),
+        (answer_of("unknown"), "ru", RU["unknown"], [RU["more"], RU["show"], RU["still"], RU["mirror"]]),
         (UserError("image: damaged"), "en", "I can't open this picture.", []),
         (TimeoutError(), "ru", "Не могу открыть эту картинку.", []),
     ],
@@ -575,8 +598,11 @@ def test_titles_are_never_read_as_anything_else(desk):
 def test_verdicts_are_kept(desk):
     (_, right), (_, wrong) = buttons(desk.feed(photo_update("a"))[0])
     note, edit = desk.press(right, language="ru")
-    assert note == "Спасибо!" and isinstance(edit, EditMessageReplyMarkup) and edit.reply_markup is None
+    assert note == "Спасибо!" and edit.reply_markup is None
+    assert edit.text == "?\n\n" + RU["kept"].format(days=90)  # the first time alone
     assert desk.verdicts() == [("right", TITLES[0])]
+    note, edit = desk.press(right, language="ru")
+    assert note == "Спасибо!" and isinstance(edit, EditMessageReplyMarkup) and edit.reply_markup is None
     note, edit = desk.press(wrong)
     assert note == "Which movie is it, then?" and desk.verdicts() == [("wrong", None)]
     assert [label for label, _ in buttons(edit)] == [*TITLES[1:], "None of these"]
@@ -589,7 +615,7 @@ def test_verdicts_on_a_shortlist(desk):
     answer = desk.feed(photo_update("a"))[0]
     desk.press(buttons(answer)[1][1])
     assert desk.verdicts() == [("right", TITLES[1])]
-    _, edit = desk.press(buttons(answer)[-1][1])  # none of these
+    _, edit = desk.press(dict(buttons(answer))[EN["none"]])
     assert desk.verdicts() == [("wrong", None)] and [label for label, _ in buttons(edit)] == [*TITLES, "None of these"]
     note, edit = desk.press(buttons(edit)[-1][1])
     assert note == "Thank you!" and edit.reply_markup is None and desk.verdicts() == [("wrong", None)]
@@ -597,7 +623,7 @@ def test_verdicts_on_a_shortlist(desk):
 
 def test_unknown_shows_its_guess_when_asked(desk):
     desk.worker.result = answer_of("unknown")
-    (_, show), *_ = buttons(desk.feed(photo_update("a"))[0])
+    show = dict(buttons(desk.feed(photo_update("a"))[0]))[EN["show"]]
     _, edit = desk.press(show)
     assert edit.text == "I don't know this movie, but it looks most like:\n" + "\n".join(f"- {t}" for t in TITLES)
     (_, right), _ = buttons(edit)
@@ -644,9 +670,10 @@ def photo_press(desk, data: str, **more) -> tuple:
     return desk.press(data, message=message)
 
 
-def test_show_another_goes_through_the_next_nearest_films(desk, monkeypatch):
+def test_show_another_goes_through_the_next_nearest_films(desk):
     desk.worker.result = proven("movie")
     data = buttons(desk.feed(photo_update("a"))[0])[2][1]
+    assert not desk.worker.read  # the first still comes with the answer
     for place in (1, 2):
         note, edit = photo_press(desk, data)
         assert isinstance(edit, EditMessageMedia) and not note
@@ -655,15 +682,18 @@ def test_show_another_goes_through_the_next_nearest_films(desk, monkeypatch):
         (_, right), (_, _), (_, data) = buttons(edit)
     assert photo_press(desk, right)[0] == EN["thanks"] and desk.verdicts() == [("wrong", TITLES[2])]
     assert photo_press(desk, data)[1].media.caption.startswith("This looks like Alien (1979).")
-    monkeypatch.setattr(app, "STILL_CACHE_SIZE", 1)
-    for name in "bc":
-        desk.feed(photo_update(name))
-    assert photo_press(desk, data) == (EN["gone"], None)
+    assert desk.worker.read == [(title, f"{place}.jpg") for title, place in zip(TITLES[1:], (1, 2), strict=True)] + [
+        (TITLES[0], "0.jpg")
+    ]
+    desk.worker.stills = {}  # the film was removed, or its stills are users'
+    edit = photo_press(desk, data)[1]
+    with Image.open(io.BytesIO(edit.media.media.data)) as blank:
+        assert blank.getextrema() == ((128, 128),) * 3
 
 
 def test_a_proof_of_an_unknown_film_is_shown_when_asked(desk):
     desk.worker.result = proven("unknown")
-    data = buttons(desk.feed(photo_update("a"))[0])[0][1]
+    data = dict(buttons(desk.feed(photo_update("a"))[0]))[EN["show"]]
     _, edit = desk.press(data)
     assert edit.media.media.data == b"still 0" and edit.media.caption.startswith(EN["guess"].split("{")[0])
     desk.session.fail = lambda method: NO_PHOTOS if isinstance(method, EditMessageMedia) else None
@@ -737,7 +767,7 @@ def test_words_ask_for_a_second_look(desk, words, look):
 
 def test_buttons_ask_for_a_second_look(desk):
     desk.worker.result = answer_of("unknown")
-    _, (_, still), (_, mirror) = buttons(desk.feed(photo_update("a"))[0])
+    _, _, (_, still), (_, mirror) = buttons(desk.feed(photo_update("a"))[0])
     note, edit = desk.press(still)
     assert note == EN["looking"] and edit.text == EN["unknown"]
     desk.worker.result = answer_of("movie")
@@ -964,15 +994,27 @@ def test_of_people_nothing_is_kept(tmp_path):
 
 
 def test_what_is_old_is_forgotten(desk):
+    def count(table: str) -> int:
+        return desk.app.base.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
     right = buttons(desk.feed(photo_update("judged"))[0])[0][1]
     other = buttons(desk.feed(photo_update("not judged"))[0])[0][1]
     desk.press(right)
-    for table, days in (("updates", 3), ("answers", 91)):
-        desk.app.base.execute(f"UPDATE {table} SET time = time - {days * 86400}")
-    tidying = desk.spawn(database.tidy(desk.app.base))
-    desk.run(lambda: not desk.app.base.execute("SELECT * FROM updates").fetchall())
-    assert not tidying.done()
-    assert desk.press(right)[0] == EN["thanks"] and desk.press(other)[0] == EN["gone"]
+    desk.press("l:ru", user=2)
+    desk.app.base.execute("UPDATE updates SET time = time - 3 * 86400")
+    for table in ("answers", "languages"):
+        desk.app.base.execute(f"UPDATE {table} SET time = time - 9 * 86400")
+    late = buttons(desk.feed(photo_update("late"))[0])[0][1]
+    tidying = desk.spawn(database.tidy(desk.app.base, keep_days=10))
+    desk.run(lambda: count("updates") == 1)
+    assert (count("answers"), count("languages"), count("verdicts")) == (3, 1, 0)
+    tidying.cancel()
+    desk.spawn(database.tidy(desk.app.base, keep_days=8))
+    desk.run(lambda: count("answers") == 1)
+    assert [desk.press(data)[0] for data in (right, other, late)] == [EN["gone"], EN["gone"], EN["thanks"]]
+    assert count("languages") == 0
+    # how often which verdict was given stays, and no user with it
+    assert desk.app.base.execute("SELECT * FROM verdicts").fetchall() == [("right", TITLES[0], TITLES[0], 1)]
 
 
 LONG = "Очень длинное название фильма, который никто не смотрел, часть"
@@ -991,6 +1033,7 @@ def library():
 
 ACTIONS = [
     "",
+    "a",
     "l",
     "f",
     "g",
@@ -1022,7 +1065,7 @@ def test_hostile_buttons(library, data):
         data = ":".join(library.answer if part is None else part for part in data)
     note, edit = library.press(data, language="ru")
     assert note is None or len(note) <= 200
-    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:", "k:")):
+    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:", "k:", "r:", "c")):
         assert data.startswith("f:") and edit.text.startswith(("Фильмов: ", "Такого"))
     assert library.errors == library.session.wrong == []
 
@@ -1035,6 +1078,7 @@ def test_hostile_buttons(library, data):
         (keyboards.NoneOfThese(answer="ID"), "n:ID"),
         (keyboards.Skip(answer="ID"), "k:ID"),
         (keyboards.Guess(answer="ID"), "g:ID"),
+        (keyboards.More(answer="ID"), "a:ID"),
         (keyboards.CutStill(answer="ID"), "x:ID"),
         (keyboards.Mirror(answer="ID"), "m:ID"),
         (keyboards.Pick(place=0, answer="ID"), "c0:ID"),
@@ -1207,6 +1251,7 @@ UPDATES = methods.GetUpdates()
 HTML = exceptions.ClientDecodeError("Failed to decode object", ValueError("no JSON"), "<html>502 Bad Gateway</html>")
 ODD = exceptions.ClientDecodeError("Failed to deserialize", ValueError("a new type"), {"ok": True, "result": {}})
 WAIT_3, WAIT_LONG = (exceptions.TelegramRetryAfter(SEND, "Flood control", seconds) for seconds in (3, 100_000))
+CONFLICT = exceptions.TelegramConflictError(UPDATES, "terminated by other getUpdates request")
 BUSY, BLOCKED = exceptions.TelegramServerError(SEND, "Bad Gateway"), exceptions.TelegramForbiddenError(SEND, "blocked")
 
 
@@ -1248,7 +1293,7 @@ def insist(method, *outcomes, answered=(), base=None):
         (ME, UNREACHED, 0.5),
         (UPDATES, WAIT_LONG, 100_000.1),
         (UPDATES, HTML, 0.5),
-        (UPDATES, exceptions.TelegramConflictError(UPDATES, "terminated by other getUpdates request"), 0.5),
+        (UPDATES, CONFLICT, 30),
     ],
 )
 def test_requests_are_made_again(pauses, monkeypatch, method, error, waited):
@@ -1271,6 +1316,14 @@ def test_pauses_grow_and_trouble_is_logged_once(pauses, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "Telegram can't be reached (TelegramNetworkError), trying again until it works",
         "Telegram is back",
+    ]
+
+
+def test_another_program_with_this_token_is_named(pauses, caplog, monkeypatch):
+    monkeypatch.setattr(updates.log, "disabled", False)
+    assert insist(UPDATES, CONFLICT, CONFLICT, CONFLICT, "done") == "done" and pauses == [30, 30, 30]
+    assert [record.getMessage() for record in caplog.records] == [
+        "another program polls with this token; waiting until it stops"
     ]
 
 
@@ -1698,7 +1751,7 @@ def test_second_looks(indexed, monkeypatch):
     assert alike["mirror"][1] < alike["mirror"][0]
 
 
-ANSWERS = ("This looks like ", "I doubt a little.", "I don't know this movie.")
+ANSWERS = ("This looks like ", "I doubt a little, ", "I am not sure yet")
 
 
 def test_outages_are_waited_out(service):
@@ -1708,7 +1761,7 @@ def test_outages_are_waited_out(service):
         time.sleep(0.05)
     service.server.__enter__()
     user = service.ask(language="ru")
-    assert service.wait(user)[0].startswith(("Похоже, это ", "Немного сомневаюсь.", "Я не знаю этот фильм."))
+    assert service.wait(user)[0].startswith(("Похоже, это ", "Немного сомневаюсь: ", "Пока не уверен: "))
     (answer,) = service.asked("sendMessage", user)
     data = answer["params"]["reply_markup"]["inline_keyboard"][-1][-1]["callback_data"]
     service.server.push(callback_update(data, answer["result"]["message_id"], user))
