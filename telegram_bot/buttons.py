@@ -27,10 +27,9 @@ from telegram_bot.keyboards import (
     film_links,
     keyboard,
 )
-from telegram_bot.naming import Question, answer_question, find_refusal
+from telegram_bot.naming import Question, answer_question, fetch_still, find_refusal
 from telegram_bot.replies import MAX_NOTE, UNDELIVERABLE, Reply, append_line, blank_still, edit_message, send_reply
 from telegram_bot.wording import compose, films_page, format_days, other_buttons
-from telegram_bot.worker import read_still
 
 
 async def respond(query: CallbackQuery, note: str, reply: Reply | None = None) -> None:
@@ -148,14 +147,6 @@ async def show_candidate(query: CallbackQuery, app: App, texts: dict, answer: St
     if isinstance(message, Message) and message.photo and not still:
         reply.still = blank_still()  # another film's must not stay above these words
     await respond(query, "", reply)
-
-
-async def fetch_still(app: App, candidate: dict) -> bytes | None:
-    """The still that is nearest in a candidate's film; None where there is none to be shown."""
-    proof = candidate.get("evidence")
-    if not proof:
-        return None
-    return await app.worker.call(read_still, candidate["title"], proof["file"]) or None
 
 
 # -------------------------------------------------------------------------------------------- second looks

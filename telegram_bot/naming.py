@@ -17,7 +17,7 @@ from telegram_bot.database import StoredAnswer, find_rejected, save_answer
 from telegram_bot.replies import Reply
 from telegram_bot.updates import log
 from telegram_bot.wording import compose
-from telegram_bot.worker import NO_FILMS, name_film
+from telegram_bot.worker import NO_FILMS, name_film, read_still
 
 FLOOD = 20  # frames of a user in FLOOD_SECONDS; more are refused
 FLOOD_SECONDS = 60.0
@@ -66,6 +66,8 @@ async def answer_question(bot: Bot, app: App, texts: dict, question: Question) -
         text = texts["empty" if result.get("reason") == NO_FILMS else "flat" if "reason" in result else "stumped"]
         reply = Reply(text)
     else:
+        if rejected and answer.kind != "unknown":  # the still that came is of a film that is not listed now
+            still = await fetch_still(app, answer.candidates[0])
         is_last = question.is_guest or len(answer.files) >= MAX_FRAMES
         reply = compose(app, texts, answer, answer.kind, still=still, is_last=is_last)
     if rejected:
@@ -170,3 +172,11 @@ def keep_answer(app: App, question: Question, result: dict) -> tuple[StoredAnswe
     app.count("frames", answer.kind)
     app.times.append(result["ms"])
     return answer, still
+
+
+async def fetch_still(app: App, candidate: dict) -> bytes | None:
+    """The still that is nearest in a candidate's film; None where there is none to be shown."""
+    proof = candidate.get("evidence")
+    if not proof:
+        return None
+    return await app.worker.call(read_still, candidate["title"], proof["file"]) or None

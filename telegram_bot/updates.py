@@ -227,8 +227,11 @@ async def answer_or_apologize(handler, update: Update, data: dict) -> None:
         with contextlib.suppress(exceptions.TelegramForbiddenError):  # blocked, or thrown out of the group
             await handler(update, data)
     except Exception as error:
-        report(error)
         message = find_message(update)
+        if message and message.business_connection_id and isinstance(error, exceptions.TelegramBadRequest):
+            log.warning("a business account lets the bot read, but not answer; its owner has to allow replies")
+            return
+        report(error)
         if message and not isinstance(error, exceptions.AiogramError):  # else an answer was on its way
             with contextlib.suppress(exceptions.AiogramError):
                 await send_reply(message, Reply(data["texts"]["error"]))

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
+import numpy as np
 import pytest
 from aiogram import Bot, exceptions, methods
 from aiogram.client.session.base import BaseSession
@@ -49,8 +50,11 @@ from telegram_server import (
     BOT,
     Refusal,
     TelegramServer,
+    business_update,
     callback_update,
+    channel_update,
     checked_markup,
+    edited,
     message_update,
     photo_sizes,
     photo_update,
@@ -66,7 +70,19 @@ from answering import collection
 from answering.console import UserError
 from answering.model import Identifier
 from benchmarks.watched_bot import watched
-from telegram_bot import app, connection, database, figures, handlers, keyboards, naming, updates, wording, worker
+from telegram_bot import (
+    app,
+    connection,
+    database,
+    figures,
+    handlers,
+    keyboards,
+    marks,
+    naming,
+    updates,
+    wording,
+    worker,
+)
 from telegram_bot.worker import ModelDescription, Worker
 
 EDITS = (EditMessageText, EditMessageReplyMarkup, EditMessageMedia)
@@ -853,6 +869,283 @@ def test_a_database_of_an_older_bot_goes_on(tmp_path):
     with Desk(tmp_path / "bot.sqlite") as desk:
         assert desk.press("r:old", user=5)[0] == EN["thanks"] and desk.verdicts() == [("right", TITLES[0])]
         assert "Alien" in desk.feed(photo_update("a"))[0].text
+
+
+# ------------------------------------------------------------------------------------- one more frame of it
+
+
+def sent(call, number: int = 77, **more) -> dict:
+    """A message of ours, as a user's reply quotes it."""
+    markup = json.loads(call.reply_markup.model_dump_json(exclude_none=True))
+    message = {"message_id": number, "date": 1, "chat": {"id": 1, "type": "private"}, "from": BOT, "text": "?"}
+    return message | {"reply_markup": markup} | more
+
+
+def test_frames_of_an_unknown_film_are_asked_together(desk):
+    desk.worker.result = answer_of("unknown")
+    (answer,) = desk.feed(photo_update("a"))
+    desk.worker.result = answer_of("unknown") | {"frames": 2}
+    (second,) = desk.feed(photo_update("b", reply_to=sent(answer)))
+    assert desk.worker.asked == [["a"], ["a", "b"]]
+    assert second.text == f"{EN['unknown']}\nI looked at frames of it: 2."
+    more = dict(buttons(second))[EN["more"]]
+    assert desk.press(more) == (EN["send"], None)
+    desk.feed(text_update("wait"))
+    desk.worker.result = proven("movie") | {"frames": 4}
+    (named,) = desk.feed(photo_update("c", album="x"), photo_update("d", album="x"))
+    assert desk.worker.asked[2:] == [["a", "b", "c", "d"]]
+    assert named.caption.split("\n")[1] == "I looked at frames of it: 4."
+    desk.feed(photo_update("e"))  # the button was for one picture or album
+    desk.feed(photo_update("f", reply_to=sent(named)))  # a film that was named asks for no more frames
+    assert desk.worker.asked[3:] == [["e"], ["f"]]
+
+
+def test_one_more_frame_is_that_of_who_asked_and_of_the_next_ten_minutes(desk):
+    desk.worker.result = answer_of("shortlist")
+    group = {"chat_type": "supergroup"}
+    (answer,) = desk.feed(photo_update("a", caption="@film_bot", **group))
+    more = dict(buttons(answer))[EN["more"]]
+    assert desk.press(more, user=2, **group) == (EN["theirs"], None)
+    desk.press(more, **group)
+    assert not desk.feed(photo_update("b", user=2, **group))  # somebody else's, and nobody asked us
+    assert not desk.feed(text_update("hello", **group))
+    assert len(desk.feed(photo_update("c", **group))) == 1 and desk.worker.asked[-1] == ["a", "c"]
+    desk.press(more, **group)
+    desk.app.base.execute("UPDATE awaited SET time = time - 601")
+    assert not desk.feed(photo_update("d", **group))
+    desk.feed(photo_update("e", user=2, reply_to=sent(answer), **group))  # to another's: a question of its own
+    assert desk.worker.asked[-1] == ["e"]
+
+
+def test_eight_frames_are_asked_at_most(desk):
+    desk.worker.result = answer_of("unknown")
+    (answer,) = desk.feed(*(photo_update(name, album="x") for name in "abcdefg"))
+    (answer,) = desk.feed(*(photo_update(name, album="y", reply_to=sent(answer)) for name in "hi"))
+    assert desk.worker.asked[-1] == list("bcdefghi")
+    assert answer.text == EN["stumped"] and EN["more"] not in dict(buttons(answer))
+    desk.press(dict(buttons(answer))[EN["mirror"]])
+    assert desk.worker.asked[-1] == list("bcdefghi")  # a second look is at all of them
+
+
+def test_after_a_clip_its_cover_and_the_frame_are_asked(desk):
+    desk.worker.result = answer_of("unknown") | {"frames": 12}
+    (answer,) = desk.feed(message_update(video=video()))
+    desk.feed(photo_update("a", reply_to=sent(answer)))
+    (answer,) = desk.feed(message_update(video=video() | {"thumbnail": None}))
+    desk.feed(photo_update("b", reply_to=sent(answer)))
+    assert desk.worker.asked == [["video"], ["thumb", "a"], ["video"], ["b"]]
+
+
+MARKS = ["0f1e2d3c4b5a6978", "8796a5b4c3d2e1f0"]
+
+
+def test_a_film_that_was_refused_is_not_named_first_at_the_same_picture(desk):
+    desk.worker.result = proven("movie") | {"marks": MARKS[:1]}
+    _, (_, wrong), _ = buttons(desk.feed(photo_update("a"))[0])
+    desk.press(wrong)
+    near = f"{int(MARKS[0], 16) ^ 0b111:016x}"  # made smaller, it differs in a few bits
+    desk.worker.result["marks"] = [near]
+    (answer,) = desk.feed(photo_update("again"))
+    assert answer.caption.startswith("I doubt a little") and TITLES[0] not in dict(buttons(answer))
+    assert f"- {TITLES[1]}\n- {TITLES[2]}\n" in answer.caption
+    assert answer.caption.endswith(f"\nYou told me that it is not {TITLES[0]}.")
+    assert answer.photo.data == b"still 1" and desk.worker.read == [(TITLES[1], "1.jpg")]
+    assert "Alien" in desk.feed(photo_update("a", user=2))[0].caption.split("\n")[0]  # nobody else is told so
+    desk.worker.result["marks"] = MARKS[1:]  # another picture
+    assert desk.feed(photo_update("b"))[0].caption.startswith(f"This looks like {TITLES[0]}")
+    desk.press(dict(buttons(answer))["None of these"])
+    desk.worker.result["marks"] = [near]
+    (answer,) = desk.feed(photo_update("again"))
+    assert answer.text == f"{EN['stumped']}\nYou told me that it is not {', '.join(TITLES)}."
+
+
+def test_black_pictures_are_not_taken_for_one():
+    assert not marks.are_near(["0" * 16], ["0" * 16]) and marks.are_near(MARKS, MARKS[1:])
+    assert not marks.are_near(MARKS[:1], MARKS[1:])
+
+
+def test_a_mark_outlives_what_chats_do_to_a_picture():
+    for film in range(8):
+        frame = draw_frame(film, 3, 0, (1280, 720))
+        mark = marks.mark_picture(np.asarray(frame))
+        small = Image.open(io.BytesIO(encoded(frame.resize((320, 180))))).convert("RGB")
+        assert marks.are_near([mark], [marks.mark_picture(np.asarray(small))])
+        other = marks.mark_picture(np.asarray(draw_frame(film + 1, 3, 0, (1280, 720))))
+        assert not marks.are_near([mark], [other])
+
+
+# ------------------------------------------------------------------------------------------ what people send
+
+
+def heic(**more) -> dict:
+    return document("heic", "image/heic", "IMG_1.HEIC", thumbnail=part("thumb"), **more)
+
+
+@pytest.mark.parametrize("error", [UserError("image: HEIC needs one more package"), TimeoutError()])
+def test_what_can_not_be_read_is_seen_in_its_thumbnail(desk, error, monkeypatch):
+    failing = desk.worker.call
+
+    async def call(function, *args):
+        desk.worker.result = error if "heic" in map(desk.worker.content, args[0]) else answer_of("unknown")
+        return await failing(function, *args)
+
+    monkeypatch.setattr(desk.worker, "call", call)
+    (answer,) = desk.feed(message_update(document=heic()))
+    assert desk.worker.asked == [["heic"], ["thumb"]] and answer.text == f"{EN['unknown']}\n{EN['small']}"
+    _, edit = desk.press(dict(buttons(answer))[EN["mirror"]])
+    assert desk.worker.asked[-1] == ["thumb"] and edit.text.endswith(EN["small"])
+    (answer,) = desk.feed(message_update(document=heic() | {"thumbnail": None}))
+    assert answer.text == EN["unreadable"]
+
+
+def test_of_what_is_too_big_the_thumbnail_is_seen(desk):
+    (answer,) = desk.feed(message_update(document=heic(file_size=25_000_000)))
+    assert desk.worker.asked == [["thumb"]] and answer.text.endswith(f"\n{EN['small']}")
+    album = [message_update(document=heic(file_size=25_000_000), album="x"), photo_update("shot", album="x")]
+    (answer,) = desk.feed(*album)
+    assert desk.worker.asked[-1] == ["thumb", "shot"] and answer.text.endswith(f"\n{EN['small']}")
+    (answer,) = desk.feed(message_update(document=heic(file_size=25_000_000) | {"thumbnail": None}))
+    assert answer.text == EN["big"]
+
+
+PREVIEW = {"type": "preview", "width": 640, "height": 360}
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ({"paid_media": paid({"type": "photo", "photo": photo_sizes("big")})}, ["big"]),
+        ({"paid_media": paid(*({"type": "photo", "photo": photo_sizes(name)} for name in "ab"), PREVIEW)}, ["a", "b"]),
+        (
+            {"paid_media": paid({"type": "live_photo", "live_photo": part("x", duration=3, photo=photo_sizes("l"))})},
+            ["l"],
+        ),
+        ({"paid_media": paid(*[{"type": "video", "video": video()}] * 2)}, ["thumb", "thumb"]),
+        ({"text": "?", "external_reply": {"origin": ORIGIN, "paid_media": paid(PREVIEW)}}, None),
+        ({"text": "?", "reply_to": message_update(paid_media=paid(PREVIEW))}, None),
+        ({"paid_media": paid(PREVIEW)}, None),
+        ({"text": "which?", "quote": {"text": "this", "position": 0}, "reply_to": photo_update("quoted")}, ["quoted"]),
+        (
+            {"poll": POLL | {"options": [{"text": "a", "voter_count": 0, "persistent_id": "1", "media": PHOTO}]}},
+            ["shot"],
+        ),
+        (
+            {
+                "rich_message": {
+                    "blocks": [{"type": "collage", "blocks": [{"type": "photo", "photo": photo_sizes("c")}]}]
+                }
+            },
+            ["c"],
+        ),
+        ({"game": {"title": "?", "description": "?", "photo": photo_sizes("played")}}, ["played"]),
+    ],
+)
+def test_rarer_messages_get_an_answer_or_one_plain_word(desk, content, wanted):
+    (answer,) = desk.feed(message_update(**content))
+    assert desk.worker.asked == ([wanted] if wanted else [])
+    assert answer.text.startswith("This looks like Alien") if wanted else answer.text == EN["paid"]
+
+
+def test_posts_of_channels_are_answered_when_they_ask(desk):
+    assert not desk.feed(channel_update(**PHOTO), channel_update(text="hello"))
+    (answer,) = desk.feed(channel_update(**PHOTO, caption="@film_bot"))
+    assert answer.chat_id == -1002 and desk.worker.asked == [["shot"]]
+    assert desk.press(buttons(answer)[0][1], user=5, chat=-1002)[0] == EN["thanks"]  # nobody knows who asked
+    post = channel_update(**PHOTO, caption="@film_bot")["channel_post"]
+    forward = in_group(**PHOTO, caption="@film_bot")["message"]
+    forward |= {"sender_chat": post["chat"], "is_automatic_forward": True}
+    assert not desk.feed({"message": forward})  # it was answered in the channel
+    assert len(desk.feed(in_group(text="/film", reply_to=forward))) == 1
+
+
+def test_an_edit_is_answered_where_it_asks_something_new(desk):
+    asked = in_group(**PHOTO)
+    assert not desk.feed(asked)
+    mentioned = edited(asked, caption="what is it, @film_bot?")
+    assert len(desk.feed(mentioned)) == 1
+    assert not desk.feed(mentioned, edited(asked, caption="what is it, @film_bot??"))  # Telegram tells of other changes
+    assert len(desk.feed(edited(asked, caption="@film_bot mirror"))) == 1 and desk.worker.looks[-1] == "mirror"
+    assert len(desk.feed(edited(asked, photo=photo_sizes("other"), caption="@film_bot"))) == 1
+    private = photo_update("a")
+    assert len(desk.feed(private)) == 1 and not desk.feed(edited(private, caption="oops"))
+    assert len(desk.feed(edited(private, photo=photo_sizes("b")))) == 1
+    assert not desk.feed(edited(text_update("hello"), text="hello!"))  # no hint for each correction
+    post = channel_update(**PHOTO)
+    assert len(desk.feed(edited(post, caption="@film_bot"))) == 1
+    old = photo_update("c", date=int(time.time()) - 5000)
+    assert not desk.feed(old) and len(desk.feed(edited(old))) == 1
+    assert [names for (names,) in desk.worker.asked] == ["shot", "shot", "other", "a", "b", "shot", "c"]
+
+
+def test_in_the_chats_of_a_business_account_pictures_of_the_other_side_are_answered(desk):
+    assert not desk.feed(business_update(text="when do you open?"), business_update(voice=VOICE))
+    (answer,) = desk.feed(business_update(**PHOTO))
+    assert answer.business_connection_id == "business-1" and answer.chat_id == 1
+    (typing,) = desk.named(methods.SendChatAction)
+    assert typing.business_connection_id == "business-1"
+    assert not desk.feed(business_update(user=9, customer=1, **PHOTO))  # the owner's own
+    asked = business_update(user=9, customer=1, text="/film", reply_to=business_update(**PHOTO)["business_message"])
+    assert len(desk.feed(asked)) == 1
+    spoken = business_update(user=9, customer=1, **PHOTO)["business_message"]
+    assert not desk.feed({"business_message": spoken | {"sender_business_bot": BOT}})  # what the bot itself has said
+    assert len(desk.feed(edited(business_update(**PHOTO)))) == 1
+
+
+VOICE = {"file_id": "v", "file_unique_id": "v", "duration": 1}
+
+# ------------------------------------------------------------------------------------------------- privacy
+
+
+def test_what_a_user_told_is_forgotten_when_he_says_so(tmp_path):
+    with Desk(tmp_path / "bot.sqlite") as desk:
+        desk.worker.result = answer_of("movie") | {"marks": MARKS}
+        for user in (1, 2):
+            right = buttons(desk.feed(photo_update("a", user=user))[0])[0][1]
+            desk.press(right, user=user)
+        desk.press("l:ru", user=1)
+        desk.worker.result = answer_of("unknown")
+        desk.press(dict(buttons(desk.feed(photo_update("b"))[0]))[RU["more"]])
+        (told,) = desk.feed(text_update("/forget", language="ru"))
+        assert told.text == RU["forgotten"].format(count=2) or told.text == EN["forgotten"].format(count=2)
+        who = [desk.app.hash(User(id=user, is_bot=False, first_name="Ann")) for user in (1, 2)]
+        assert desk.app.base.execute("SELECT who FROM answers").fetchall() == [(who[1],)]
+        for table in ("languages", "awaited"):
+            assert not desk.app.base.execute(f"SELECT * FROM {table}").fetchall()
+        assert desk.app.base.execute("SELECT who FROM forgotten").fetchall() == [(who[0],)]
+        assert desk.press(right, user=1)[0] == EN["theirs"]
+        (said,) = desk.feed(text_update("/privacy"))
+        assert said.text == EN["privacy"].format(days=90) and len(said.text) < 4096
+        hidden = text_update("/forget", chat_type="supergroup", sender_chat={"id": -1001, "type": "supergroup"})
+        assert desk.feed(hidden)[0].text == EN["nobody"]
+        assert not desk.errors and not desk.session.wrong
+
+
+def test_of_users_who_are_gone_no_counts_stay(desk, monkeypatch):
+    monkeypatch.setattr(naming, "FLOOD_SECONDS", 0.01)
+    desk.feed(*(photo_update("a", user=user) for user in range(1, 30)))
+    desk.run(lambda: not desk.app.frames)
+    assert len(desk.app.frames) == len(desk.app.turns) == 0 and not desk.app.asked
+
+
+def test_a_users_still_is_a_proof_in_words_alone(desk):
+    desk.worker.result = proven("movie")
+    evidence = desk.worker.result["candidates"][0]["evidence"]
+    evidence |= {"file": "telegram:someone-answer.jpg", "thumbnail": ""}  # as the worker gives it
+    (answer,) = desk.feed(photo_update("a"))
+    assert isinstance(answer, SendMessage) and answer.text.endswith(f"into the movie. {EN['theirs_hidden']}")
+
+
+def test_wishes_outlive_their_rows_where_two_users_had_them(tmp_path, capsys):
+    base = tmp_path / "bot.sqlite"
+    with Desk(base) as desk:
+        for user, wish in ((1, "Stalker"), (2, "stalker"), (3, "my secret")):
+            desk.feed(text_update(wish, user=user, reply_to=question(desk, user)))
+        desk.app.base.execute("UPDATE answers SET time = 0")
+        database.expire(desk.app.base, 90)
+        desk.feed(text_update("STALKER", user=4, reply_to=question(desk, 4)))
+        assert len(desk.app.base.execute("SELECT * FROM answers").fetchall()) == 1
+    database.print_wishes(base)
+    assert capsys.readouterr().out == "     3  STALKER\n"
 
 
 def guest(**content) -> dict:
