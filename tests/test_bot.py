@@ -1944,7 +1944,7 @@ def test_proof_comes_from_an_index_that_changes_and_breaks(indexed, tmp_path):
         user = service.ask(file=encoded(draw_frame(1, 5, 99)))
         (text,) = service.wait(user)
         assert text.startswith("This looks like Film 1 (1991).")
-        assert "The nearest still that I know: almost the same picture, about 0:00:3" in text
+        assert "The nearest still that I know: almost the same picture, seen from 0:00:3" in text
         (call,) = service.asked("sendPhoto", user)
         photo = call["params"][call["params"]["photo"].removeprefix("attach://")]
         with Image.open(io.BytesIO(photo)) as still:
@@ -2030,6 +2030,98 @@ def test_without_its_index_a_classifier_answers_on_and_an_embedder_stops(
     assert not caplog.records
 
 
+def use_index(monkeypatch, home: Path, place: Path) -> None:
+    """A worker with the embedder of home and an index, in this process."""
+    monkeypatch.setattr(worker, "model", worker.open_model(str(home / "export"), None, 1, str(place)), raising=False)
+    monkeypatch.setattr(worker.log, "disabled", False)  # the configuration of another package may have done it
+
+
+def test_when_the_last_film_is_removed_no_film_is_named(indexed, exported, tmp_path, monkeypatch, caplog):
+    place = Path(shutil.copy(indexed / "index.sqlite", tmp_path))
+    asked = encoded(draw_frame(2, 3, 99))
+    use_index(monkeypatch, indexed, place)
+    assert worker.name_film([asked])["candidates"][0]["title"] == "Film 2 (1992)"
+    for film in range(5):
+        assert index.main(["remove", f"Film {film} ({1990 + film})", "--index", str(place)]) == 0
+    for _ in range(2):
+        result = worker.name_film([asked])
+        assert (result["kind"], result["candidates"], result["reason"]) == ("unknown", [], worker.NO_FILMS)
+        assert worker.describe_model().films == {}
+    assert [record.getMessage().count("no film of it is named") for record in caplog.records] == [1]
+    film = str(write_film(tmp_path / "stills", 2, range(8)))
+    command = ["add", film, "--title", "Back (2001)", "--model", str(indexed / "export"), "--index", str(place)]
+    assert index.main(command) == 0
+    assert worker.name_film([asked])["candidates"][0]["title"] == "Back (2001)"
+
+
+def test_a_classifier_takes_an_index_that_comes_late(exported, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(worker.log, "disabled", False)
+    home = Path(shutil.copytree(exported, tmp_path / "export"))
+    place = tmp_path / "index.sqlite"
+    monkeypatch.setattr(worker, "index_place", str(place))
+    monkeypatch.setattr(worker, "model", worker.open_model(str(home), None, 1, str(place)), raising=False)
+    assert len(worker.describe_model().films) == 3
+    film = str(write_film(tmp_path / "stills", 7, range(8)))
+    assert index.main(["add", film, "--title", "New (2001)", "--model", str(home), "--index", str(place)]) == 0
+    worker.describe_model()  # once a minute
+    assert "New (2001)" in worker.describe_model().films
+    assert caplog.records[-1].getMessage() == "the index is there now, with 1 films"
+    assert "evidence" in worker.name_film([encoded(draw_frame(7, 3, 99))])["candidates"][0]
+
+
+def test_an_index_is_replaced_by_switching_a_link(indexed, tmp_path, monkeypatch):
+    """As docs/bot.md tells it: a new folder beside the old one, and a link that is renamed over the one before."""
+    for name, film in (("1", 1), ("2", 4)):
+        (tmp_path / name).mkdir()
+        stills = str(write_film(tmp_path / "stills", film, range(8)))
+        command = ["add", stills, "--title", f"Of {name} (2001)", "--model", str(indexed / "export")]
+        assert index.main([*command, "--index", str(tmp_path / name / "index.sqlite")]) == 0
+    link = tmp_path / "current"
+    link.symlink_to("1")
+    use_index(monkeypatch, indexed, link / "index.sqlite")
+    asked = encoded(draw_frame(4, 3, 99))
+    assert [one["title"] for one in worker.name_film([asked])["candidates"]] == ["Of 1 (2001)"]
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").replace(link)
+    found = worker.name_film([asked])["candidates"]
+    assert [one["title"] for one in found] == ["Of 2 (2001)"] and found[0]["evidence"]["thumbnail"]
+    assert worker.read_still("Of 2 (2001)", found[0]["evidence"]["file"])[:2] == b"\xff\xd8"
+    assert worker.read_still("Of 1 (2001)", found[0]["evidence"]["file"]) == b""
+
+
+def test_of_other_candidates_the_still_is_read_when_it_is_asked_for(indexed, monkeypatch):
+    use_index(monkeypatch, indexed, indexed / "index.sqlite")
+    first, *others = worker.name_film([encoded(draw_frame(2, 3, 99))])["candidates"]
+    assert first["evidence"]["thumbnail"] and len(others) == 4
+    for candidate in others:
+        assert candidate["evidence"]["thumbnail"] == ""
+        still = worker.read_still(candidate["title"], candidate["evidence"]["file"])
+        with Image.open(io.BytesIO(still)) as picture:
+            assert picture.format == "JPEG"
+
+
+def test_users_stills_are_shown_only_if_the_owner_says_so(indexed, monkeypatch):
+    thumbnail = base64.b64decode(worker_thumbnail(indexed, monkeypatch))
+    assert worker.show_still("telegram:a.jpg", thumbnail) == b"" and worker.show_still("a.jpg", thumbnail)
+    monkeypatch.setattr(worker, "show_users_stills", True)
+    assert worker.show_still("telegram:a.jpg", thumbnail) == thumbnail
+
+
+def worker_thumbnail(indexed, monkeypatch) -> str:
+    use_index(monkeypatch, indexed, indexed / "index.sqlite")
+    return worker.name_film([encoded(draw_frame(2, 3, 99))])["candidates"][0]["evidence"]["thumbnail"]
+
+
+def test_an_unreadable_picture_does_not_spoil_the_others(indexed, monkeypatch):
+    use_index(monkeypatch, indexed, indexed / "index.sqlite")
+    frames = [encoded(draw_frame(2, scene, 99)) for scene in (3, 5)]
+    result = worker.name_film([frames[0], b"no picture", frames[1]])
+    assert result["frames"] == 2 and len(result["marks"]) == 2
+    assert result["candidates"][0]["title"] == "Film 2 (1992)"
+    with pytest.raises(UserError):
+        worker.name_film([b"no picture", b""])
+
+
 def test_second_looks(indexed, monkeypatch):
     monkeypatch.setattr(worker, "model", Identifier(indexed / "export"), raising=False)
     worker.model.index = collection.Index(indexed / "index.sqlite", worker.model)
@@ -2111,6 +2203,34 @@ def test_troubles_are_waited_out_and_poison_is_refused(service):
     assert (first["status"], second["status"]) == (429, 200) and second["time"] - first["time"] >= 1
     assert not service.asked("getFile", old)
     assert service.until(lambda: service.asked("sendMessage", silent))
+
+
+def test_answers_find_their_way(service):
+    """A question that was deleted, in a topic too; a group that moved; a business account that lets the bot answer."""
+    chats = [{"chat": -1005, "chat_type": "supergroup"}, {"chat": -77, "chat_type": "group"}]
+    topic = {"message_thread_id": 3, "is_topic_message": True}
+    updates = [
+        photo_update("f", user=11, caption="@film_bot", **chats[0]),
+        photo_update("f", user=12, caption="@film_bot", **chats[0], **topic),
+        photo_update("f", user=13, caption="@film_bot", **chats[1]),
+        business_update(user=14, photo=photo_sizes("f")),
+        business_update(user=15, connection="business-2", photo=photo_sizes("f")),
+    ]
+    server = service.server
+    server.files["f"] = service.frame
+    server.deleted = {(-1005, update["message"]["message_id"]) for update in updates[:2]}
+    server.moved = {-77: -1006}
+    server.connections = {"business-1": True, "business-2": False}
+    server.push(*updates)
+    service.wanted.update({-1005: 2, -1006: 1, 14: 1})
+    assert service.until(lambda: len([call for call in server.named("sendMessage") if call["status"] == 200]) == 4)
+    answers = [call["params"] for call in server.named("sendMessage") if call["status"] == 200]
+    found = {params["chat_id"]: params for params in answers}
+    assert found[-1005]["text"].startswith(ANSWERS) and "reply_parameters" not in found[-1006]
+    assert found[14]["business_connection_id"] == "business-1"
+    while "its owner has to allow replies" not in service.log.read_text():
+        assert service.process.poll() is None
+        time.sleep(0.05)
 
 
 def test_a_killed_worker_is_replaced(service):
