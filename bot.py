@@ -23,7 +23,7 @@ from aiogram.client.telegram import PRODUCTION, TelegramAPIServer
 from answering.console import UserError, one_line_errors
 from telegram_bot.app import App, watch_films
 from telegram_bot.connection import Requests, read_token
-from telegram_bot.database import open_base, tidy
+from telegram_bot.database import KEEP_DAYS, open_base, tidy
 from telegram_bot.figures import serve_metrics
 from telegram_bot.handlers import make_dispatcher
 from telegram_bot.updates import MAX_QUESTION_AGE, log, report
@@ -35,14 +35,21 @@ async def run(args: argparse.Namespace, token: str) -> None:
     """Load the model, ask Telegram who we are, and serve. Raises UserError for what a person can mend."""
     api = TelegramAPIServer.from_base(args.api_base) if args.api_base else PRODUCTION
     bot = Bot(token, session=AiohttpSession(api=api))
-    worker = Worker(args.model, runtime=args.runtime, threads=args.threads, index=args.index)
+    worker = Worker(
+        args.model,
+        runtime=args.runtime,
+        threads=args.threads,
+        index=args.index,
+        show_users_stills=args.show_users_stills,
+    )
     try:
         description = await worker.start()
         known = f"{len(description.films)} films, {description.reason}"
         if args.check:
             print(f"all is well: @{(await bot.me()).username}, {known}")
             return
-        app = App(open_base(args.db), token, worker, load_texts(args.titles), args.queue, args.owner)
+        base = open_base(args.db)
+        app = App(base, token, worker, load_texts(args.titles), args.queue, args.owner, args.keep_days)
         app.set_description(description)
         if args.metrics:
             await serve_metrics(app, args.metrics)
@@ -71,7 +78,7 @@ async def introduce(bot: Bot, texts: dict[str, dict]) -> None:
 async def serve(bot: Bot, app: App) -> None:
     """Answer until a signal; then finish the answers in hand, for at most SECONDS."""
     dispatcher = make_dispatcher(app)
-    tasks = [asyncio.create_task(tidy(app.base)), asyncio.create_task(watch_films(app))]
+    tasks = [asyncio.create_task(tidy(app.base, app.keep_days)), asyncio.create_task(watch_films(app))]
     # nobody waits for the old ones any more, and those whose answer was being sent may have got it
     app.base.execute("UPDATE updates SET body = NULL WHERE sending OR time < ?", (time.time() - MAX_QUESTION_AGE,))
     for (body,) in app.base.execute("SELECT body FROM updates WHERE body IS NOT NULL ORDER BY id").fetchall():
@@ -95,6 +102,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--owner", type=int, default=0, metavar="ID", help="the Telegram user who may ask for /stats (default: nobody)")
     add("--metrics", type=int, default=0, metavar="PORT", help="port on 127.0.0.1 for Prometheus (default: none)")
     add("--db", type=Path, default=Path("bot.sqlite"), help=f"database of answers and verdicts {default}")
+    text = f"days until answers, verdicts and what belongs to them are deleted {default}"
+    add("--keep-days", type=float, default=KEEP_DAYS, metavar="DAYS", help=text)
+    text = "show users' pictures that learn.py added to others as proof (default: words alone)"
+    add("--show-users-stills", action="store_true", help=text)
     add("--titles", type=Path, default=Path("titles.csv"), help=f"Russian titles and IMDb ids from scrape.py {default}")
     add("--queue", type=int, default=200, help=f"frames that may wait {default}")
     add("--threads", type=int, default=0, help=f"CPU threads of the model, 0 for all cores {default}")
@@ -110,6 +121,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """Exit with a usage error, or raise UserError for what is elsewhere now."""
     if args.queue < 1 or args.threads < 0:
         parser.error("--queue must be 1 or more, --threads 0 or more")
+    if not args.keep_days > 0:
+        parser.error(f"--keep-days {args.keep_days:g}: must be more than 0")
     if not 0 <= args.metrics <= 65535:
         parser.error("--metrics must be a port, up to 65535")
     if args.api_base and not re.match(r"https?://[^/]", args.api_base):

@@ -55,3 +55,12 @@ class Offers:
 
     def refuse_accepted(self) -> None:
         self.home.execute("UPDATE offered SET state = 'refused', picture = NULL WHERE state = 'accepted'")
+
+    def forget(self, giver: str) -> int:
+        """Take out all pictures of a user, whatever their state; how many there were.
+
+        giver: state.hashed_name of the user, with which the names of his pictures begin.
+        """
+        found = self.home.execute("SELECT name FROM offered WHERE name LIKE ?", [f"{giver}-%"])
+        self.home.execute("DELETE FROM offered WHERE name LIKE ?", [f"{giver}-%"])
+        return len(found)

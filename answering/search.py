@@ -62,6 +62,10 @@ def cosines(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return found
 
 
+class NoFilms(UserError):
+    """A collection holds none that can be searched."""
+
+
 class GrowingRows:
     """Rows of an array that grows at its end; what is in the middle can be taken out."""
 
@@ -188,7 +192,7 @@ class Search:
             return False
         about = self.collection.about()
         if about.fit == 0:
-            raise UserError(f"--index {self.collection}: holds no films yet; python index.py add --help", 2)
+            raise NoFilms(f"--index {self.collection}: holds no films yet; python index.py add --help", 2)
         source = self.collection.home.source(), about.identity, about.fit
         if source != self.source or about.last_change < self.last_change:
             fresh = Search(self.collection)
@@ -198,7 +202,7 @@ class Search:
         else:
             self.read_changes(about)
         if not self.titles:
-            raise UserError(f"--index {self.collection}: holds no films yet; python index.py add --help", 2)
+            raise NoFilms(f"--index {self.collection}: holds no films yet; python index.py add --help", 2)
         self.version = version
         return True
 

@@ -5,14 +5,15 @@ import collections
 import contextlib
 import hashlib
 import sqlite3
+import time
 import weakref
 
-from aiogram.types import User
+from aiogram.types import Chat, User
 
+from telegram_bot.database import DAY, KEEP_DAYS
 from telegram_bot.worker import ModelDescription, Worker, describe_model
 
 IN_HAND = 3  # frames that are fetched at a time; the model takes one of them
-STILL_CACHE_SIZE = 500  # answers whose stills stay in memory for "show another", 25 KB each
 TIMES_KEPT = 1000  # answers whose times the median is of
 REFRESH_SECONDS = 60.0  # until we ask again which films there are
 
@@ -20,13 +21,23 @@ REFRESH_SECONDS = 60.0  # until we ask again which films there are
 class App:
     """worker: started; key: what users' ids are hashed with; texts: as load_texts gives them."""
 
-    def __init__(self, base: sqlite3.Connection, key: str, worker: Worker, texts: dict, queue: int, owner: int = 0):
+    def __init__(
+        self,
+        base: sqlite3.Connection,
+        key: str,
+        worker: Worker,
+        texts: dict,
+        queue: int,
+        owner: int = 0,
+        keep_days: float = KEEP_DAYS,
+    ):
         self.base = base
         self.key = key
         self.worker = worker
         self.texts = texts
         self.queue = queue  # frames that may wait
         self.owner = owner  # id of the user who may see figures
+        self.keep_days = keep_days  # until answers are deleted
         self.model: ModelDescription | None = None  # see set_description
         self.titles: dict[str, list[tuple[str, str]]] = {}  # what find_titles looks through, by language
         self.tasks: set[asyncio.Task] = set()  # of updates in hand
@@ -35,7 +46,7 @@ class App:
         self.turns: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()  # a lock a user
         self.frames: collections.Counter[int] = collections.Counter()  # of each user in the last FLOOD_SECONDS
         self.times = collections.deque([0.0], TIMES_KEPT)  # milliseconds that the last answers took
-        self.stills: dict[str, dict[int, bytes]] = {}  # JPEGs of the last answers, by place of the candidate
+        self.asked: set[str] = set()  # hashes of questions in hand
 
     # ------------------------------------------------------------------------------------------ the model
 
@@ -57,17 +68,30 @@ class App:
         words = query.casefold().split()
         return [pair for pair in self.titles[language] if all(word in pair[0].casefold() for word in words)]
 
-    def keep_stills(self, answer: str, stills: dict[int, bytes]) -> None:
-        """Keep the stills of an answer for its buttons, and forget the oldest ones."""
-        self.stills[answer] = stills
-        if len(self.stills) > STILL_CACHE_SIZE:
-            del self.stills[next(iter(self.stills))]
-
     # ---------------------------------------------------------------------------------------------- users
 
     def hash(self, user: User) -> str:
         """All that the database knows of a user."""
-        return hashlib.blake2b(str(user.id).encode(), key=self.key.encode()[:64], digest_size=12).hexdigest()
+        return self.hash_text(str(user.id))
+
+    def hash_place(self, chat: Chat, user: User) -> str:
+        """Where the next picture of a user may be awaited."""
+        return self.hash_text(f"{chat.id} {user.id}")
+
+    def hash_text(self, text: str) -> str:
+        return hashlib.blake2b(text.encode(), key=self.key.encode()[:64], digest_size=12).hexdigest()
+
+    def count_frame(self, user: int, seconds: float) -> int:
+        """How many frames a user has sent in so many seconds, with this one."""
+        self.frames[user] += 1
+        asyncio.get_running_loop().call_later(seconds, self.drop_frame, user)
+        return self.frames[user]
+
+    def drop_frame(self, user: int) -> None:
+        """One of a user's frames is no more of the last seconds; of a user who is gone nothing stays."""
+        self.frames[user] -= 1
+        if self.frames[user] <= 0:
+            del self.frames[user]
 
     def find_texts(self, user: User | None) -> dict:
         """Texts in the language that a user chose, else in that of his Telegram, else in English."""
@@ -76,11 +100,17 @@ class App:
 
     def find_language(self, user: User) -> str:
         """Its code; "" where nobody knows."""
-        row = self.base.execute("SELECT code FROM languages WHERE who = ?", (self.hash(user),)).fetchone()
-        return row[0] if row else (user.language_code or "").split("-")[0]
+        who = self.hash(user)
+        row = self.base.execute("SELECT code, time FROM languages WHERE who = ?", (who,)).fetchone()
+        if row is None:
+            return (user.language_code or "").split("-")[0]
+        code, seen = row
+        if time.time() - (seen or 0.0) > DAY:  # who comes back keeps it
+            self.base.execute("UPDATE languages SET time = ? WHERE who = ?", (time.time(), who))
+        return code
 
     def set_language(self, user: User, code: str) -> None:
-        self.base.execute("INSERT OR REPLACE INTO languages VALUES (?, ?)", (self.hash(user), code))
+        self.base.execute("INSERT OR REPLACE INTO languages VALUES (?, ?, ?)", (self.hash(user), code, time.time()))
 
     # ------------------------------------------------------------------------------------- what is counted
 

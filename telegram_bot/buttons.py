@@ -9,12 +9,13 @@ from aiogram import Dispatcher
 from aiogram.types import CallbackQuery, File, Message, User
 
 from telegram_bot.app import App
-from telegram_bot.database import StoredAnswer, find_answer
+from telegram_bot.database import StoredAnswer, await_frame, find_answer, has_confirmed
 from telegram_bot.keyboards import (
     CutStill,
     Guess,
     Language,
     Mirror,
+    More,
     NoneOfThese,
     Page,
     Pick,
@@ -26,9 +27,9 @@ from telegram_bot.keyboards import (
     film_links,
     keyboard,
 )
-from telegram_bot.naming import Question, answer_question, find_refusal
-from telegram_bot.replies import MAX_NOTE, UNDELIVERABLE, Reply, edit_message, send_reply
-from telegram_bot.wording import compose, films_page, other_buttons
+from telegram_bot.naming import Question, answer_question, fetch_still, find_refusal
+from telegram_bot.replies import MAX_NOTE, UNDELIVERABLE, Reply, append_line, blank_still, edit_message, send_reply
+from telegram_bot.wording import compose, films_page, format_days, other_buttons
 
 
 async def respond(query: CallbackQuery, note: str, reply: Reply | None = None) -> None:
@@ -74,10 +75,18 @@ async def on_pick(query: CallbackQuery, callback_data: Pick, app: App, texts: di
 async def judge_film(
     query: CallbackQuery, app: App, texts: dict, answer: StoredAnswer, verdict: str, place: int
 ) -> None:
-    """Keep the verdict and the film, whose page the message goes on linking."""
+    """Keep the verdict and the film, whose page the message goes on linking.
+
+    Who says for the first time which film it is, is told what may become of his picture.
+    """
     film = answer.candidates[place]["title"]
+    is_first = answer.asker is not None and not has_confirmed(app.base, answer.asker)
     app.judge(answer.id, verdict, film)
-    await respond(query, texts["thanks"], Reply(None, keyboard(film_links(app, texts, film))))
+    links = keyboard(film_links(app, texts, film))
+    if is_first and isinstance(query.message, Message):
+        await respond(query, texts["thanks"])
+        return await append_line(query.message, texts["kept"].format(days=format_days(app.keep_days)), links)
+    await respond(query, texts["thanks"], Reply(None, links))
 
 
 async def on_wrong(query: CallbackQuery, callback_data: Wrong, app: App, texts: dict) -> None:
@@ -99,6 +108,14 @@ async def on_skip(query: CallbackQuery, callback_data: Skip, app: App, texts: di
 
 
 # ------------------------------------------------------------------------------- guesses and further films
+
+
+async def on_more(query: CallbackQuery, callback_data: More, app: App, texts: dict) -> None:
+    """Take the user's next picture in this chat for one more frame of the film."""
+    if answer := await find_judged(query, app, texts, callback_data.answer):
+        if query.message:
+            await_frame(app.base, app.hash_place(query.message.chat, query.from_user), answer.id)
+        await respond(query, texts["send"])
 
 
 async def on_guess(query: CallbackQuery, callback_data: Guess, app: App, texts: dict) -> None:
@@ -124,11 +141,11 @@ async def show_candidate(query: CallbackQuery, app: App, texts: dict, answer: St
         kind = "guess"
     else:
         kind = answer.kind
-    reply = compose(app, texts, answer, kind, place)
+    still = await fetch_still(app, answer.candidates[place])
+    reply = compose(app, texts, answer, kind, place, still=still)
     message = query.message
-    if isinstance(message, Message) and message.photo and not reply.still:
-        # the still is forgotten, and another film's must not stay above these words
-        return await respond(query, texts["gone"])
+    if isinstance(message, Message) and message.photo and not still:
+        reply.still = blank_still()  # another film's must not stay above these words
     await respond(query, "", reply)
 
 
@@ -143,6 +160,12 @@ async def on_mirror(query: CallbackQuery, callback_data: Mirror, app: App, texts
     await look_again(query, app, texts, callback_data.answer, "mirror")
 
 
+def find_asked_pictures(answer: StoredAnswer) -> list[File]:
+    """The pictures that an answer is about, as they can be fetched anew."""
+    files = answer.files or ([] if answer.file_id == answer.clip_id else [answer.file_id])
+    return [File(file_id=file, file_unique_id="") for file in files]
+
+
 async def look_again(query: CallbackQuery, app: App, texts: dict, number: str, look: str) -> None:
     """Fetch the picture of an answer anew and answer in its place. look: as name_film takes it."""
     answer = await find_judged(query, app, texts, number)
@@ -155,9 +178,16 @@ async def look_again(query: CallbackQuery, app: App, texts: dict, number: str, l
     if refusal is not None:
         return await respond(query, refusal)
     await respond(query, texts["looking"])
-    picture = File(file_id=answer.file_id, file_unique_id="")
-    clip = File(file_id=answer.clip_id, file_unique_id="") if answer.clip_id else None
-    question = Question([picture], message.chat.id, user.id, user, look, clip)
+    question = Question(
+        pictures=find_asked_pictures(answer),
+        chat=message.chat.id,
+        user=user.id,
+        asker=user,
+        look=look,
+        clip=File(file_id=answer.clip_id, file_unique_id="") if answer.clip_id else None,
+        business=message.business_connection_id,
+        small=answer.small,
+    )
     await edit_message(message, await answer_question(query.bot, app, texts, question))
 
 
@@ -187,6 +217,7 @@ HANDLERS = {
     Wrong: on_wrong,
     NoneOfThese: on_none_of_these,
     Skip: on_skip,
+    More: on_more,
     Guess: on_guess,
     Step: on_step,
     CutStill: on_cut_still,

@@ -11,7 +11,7 @@ from pathlib import Path
 from aiogram import Bot, exceptions, methods
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.client.telegram import PRODUCTION
-from aiogram.types import Update
+from aiogram.types import Document, Update
 from aiohttp import ClientConnectorError, ClientError, ClientTimeout, ConnectionTimeoutError
 
 from answering.console import UserError
@@ -24,8 +24,14 @@ TIMEOUT = ClientTimeout(total=60, sock_connect=10)  # seconds, of a request
 FIRST_PAUSE = 0.5  # seconds until a request is made again; each later pause is twice as long
 LONGEST_PAUSE = 30.0
 FOR_EVER = 1e9  # seconds
+CONFLICT_SECONDS = 600.0  # in which the log speaks of another program once
 STARTING = (methods.GetMe, methods.DeleteWebhook, methods.SetMyCommands)
-EDITS = (methods.EditMessageText, methods.EditMessageReplyMarkup, methods.EditMessageMedia)
+EDITS = (
+    methods.EditMessageText,
+    methods.EditMessageCaption,
+    methods.EditMessageReplyMarkup,
+    methods.EditMessageMedia,
+)
 ANSWERS = (methods.AnswerCallbackQuery, methods.AnswerInlineQuery, methods.SendChatAction)
 IDEMPOTENT = (*STARTING, *EDITS, *ANSWERS, methods.GetUpdates, methods.GetFile)  # may arrive twice: it does no harm
 
@@ -58,35 +64,63 @@ class PictureTooBig(UserError):
     """Larger than Telegram gives, or than the pictures of one question may be together."""
 
 
+@dataclass
+class Downloaded:
+    """What was had of some pictures, in their order."""
+
+    contents: list[bytes | str]  # of each its bytes, or its path
+    pictures: list  # whose contents these are: pictures that were asked for, or their thumbnails
+    small: bool = False  # whether there are thumbnails among them, of pictures that are too big
+
+
 class PictureUnavailable(UserError):
     """Telegram does not give it, or not any more."""
 
 
-async def download(bot: Bot, pictures: list, folder: Path | None = None) -> list[bytes | str]:
-    """Pictures, together at most MAX_BYTES, without those that can't be had; if none can, the last one's error.
+async def download(bot: Bot, pictures: list, folder: Path | None = None) -> Downloaded:
+    """Pictures, together at most MAX_BYTES, without those that can't be had; if none can, raises the last one's error.
 
-    A Bot API server of one's own may run with --local: then its files are larger, and here are their paths. folder:
-    where to write the bytes, as for clips, which are read from a file; then all are paths. Raises
-    PictureTooBig, PictureUnavailable, or RuntimeError where the network fails.
+    Of one that is too big the thumbnail is taken, where there is one. A Bot API server of one's own may run with
+    --local: then its files are larger, and here are their paths. folder: where to write the bytes, as for clips, which
+    are read from a file; then all are paths. Raises PictureTooBig, PictureUnavailable, or RuntimeError where the
+    network fails.
     """
     room = MAX_BYTES if bot.session.api is PRODUCTION else LOCAL_BYTES
-    found = []
+    found = Downloaded([], [])
     trouble = None
     for picture in pictures:
         try:
-            content, size = await download_one(bot, picture, room)
+            taken, content, size = await download_or_thumbnail(bot, picture, room)
         except (UserError, RuntimeError) as error:
             trouble = error
-        else:
-            if folder and isinstance(content, bytes):
-                path = folder / str(len(found))
-                await asyncio.to_thread(path.write_bytes, content)
-                content = str(path)
-            found.append(content)
-            room -= size
-    if not found:
+            continue
+        if folder and isinstance(content, bytes):
+            path = folder / str(len(found.contents))
+            await asyncio.to_thread(path.write_bytes, content)
+            content = str(path)
+        found.contents.append(content)
+        found.pictures.append(taken)
+        found.small |= taken is not picture
+        room -= size
+    if not found.contents:
         raise trouble
     return found
+
+
+async def download_or_thumbnail(bot: Bot, picture, room: int) -> tuple[object, bytes | str, int]:
+    """(picture, or its thumbnail where it is too big; and as download_one)."""
+    try:
+        return picture, *await download_one(bot, picture, room)
+    except PictureTooBig:
+        thumbnail = find_thumbnail(picture)
+        if not thumbnail:
+            raise
+    return thumbnail, *await download_one(bot, thumbnail, room)
+
+
+def find_thumbnail(picture):
+    """The small picture that Telegram made of a file; None for a photo, and for a clip, whose cover is asked for."""
+    return picture.thumbnail if isinstance(picture, Document) else None
 
 
 async def download_one(bot: Bot, picture, room: int) -> tuple[bytes | str, int]:
@@ -155,6 +189,7 @@ class Requests(BaseRequestMiddleware):
     def __init__(self, base: sqlite3.Connection):
         self.base = base
         self.away = False  # whether Telegram can't be reached, as far as the log says
+        self.conflict_at = -FOR_EVER  # time.monotonic(), when the log last spoke of another program
 
     async def __call__(self, make_request, bot: Bot, method):
         policy = RetryPolicy.of(method)
@@ -179,11 +214,13 @@ class Requests(BaseRequestMiddleware):
                     return [Update(update_id=number)]
                 method.limit = 1  # to find which one it is
                 continue
+            if mend(method, failure):
+                continue
             if not policy.allows(failure):
                 raise failure
             self.log_failure(policy, failure)
             self.mark_sending(updates, False)
-            wait = failure.retry_after + 0.1 if isinstance(failure, exceptions.TelegramRetryAfter) else pause
+            wait = find_pause(failure, pause)
             if time.monotonic() + wait > deadline:
                 raise failure
             await asyncio.sleep(wait)
@@ -200,9 +237,39 @@ class Requests(BaseRequestMiddleware):
             self.away = False
 
     def log_failure(self, policy: RetryPolicy, failure: exceptions.AiogramError) -> None:
-        if policy.for_ever and not self.away:
+        if isinstance(failure, exceptions.TelegramConflictError):
+            self.log_conflict()
+        elif policy.for_ever and not self.away:
             log.warning("Telegram can't be reached (%s), trying again until it works", type(failure).__name__)
             self.away = True
+
+    def log_conflict(self) -> None:
+        """Not at each poll: the two end each other's for as long as both run."""
+        if time.monotonic() - self.conflict_at > CONFLICT_SECONDS:
+            log.warning("another program polls with this token; waiting until it stops")
+            self.conflict_at = time.monotonic()
+
+
+def mend(method: methods.TelegramMethod, failure: exceptions.AiogramError) -> bool:
+    """Whether a request works when it is changed, which is done: a group that moved, a question that was deleted."""
+    if isinstance(failure, exceptions.TelegramMigrateToChat) and not isinstance(method, EDITS):
+        moved = method.chat_id != failure.migrate_to_chat_id
+        method.chat_id = failure.migrate_to_chat_id
+        if getattr(method, "reply_parameters", None):
+            method.reply_parameters = None  # messages have other numbers there
+        return moved
+    answers = isinstance(failure, exceptions.TelegramBadRequest) and getattr(method, "reply_parameters", None)
+    if answers and "repl" in failure.message.lower():  # "message to be replied not found", in a topic even if allowed
+        method.reply_parameters = None
+        return True
+    return False
+
+
+def find_pause(failure: exceptions.AiogramError, pause: float) -> float:
+    """Seconds until the next try; pause: those that it would be otherwise."""
+    if isinstance(failure, exceptions.TelegramRetryAfter):
+        return failure.retry_after + 0.1
+    return LONGEST_PAUSE if isinstance(failure, exceptions.TelegramConflictError) else pause
 
 
 def find_update(failure: exceptions.AiogramError) -> int | None:

@@ -1,10 +1,12 @@
 """Buttons below the bot's messages, and what their data means. Old ones in people's chats must go on working."""
 
+import contextlib
+import itertools
 import re
 from typing import ClassVar
 
 from aiogram.filters.callback_data import CallbackData
-from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup
+from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup, Message
 
 from telegram_bot.app import App
 
@@ -40,6 +42,12 @@ class Skip(CallbackData, prefix="k"):
 
 class Guess(CallbackData, prefix="g"):
     """Show the best guess at an unknown film."""
+
+    answer: str
+
+
+class More(CallbackData, prefix="a"):
+    """The user's next picture shows the same film."""
 
     answer: str
 
@@ -105,6 +113,20 @@ class Page(ParsedData, prefix="f"):
     PATTERN = "f:(?P<page>[0-9]{1,5}):(?P<query>.*)"
     page: int  # from 0
     query: str  # of at most MAX_QUERY bytes
+
+
+# that stand below an answer
+ANSWER_BUTTONS = (Right, Wrong, NoneOfThese, Guess, More, CutStill, Mirror, Pick, Step)
+
+
+def find_answer_id(message: Message, kinds: tuple[type[CallbackData], ...]) -> str | None:
+    """The answer that a message of ours is about, by the first of its buttons of one of these kinds."""
+    rows = message.reply_markup.inline_keyboard if message.reply_markup else []
+    for pressable in itertools.chain.from_iterable(rows):
+        for kind in kinds:
+            with contextlib.suppress(TypeError, ValueError):  # another button's
+                return kind.unpack(pressable.callback_data or "").answer
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ keyboards

@@ -1,15 +1,17 @@
 """What the bot replies, and how that is sent: as a message, in place of one of its messages, or as a guest."""
 
 import contextlib
+import io
 from dataclasses import dataclass
 
 from aiogram import exceptions, types
 from aiogram.types import InlineKeyboardMarkup, Message
+from PIL import Image
 
 MAX_CAPTION = 1024  # letters below a photo
 MAX_NOTE = 190  # letters of the note that a pressed button shows
-# the message is gone or unchanged, or the bot was blocked
-UNDELIVERABLE = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError)
+# the message is gone or unchanged, the bot was blocked, or the group is another one now, with other messages
+UNDELIVERABLE = (exceptions.TelegramBadRequest, exceptions.TelegramForbiddenError, exceptions.TelegramMigrateToChat)
 
 
 @dataclass
@@ -29,16 +31,16 @@ async def send_reply(message: Message, reply: Reply, spoiler: bool = False) -> N
     """Answer as plain text: nothing of what users write or films are called is ever read as HTML."""
     if message.guest_query_id:
         return await answer_guest(message, reply)
-    to = message.as_reply_parameters(allow_sending_without_reply=True)
+    to = types.ReplyParameters(message_id=message.message_id, allow_sending_without_reply=True)
+    topic = message.direct_messages_topic  # of a channel
+    where = {"reply_parameters": to, "direct_messages_topic_id": topic.topic_id if topic else None}
     if reply.still:
         photo = types.BufferedInputFile(reply.still, "still.jpg")
         caption = reply.text[:MAX_CAPTION]
         with contextlib.suppress(exceptions.TelegramBadRequest):  # no photos in this group, or no picture any more
-            await message.answer_photo(
-                photo, caption=caption, has_spoiler=spoiler, reply_parameters=to, reply_markup=reply.buttons
-            )
+            await message.answer_photo(photo, caption=caption, has_spoiler=spoiler, reply_markup=reply.buttons, **where)
             return
-    await message.answer(reply.text, reply_parameters=to, reply_markup=reply.buttons)
+    await message.answer(reply.text, reply_markup=reply.buttons, **where)
 
 
 async def answer_guest(message: Message, reply: Reply) -> None:
@@ -68,3 +70,19 @@ async def edit_message(message: Message, reply: Reply) -> None:
             await message.edit_text(reply.text, reply_markup=reply.buttons)
         else:
             await message.edit_reply_markup(reply_markup=reply.buttons)
+
+
+def blank_still() -> bytes:
+    """A grey JPEG, where a still is missing or not to be shown."""
+    packed = io.BytesIO()
+    Image.new("RGB", (200, 112), "#808080").save(packed, "JPEG")
+    return packed.getvalue()
+
+
+async def append_line(message: Message, line: str, buttons: InlineKeyboardMarkup | None) -> None:
+    """Put a line below the words of a message of ours, and these buttons in place of its own."""
+    with contextlib.suppress(*UNDELIVERABLE):
+        if message.caption:
+            await message.edit_caption(caption=f"{message.caption}\n\n{line}"[:MAX_CAPTION], reply_markup=buttons)
+        elif message.text:
+            await message.edit_text(f"{message.text}\n\n{line}", reply_markup=buttons)

@@ -7,13 +7,15 @@ from pathlib import Path
 from aiogram.types import InlineKeyboardMarkup
 
 from answering.console import format_clock
+from answering.store import USER_STILL_PREFIX
 from telegram_bot.app import App, local_title
-from telegram_bot.database import StoredAnswer
+from telegram_bot.database import LISTED, StoredAnswer
 from telegram_bot.keyboards import (
     MAX_QUERY,
     CutStill,
     Guess,
     Mirror,
+    More,
     NoneOfThese,
     Page,
     Pick,
@@ -27,7 +29,6 @@ from telegram_bot.keyboards import (
 from telegram_bot.replies import Reply
 
 TEXTS = Path(__file__).with_name("texts.toml")
-LISTED = 3  # films of a shortlist or a guess
 FILMS_A_PAGE = 20
 MAX_TEXT = 4000  # letters; Telegram takes 4096
 SURE_STEPS = (0.95, 0.75)  # confidence, for words
@@ -47,31 +48,46 @@ def load_texts(titles: Path) -> dict[str, dict]:
     return texts
 
 
+def format_days(days: float) -> str:
+    return f"{days:g}"
+
+
 # ------------------------------------------------------------------------------------------------ an answer
 
 
-def compose(app: App, texts: dict, answer: StoredAnswer, kind: str, place: int = 0) -> Reply:
-    """Words, buttons and still of an answer.
+def compose(
+    app: App,
+    texts: dict,
+    answer: StoredAnswer,
+    kind: str,
+    place: int = 0,
+    *,
+    still: bytes | None = None,
+    is_last: bool = False,
+) -> Reply:
+    """Words and buttons of an answer, with this still.
 
     kind: as the answer has it, "guess" for the best guess at an unknown film, "next" for the film at a place further
-    down.
+    down. is_last: no more frames are asked for.
     """
     shown = answer.candidates[place]
-    text = describe_films(texts, answer.candidates, kind, place)
-    if answer.frames:
-        text += "\n" + texts["clip"].format(count=answer.frames)
+    text = describe_films(texts, answer.candidates, "stumped" if kind == "unknown" and is_last else kind, place)
+    if answer.frames and (answer.clip_id or answer.frames > 1):
+        text += "\n" + texts["clip" if answer.clip_id else "frames"].format(count=answer.frames)
+    more = [] if is_last else [button(texts["more"], More(answer=answer.id))]
     if kind == "unknown":
-        return Reply(text, unknown_buttons(texts, answer))
+        return Reply(text, unknown_buttons(texts, answer, more))
     if proof := shown.get("evidence"):
         listed = kind in ("shortlist", "guess")
-        text += "\n" + describe_proof(texts, proof, of=shown["title"] if listed else None, is_clip=bool(answer.frames))
-    still = app.stills.get(answer.id, {}).get(place)
+        text += "\n" + describe_proof(texts, proof, of=shown["title"] if listed else None)
+        if not still and proof["file"].startswith(USER_STILL_PREFIX):
+            text += " " + texts["theirs_hidden"]
     further = []
-    if still and len(answer.candidates) > 1:
+    if len(answer.candidates) > 1 and any(candidate.get("evidence") for candidate in answer.candidates):
         step = Step(place=(place + 1) % len(answer.candidates), answer=answer.id)
         further.append(button(texts["another"], step))
     if kind == "shortlist":
-        rows = shortlist_buttons(texts, answer)
+        rows = [*shortlist_buttons(texts, answer), more]
     else:
         rows = [judge_buttons(texts, answer, place)]
         further += film_links(app, texts, shown["title"])
@@ -89,29 +105,30 @@ def describe_films(texts: dict, candidates: list[dict], kind: str, place: int) -
     )
 
 
-def describe_proof(texts: dict, proof: dict, of: str | None, is_clip: bool = False) -> str:
-    """In words, how much alike the nearest known still is, and when it comes in its film.
+def describe_proof(texts: dict, proof: dict, of: str | None) -> str:
+    """In words, how much alike the nearest known still is, and from where to where in its film it is seen.
 
-    proof: as Evidence.as_dict() gives it; of: the film's title, where several are listed; is_clip: the proof is from
-    where to where a clip is seen.
+    proof: as Evidence.as_dict() gives it; of: the film's title, where several are listed.
     """
     alike = texts["alike"][sum(proof["similarity"] < limit for limit in SIMILARITY_STEPS)]
     film = texts["of"].format(title=local_title(of, texts)) if of else ""
     at = ""
-    if is_clip and proof["from_ms"] is not None and proof["to_ms"] > proof["from_ms"]:
-        at = texts["span"].format(start=format_clock(proof["from_ms"] / 1000), end=format_clock(proof["to_ms"] / 1000))
-    elif proof["time_ms"] is not None:
+    if proof["time_ms"] is not None:
         at = texts["at"].format(time=format_clock(proof["time_ms"] / 1000))
+    if proof["from_ms"] is not None:
+        start, end = (format_clock(proof[name] / 1000) for name in ("from_ms", "to_ms"))
+        if start != end:
+            at = texts["span"].format(start=start, end=end)
     return texts["proof"].format(of=film, alike=alike, at=at)
 
 
-def unknown_buttons(texts: dict, answer: StoredAnswer) -> InlineKeyboardMarkup:
-    """Show the best guess; look at the picture in another way."""
+def unknown_buttons(texts: dict, answer: StoredAnswer, more: list) -> InlineKeyboardMarkup:
+    """One more frame; show the best guess; look at the picture in another way. more: the row of the first."""
     looks = [
         button(texts["still"], CutStill(answer=answer.id)),
         button(texts["mirror"], Mirror(answer=answer.id)),
     ]
-    return keyboard([button(texts["show"], Guess(answer=answer.id))], looks)
+    return keyboard(more, [button(texts["show"], Guess(answer=answer.id))], looks)
 
 
 def judge_buttons(texts: dict, answer: StoredAnswer, place: int) -> list:

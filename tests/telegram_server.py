@@ -53,6 +53,10 @@ class TelegramServer:
     "reset"                              the connection is reset; the call is not carried out
     "cut"                                the normal answer up to its half
 
+    deleted: (chat, message id) of messages that are gone, moved: {group: the supergroup that it became}, connections:
+    {id of a connection to a business account: whether the bot may write for it}, sizes: {file_id: bytes that a file is
+    said to have}, all as the Bot API has them.
+
     calls: {"method", "params", "time" (perf_counter at arrival), "result", "status"} each; result is the whole answer
     where it is not ok, and None for a download, a cut connection or a poll that still waits. acknowledged: update ids.
     """
@@ -68,6 +72,10 @@ class TelegramServer:
         self.acknowledged: list[int] = []
         self.messages: dict[tuple, dict] = {}  # (chat, message id) of what the bot sent
         self.updates: list[dict] = []  # not acknowledged yet
+        self.deleted: set[tuple[int, int]] = set()
+        self.moved: dict[int, int] = {}
+        self.connections: dict[str, bool] = {}
+        self.sizes: dict[str, int] = {}
         self._next_update = 1
         self._message_ids = itertools.count(500_001)
         self._polls = 0
@@ -208,6 +216,9 @@ class TelegramServer:
         if method == "file":
             data = self.files.get(params["file_id"])
             return (404, refused(404, "Not Found")) if data is None else (200, data)
+        if new := self.moved.get(params.get("chat_id")):
+            words = "Bad Request: group chat was upgraded to a supergroup chat"
+            return 400, refused(400, words, migrate_to_chat_id=new)
         known = {
             "getme": self._get_me,
             "getfile": self._get_file,
@@ -216,6 +227,7 @@ class TelegramServer:
             "editmessagetext": self._edit,
             "editmessagemedia": self._edit,
             "answerguestquery": lambda _: {"inline_message_id": f"guest-{next(numbers)}"},
+            "editmessagecaption": self._edit,
             "editmessagereplymarkup": self._edit,
         }
         try:
@@ -231,7 +243,7 @@ class TelegramServer:
         name = params.get("file_id", "")
         if name not in self.files:
             raise Refusal("wrong file_id or the file is temporarily unavailable")
-        size, path = len(self.files[name]), f"photos/{name}.jpg"
+        size, path = self.sizes.get(name, len(self.files[name])), f"photos/{name}.jpg"
         if self.local:
             path = str(self.local / f"{name}.jpg")
             Path(path).write_bytes(self.files[name])
@@ -243,12 +255,38 @@ class TelegramServer:
         """A message of the bot's, with its buttons."""
         if "chat_id" not in params:
             raise Refusal("chat_id is empty")
+        self._check_business(params)
+        self._check_reply(params)
         number, markup = next(self._message_ids), checked_markup(params)
         chat = chat_of(params["chat_id"], "private" if params["chat_id"] > 0 else "supergroup")
         message = {"message_id": number, "date": int(time.time()), "chat": chat, "from": self.bot, **content}
         message |= {"reply_markup": markup} if markup else {}
         self.messages[params["chat_id"], number] = message
         return message
+
+    def _check_business(self, params: dict) -> None:
+        """Raises Refusal where a message can't be sent for a business account."""
+        connection = params.get("business_connection_id")
+        if connection is None:
+            return
+        if connection not in self.connections:
+            raise Refusal("BUSINESS_CONNECTION_INVALID")
+        if not self.connections[connection]:
+            raise Refusal("not enough rights to send messages on behalf of the business account")
+
+    def _check_reply(self, params: dict) -> None:
+        """Raises Refusal for a reply to a message that is gone, unless the bot allows that there is none.
+
+        In a topic, or where the chat is named, that is never allowed; for a business account no chat may be named.
+        """
+        reply = params.get("reply_parameters") or {}
+        if params.get("business_connection_id") and "chat_id" in reply:
+            raise Refusal("reply to a message in another chat is not supported")
+        if (params["chat_id"], reply.get("message_id")) not in self.deleted:
+            return
+        elsewhere = "chat_id" in reply or "message_thread_id" in params
+        if elsewhere or not reply.get("allow_sending_without_reply"):
+            raise Refusal("message to be replied not found")
 
     def _send_message(self, params: dict) -> dict:
         return self._keep(params, text=plain(params, "text"))
@@ -423,6 +461,28 @@ def photo_update(file_id: str, user: int = 1, chat: int | None = None, caption: 
 def text_update(text: str, user: int = 1, chat: int | None = None, **more) -> dict:
     """A text or command; more: as in message_update."""
     return message_update(user, chat, text=text, **more)
+
+
+def channel_update(**content) -> dict:
+    """A post of a channel that the bot is a member of: nobody has written it but the channel."""
+    post = message_update(chat=-1002, chat_type="channel", **content)["message"]
+    del post["from"]
+    return {"channel_post": post | {"sender_chat": post["chat"]}}
+
+
+def business_update(user: int = 1, customer: int | None = None, connection: str = "business-1", **content) -> dict:
+    """A message in the chat of a business account with a customer: by him, or by its owner where user is another."""
+    message = message_update(user, customer if customer is not None else user, **content)["message"]
+    return {"business_message": message | {"business_connection_id": connection}}
+
+
+def edited(update: dict, **content) -> dict:
+    """The update that an edit of a message brings; content: the fields that are others now."""
+    ((kind, message),) = ((key, value) for key, value in update.items() if key != "update_id")
+    for key, about in (("text", "entities"), ("caption", "caption_entities")):
+        if content.get(key):
+            content[about] = entities(content[key])
+    return {f"edited_{kind}": message | {"edit_date": int(time.time())} | content}
 
 
 def callback_update(

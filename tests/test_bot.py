@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
+import numpy as np
 import pytest
 from aiogram import Bot, exceptions, methods
 from aiogram.client.session.base import BaseSession
@@ -49,8 +50,11 @@ from telegram_server import (
     BOT,
     Refusal,
     TelegramServer,
+    business_update,
     callback_update,
+    channel_update,
     checked_markup,
+    edited,
     message_update,
     photo_sizes,
     photo_update,
@@ -66,7 +70,19 @@ from answering import collection
 from answering.console import UserError
 from answering.model import Identifier
 from benchmarks.watched_bot import watched
-from telegram_bot import app, connection, database, figures, handlers, keyboards, naming, updates, wording, worker
+from telegram_bot import (
+    app,
+    connection,
+    database,
+    figures,
+    handlers,
+    keyboards,
+    marks,
+    naming,
+    updates,
+    wording,
+    worker,
+)
 from telegram_bot.worker import ModelDescription, Worker
 
 EDITS = (EditMessageText, EditMessageReplyMarkup, EditMessageMedia)
@@ -166,6 +182,8 @@ class Model:
         self.seconds = 0.1
         self.asked = []
         self.looks = []
+        self.read = []  # stills that were asked for: (title, file)
+        self.stills = {title: f"still {place}".encode() for place, title in enumerate(TITLES)}
         self.result = answer_of("movie")
         self.gate = None
         self.contract = SimpleNamespace(classes=TITLES, architecture="test_resnet", commit="abc1234", accuracy={})
@@ -179,6 +197,9 @@ class Model:
     async def call(self, function, *args):
         if function is worker.describe_model:
             return await self.start()
+        if function is worker.read_still:
+            self.read.append(args)
+            return self.stills.get(args[0], b"")
         pictures, look = args
         self.asked.append([self.content(data) for data in pictures])
         self.looks.append(look)
@@ -311,6 +332,12 @@ def sticker(**more) -> dict:
 STRANGER = {"id": 900, "is_bot": False, "first_name": "Bob"}
 ORIGIN = {"type": "user", "date": 1, "sender_user": STRANGER}
 CHANNEL = {"type": "channel", "date": 1, "chat": {"id": -5, "type": "channel", "title": "Films"}, "message_id": 1}
+
+
+def paid(*media: dict) -> dict:
+    return {"star_count": 5, "paid_media": list(media)}
+
+
 POLL = {"id": "1", "question": "?", "options": [], "type": "quiz", "total_voter_count": 0} | dict.fromkeys(
     ("is_closed", "is_anonymous", "allows_multiple_answers", "allows_revoting", "members_only"), False
 )
@@ -356,6 +383,7 @@ def test_the_best_picture_of_a_message_is_taken(desk, content, wanted, monkeypat
     ("content", "wanted"),
     [
         ({"animation": video(), "document": document("gif", "video/mp4", "a.gif.mp4")}, "video"),
+        ({"paid_media": paid({"type": "video", "video": video()})}, "video"),
         ({"video": video(cover=[part("small", 90), part("large", 900)])}, "video"),
         ({"video": video() | {"thumbnail": None}}, "video"),
         ({"video_note": part("note", length=240, duration=3, thumbnail=part("thumb"))}, "note"),
@@ -376,8 +404,9 @@ def test_with_pyav_a_clip_is_asked_itself(desk, content, wanted):
     (answer,) = desk.feed(message_update(**content))
     assert desk.worker.asked == [[wanted]]
     words = answer.caption.split("\n")
-    assert words[1] == "I looked at frames of the clip: 12."
-    assert words[2].endswith("almost the same picture, and the clip is seen from 0:41:10 to 0:41:20.")
+    moves = wanted in ("video", "note", "sticker", "film")
+    assert words[1] == f"I looked at frames of {'the clip' if moves else 'it'}: 12."
+    assert words[2].endswith("almost the same picture, seen from 0:41:10 to 0:41:20.")
 
 
 def test_of_a_clip_its_cover_is_kept_for_the_index(desk):
@@ -539,10 +568,20 @@ def test_groups_hear_from_us_only_when_they_ask(desk, update, answers):
         (answer_of("movie", 0.8), "en", "This looks like Alien (1979). I am fairly sure, but", ["Right", "Wrong"]),
         (answer_of("movie", 0.8), "uk-UA", "Похоже, это Чужой / Alien (1979). Довольно уверен", ["Верно", "Неверно"]),
         (answer_of("movie", 0.5), None, "This looks like Alien (1979). I am not very sure", ["Right", "Wrong"]),
-        (answer_of("shortlist"), "de", "- Alien (1979)\n- Brazil (1985)\n- Contact", [*TITLES, "None of these"]),
-        (answer_of("shortlist"), "ru", "- Чужой / Alien", ["Чужой / Alien (1979)", *TITLES[1:], "Ничего из этого"]),
-        (answer_of("unknown"), "en", "I don't know this movie.", [EN["show"], EN["still"], EN["mirror"]]),
-        (answer_of("unknown"), "ru", "Я не знаю этот фильм.", [RU["show"], RU["still"], RU["mirror"]]),
+        (
+            answer_of("shortlist"),
+            "de",
+            "- Alien (1979)\n- Brazil (1985)\n- Contact",
+            [*TITLES, "None of these", EN["more"]],
+        ),
+        (
+            answer_of("shortlist"),
+            "ru",
+            "- Чужой / Alien",
+            ["Чужой / Alien (1979)", *TITLES[1:], RU["none"], RU["more"]],
+        ),
+        (answer_of("unknown"), "en", EN["unknown"], [EN["more"], EN["show"], EN["still"], EN["mirror"]]),
+        (answer_of("unknown"), "ru", RU["unknown"], [RU["more"], RU["show"], RU["still"], RU["mirror"]]),
         (UserError("image: damaged"), "en", "I can't open this picture.", []),
         (TimeoutError(), "ru", "Не могу открыть эту картинку.", []),
     ],
@@ -575,8 +614,11 @@ def test_titles_are_never_read_as_anything_else(desk):
 def test_verdicts_are_kept(desk):
     (_, right), (_, wrong) = buttons(desk.feed(photo_update("a"))[0])
     note, edit = desk.press(right, language="ru")
-    assert note == "Спасибо!" and isinstance(edit, EditMessageReplyMarkup) and edit.reply_markup is None
+    assert note == "Спасибо!" and edit.reply_markup is None
+    assert edit.text == "?\n\n" + RU["kept"].format(days=90)  # the first time alone
     assert desk.verdicts() == [("right", TITLES[0])]
+    note, edit = desk.press(right, language="ru")
+    assert note == "Спасибо!" and isinstance(edit, EditMessageReplyMarkup) and edit.reply_markup is None
     note, edit = desk.press(wrong)
     assert note == "Which movie is it, then?" and desk.verdicts() == [("wrong", None)]
     assert [label for label, _ in buttons(edit)] == [*TITLES[1:], "None of these"]
@@ -589,7 +631,7 @@ def test_verdicts_on_a_shortlist(desk):
     answer = desk.feed(photo_update("a"))[0]
     desk.press(buttons(answer)[1][1])
     assert desk.verdicts() == [("right", TITLES[1])]
-    _, edit = desk.press(buttons(answer)[-1][1])  # none of these
+    _, edit = desk.press(dict(buttons(answer))[EN["none"]])
     assert desk.verdicts() == [("wrong", None)] and [label for label, _ in buttons(edit)] == [*TITLES, "None of these"]
     note, edit = desk.press(buttons(edit)[-1][1])
     assert note == "Thank you!" and edit.reply_markup is None and desk.verdicts() == [("wrong", None)]
@@ -597,7 +639,7 @@ def test_verdicts_on_a_shortlist(desk):
 
 def test_unknown_shows_its_guess_when_asked(desk):
     desk.worker.result = answer_of("unknown")
-    (_, show), *_ = buttons(desk.feed(photo_update("a"))[0])
+    show = dict(buttons(desk.feed(photo_update("a"))[0]))[EN["show"]]
     _, edit = desk.press(show)
     assert edit.text == "I don't know this movie, but it looks most like:\n" + "\n".join(f"- {t}" for t in TITLES)
     (_, right), _ = buttons(edit)
@@ -644,9 +686,10 @@ def photo_press(desk, data: str, **more) -> tuple:
     return desk.press(data, message=message)
 
 
-def test_show_another_goes_through_the_next_nearest_films(desk, monkeypatch):
+def test_show_another_goes_through_the_next_nearest_films(desk):
     desk.worker.result = proven("movie")
     data = buttons(desk.feed(photo_update("a"))[0])[2][1]
+    assert not desk.worker.read  # the first still comes with the answer
     for place in (1, 2):
         note, edit = photo_press(desk, data)
         assert isinstance(edit, EditMessageMedia) and not note
@@ -655,15 +698,18 @@ def test_show_another_goes_through_the_next_nearest_films(desk, monkeypatch):
         (_, right), (_, _), (_, data) = buttons(edit)
     assert photo_press(desk, right)[0] == EN["thanks"] and desk.verdicts() == [("wrong", TITLES[2])]
     assert photo_press(desk, data)[1].media.caption.startswith("This looks like Alien (1979).")
-    monkeypatch.setattr(app, "STILL_CACHE_SIZE", 1)
-    for name in "bc":
-        desk.feed(photo_update(name))
-    assert photo_press(desk, data) == (EN["gone"], None)
+    assert desk.worker.read == [(title, f"{place}.jpg") for title, place in zip(TITLES[1:], (1, 2), strict=True)] + [
+        (TITLES[0], "0.jpg")
+    ]
+    desk.worker.stills = {}  # the film was removed, or its stills are users'
+    edit = photo_press(desk, data)[1]
+    with Image.open(io.BytesIO(edit.media.media.data)) as blank:
+        assert blank.getextrema() == ((128, 128),) * 3
 
 
 def test_a_proof_of_an_unknown_film_is_shown_when_asked(desk):
     desk.worker.result = proven("unknown")
-    data = buttons(desk.feed(photo_update("a"))[0])[0][1]
+    data = dict(buttons(desk.feed(photo_update("a"))[0]))[EN["show"]]
     _, edit = desk.press(data)
     assert edit.media.media.data == b"still 0" and edit.media.caption.startswith(EN["guess"].split("{")[0])
     desk.session.fail = lambda method: NO_PHOTOS if isinstance(method, EditMessageMedia) else None
@@ -737,7 +783,7 @@ def test_words_ask_for_a_second_look(desk, words, look):
 
 def test_buttons_ask_for_a_second_look(desk):
     desk.worker.result = answer_of("unknown")
-    _, (_, still), (_, mirror) = buttons(desk.feed(photo_update("a"))[0])
+    _, _, (_, still), (_, mirror) = buttons(desk.feed(photo_update("a"))[0])
     note, edit = desk.press(still)
     assert note == EN["looking"] and edit.text == EN["unknown"]
     desk.worker.result = answer_of("movie")
@@ -823,6 +869,283 @@ def test_a_database_of_an_older_bot_goes_on(tmp_path):
     with Desk(tmp_path / "bot.sqlite") as desk:
         assert desk.press("r:old", user=5)[0] == EN["thanks"] and desk.verdicts() == [("right", TITLES[0])]
         assert "Alien" in desk.feed(photo_update("a"))[0].text
+
+
+# ------------------------------------------------------------------------------------- one more frame of it
+
+
+def sent(call, number: int = 77, **more) -> dict:
+    """A message of ours, as a user's reply quotes it."""
+    markup = json.loads(call.reply_markup.model_dump_json(exclude_none=True))
+    message = {"message_id": number, "date": 1, "chat": {"id": 1, "type": "private"}, "from": BOT, "text": "?"}
+    return message | {"reply_markup": markup} | more
+
+
+def test_frames_of_an_unknown_film_are_asked_together(desk):
+    desk.worker.result = answer_of("unknown")
+    (answer,) = desk.feed(photo_update("a"))
+    desk.worker.result = answer_of("unknown") | {"frames": 2}
+    (second,) = desk.feed(photo_update("b", reply_to=sent(answer)))
+    assert desk.worker.asked == [["a"], ["a", "b"]]
+    assert second.text == f"{EN['unknown']}\nI looked at frames of it: 2."
+    more = dict(buttons(second))[EN["more"]]
+    assert desk.press(more) == (EN["send"], None)
+    desk.feed(text_update("wait"))
+    desk.worker.result = proven("movie") | {"frames": 4}
+    (named,) = desk.feed(photo_update("c", album="x"), photo_update("d", album="x"))
+    assert desk.worker.asked[2:] == [["a", "b", "c", "d"]]
+    assert named.caption.split("\n")[1] == "I looked at frames of it: 4."
+    desk.feed(photo_update("e"))  # the button was for one picture or album
+    desk.feed(photo_update("f", reply_to=sent(named)))  # a film that was named asks for no more frames
+    assert desk.worker.asked[3:] == [["e"], ["f"]]
+
+
+def test_one_more_frame_is_that_of_who_asked_and_of_the_next_ten_minutes(desk):
+    desk.worker.result = answer_of("shortlist")
+    group = {"chat_type": "supergroup"}
+    (answer,) = desk.feed(photo_update("a", caption="@film_bot", **group))
+    more = dict(buttons(answer))[EN["more"]]
+    assert desk.press(more, user=2, **group) == (EN["theirs"], None)
+    desk.press(more, **group)
+    assert not desk.feed(photo_update("b", user=2, **group))  # somebody else's, and nobody asked us
+    assert not desk.feed(text_update("hello", **group))
+    assert len(desk.feed(photo_update("c", **group))) == 1 and desk.worker.asked[-1] == ["a", "c"]
+    desk.press(more, **group)
+    desk.app.base.execute("UPDATE awaited SET time = time - 601")
+    assert not desk.feed(photo_update("d", **group))
+    desk.feed(photo_update("e", user=2, reply_to=sent(answer), **group))  # to another's: a question of its own
+    assert desk.worker.asked[-1] == ["e"]
+
+
+def test_eight_frames_are_asked_at_most(desk):
+    desk.worker.result = answer_of("unknown")
+    (answer,) = desk.feed(*(photo_update(name, album="x") for name in "abcdefg"))
+    (answer,) = desk.feed(*(photo_update(name, album="y", reply_to=sent(answer)) for name in "hi"))
+    assert desk.worker.asked[-1] == list("bcdefghi")
+    assert answer.text == EN["stumped"] and EN["more"] not in dict(buttons(answer))
+    desk.press(dict(buttons(answer))[EN["mirror"]])
+    assert desk.worker.asked[-1] == list("bcdefghi")  # a second look is at all of them
+
+
+def test_after_a_clip_its_cover_and_the_frame_are_asked(desk):
+    desk.worker.result = answer_of("unknown") | {"frames": 12}
+    (answer,) = desk.feed(message_update(video=video()))
+    desk.feed(photo_update("a", reply_to=sent(answer)))
+    (answer,) = desk.feed(message_update(video=video() | {"thumbnail": None}))
+    desk.feed(photo_update("b", reply_to=sent(answer)))
+    assert desk.worker.asked == [["video"], ["thumb", "a"], ["video"], ["b"]]
+
+
+MARKS = ["0f1e2d3c4b5a6978", "8796a5b4c3d2e1f0"]
+
+
+def test_a_film_that_was_refused_is_not_named_first_at_the_same_picture(desk):
+    desk.worker.result = proven("movie") | {"marks": MARKS[:1]}
+    _, (_, wrong), _ = buttons(desk.feed(photo_update("a"))[0])
+    desk.press(wrong)
+    near = f"{int(MARKS[0], 16) ^ 0b111:016x}"  # made smaller, it differs in a few bits
+    desk.worker.result["marks"] = [near]
+    (answer,) = desk.feed(photo_update("again"))
+    assert answer.caption.startswith("I doubt a little") and TITLES[0] not in dict(buttons(answer))
+    assert f"- {TITLES[1]}\n- {TITLES[2]}\n" in answer.caption
+    assert answer.caption.endswith(f"\nYou told me that it is not {TITLES[0]}.")
+    assert answer.photo.data == b"still 1" and desk.worker.read == [(TITLES[1], "1.jpg")]
+    assert "Alien" in desk.feed(photo_update("a", user=2))[0].caption.split("\n")[0]  # nobody else is told so
+    desk.worker.result["marks"] = MARKS[1:]  # another picture
+    assert desk.feed(photo_update("b"))[0].caption.startswith(f"This looks like {TITLES[0]}")
+    desk.press(dict(buttons(answer))["None of these"])
+    desk.worker.result["marks"] = [near]
+    (answer,) = desk.feed(photo_update("again"))
+    assert answer.text == f"{EN['stumped']}\nYou told me that it is not {', '.join(TITLES)}."
+
+
+def test_black_pictures_are_not_taken_for_one():
+    assert not marks.are_near(["0" * 16], ["0" * 16]) and marks.are_near(MARKS, MARKS[1:])
+    assert not marks.are_near(MARKS[:1], MARKS[1:])
+
+
+def test_a_mark_outlives_what_chats_do_to_a_picture():
+    for film in range(8):
+        frame = draw_frame(film, 3, 0, (1280, 720))
+        mark = marks.mark_picture(np.asarray(frame))
+        small = Image.open(io.BytesIO(encoded(frame.resize((320, 180))))).convert("RGB")
+        assert marks.are_near([mark], [marks.mark_picture(np.asarray(small))])
+        other = marks.mark_picture(np.asarray(draw_frame(film + 1, 3, 0, (1280, 720))))
+        assert not marks.are_near([mark], [other])
+
+
+# ------------------------------------------------------------------------------------------ what people send
+
+
+def heic(**more) -> dict:
+    return document("heic", "image/heic", "IMG_1.HEIC", thumbnail=part("thumb"), **more)
+
+
+@pytest.mark.parametrize("error", [UserError("image: HEIC needs one more package"), TimeoutError()])
+def test_what_can_not_be_read_is_seen_in_its_thumbnail(desk, error, monkeypatch):
+    failing = desk.worker.call
+
+    async def call(function, *args):
+        desk.worker.result = error if "heic" in map(desk.worker.content, args[0]) else answer_of("unknown")
+        return await failing(function, *args)
+
+    monkeypatch.setattr(desk.worker, "call", call)
+    (answer,) = desk.feed(message_update(document=heic()))
+    assert desk.worker.asked == [["heic"], ["thumb"]] and answer.text == f"{EN['unknown']}\n{EN['small']}"
+    _, edit = desk.press(dict(buttons(answer))[EN["mirror"]])
+    assert desk.worker.asked[-1] == ["thumb"] and edit.text.endswith(EN["small"])
+    (answer,) = desk.feed(message_update(document=heic() | {"thumbnail": None}))
+    assert answer.text == EN["unreadable"]
+
+
+def test_of_what_is_too_big_the_thumbnail_is_seen(desk):
+    (answer,) = desk.feed(message_update(document=heic(file_size=25_000_000)))
+    assert desk.worker.asked == [["thumb"]] and answer.text.endswith(f"\n{EN['small']}")
+    album = [message_update(document=heic(file_size=25_000_000), album="x"), photo_update("shot", album="x")]
+    (answer,) = desk.feed(*album)
+    assert desk.worker.asked[-1] == ["thumb", "shot"] and answer.text.endswith(f"\n{EN['small']}")
+    (answer,) = desk.feed(message_update(document=heic(file_size=25_000_000) | {"thumbnail": None}))
+    assert answer.text == EN["big"]
+
+
+PREVIEW = {"type": "preview", "width": 640, "height": 360}
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ({"paid_media": paid({"type": "photo", "photo": photo_sizes("big")})}, ["big"]),
+        ({"paid_media": paid(*({"type": "photo", "photo": photo_sizes(name)} for name in "ab"), PREVIEW)}, ["a", "b"]),
+        (
+            {"paid_media": paid({"type": "live_photo", "live_photo": part("x", duration=3, photo=photo_sizes("l"))})},
+            ["l"],
+        ),
+        ({"paid_media": paid(*[{"type": "video", "video": video()}] * 2)}, ["thumb", "thumb"]),
+        ({"text": "?", "external_reply": {"origin": ORIGIN, "paid_media": paid(PREVIEW)}}, None),
+        ({"text": "?", "reply_to": message_update(paid_media=paid(PREVIEW))}, None),
+        ({"paid_media": paid(PREVIEW)}, None),
+        ({"text": "which?", "quote": {"text": "this", "position": 0}, "reply_to": photo_update("quoted")}, ["quoted"]),
+        (
+            {"poll": POLL | {"options": [{"text": "a", "voter_count": 0, "persistent_id": "1", "media": PHOTO}]}},
+            ["shot"],
+        ),
+        (
+            {
+                "rich_message": {
+                    "blocks": [{"type": "collage", "blocks": [{"type": "photo", "photo": photo_sizes("c")}]}]
+                }
+            },
+            ["c"],
+        ),
+        ({"game": {"title": "?", "description": "?", "photo": photo_sizes("played")}}, ["played"]),
+    ],
+)
+def test_rarer_messages_get_an_answer_or_one_plain_word(desk, content, wanted):
+    (answer,) = desk.feed(message_update(**content))
+    assert desk.worker.asked == ([wanted] if wanted else [])
+    assert answer.text.startswith("This looks like Alien") if wanted else answer.text == EN["paid"]
+
+
+def test_posts_of_channels_are_answered_when_they_ask(desk):
+    assert not desk.feed(channel_update(**PHOTO), channel_update(text="hello"))
+    (answer,) = desk.feed(channel_update(**PHOTO, caption="@film_bot"))
+    assert answer.chat_id == -1002 and desk.worker.asked == [["shot"]]
+    assert desk.press(buttons(answer)[0][1], user=5, chat=-1002)[0] == EN["thanks"]  # nobody knows who asked
+    post = channel_update(**PHOTO, caption="@film_bot")["channel_post"]
+    forward = in_group(**PHOTO, caption="@film_bot")["message"]
+    forward |= {"sender_chat": post["chat"], "is_automatic_forward": True}
+    assert not desk.feed({"message": forward})  # it was answered in the channel
+    assert len(desk.feed(in_group(text="/film", reply_to=forward))) == 1
+
+
+def test_an_edit_is_answered_where_it_asks_something_new(desk):
+    asked = in_group(**PHOTO)
+    assert not desk.feed(asked)
+    mentioned = edited(asked, caption="what is it, @film_bot?")
+    assert len(desk.feed(mentioned)) == 1
+    assert not desk.feed(mentioned, edited(asked, caption="what is it, @film_bot??"))  # Telegram tells of other changes
+    assert len(desk.feed(edited(asked, caption="@film_bot mirror"))) == 1 and desk.worker.looks[-1] == "mirror"
+    assert len(desk.feed(edited(asked, photo=photo_sizes("other"), caption="@film_bot"))) == 1
+    private = photo_update("a")
+    assert len(desk.feed(private)) == 1 and not desk.feed(edited(private, caption="oops"))
+    assert len(desk.feed(edited(private, photo=photo_sizes("b")))) == 1
+    assert not desk.feed(edited(text_update("hello"), text="hello!"))  # no hint for each correction
+    post = channel_update(**PHOTO)
+    assert len(desk.feed(edited(post, caption="@film_bot"))) == 1
+    old = photo_update("c", date=int(time.time()) - 5000)
+    assert not desk.feed(old) and len(desk.feed(edited(old))) == 1
+    assert [names for (names,) in desk.worker.asked] == ["shot", "shot", "other", "a", "b", "shot", "c"]
+
+
+def test_in_the_chats_of_a_business_account_pictures_of_the_other_side_are_answered(desk):
+    assert not desk.feed(business_update(text="when do you open?"), business_update(voice=VOICE))
+    (answer,) = desk.feed(business_update(**PHOTO))
+    assert answer.business_connection_id == "business-1" and answer.chat_id == 1
+    (typing,) = desk.named(methods.SendChatAction)
+    assert typing.business_connection_id == "business-1"
+    assert not desk.feed(business_update(user=9, customer=1, **PHOTO))  # the owner's own
+    asked = business_update(user=9, customer=1, text="/film", reply_to=business_update(**PHOTO)["business_message"])
+    assert len(desk.feed(asked)) == 1
+    spoken = business_update(user=9, customer=1, **PHOTO)["business_message"]
+    assert not desk.feed({"business_message": spoken | {"sender_business_bot": BOT}})  # what the bot itself has said
+    assert len(desk.feed(edited(business_update(**PHOTO)))) == 1
+
+
+VOICE = {"file_id": "v", "file_unique_id": "v", "duration": 1}
+
+# ------------------------------------------------------------------------------------------------- privacy
+
+
+def test_what_a_user_told_is_forgotten_when_he_says_so(tmp_path):
+    with Desk(tmp_path / "bot.sqlite") as desk:
+        desk.worker.result = answer_of("movie") | {"marks": MARKS}
+        for user in (1, 2):
+            right = buttons(desk.feed(photo_update("a", user=user))[0])[0][1]
+            desk.press(right, user=user)
+        desk.press("l:ru", user=1)
+        desk.worker.result = answer_of("unknown")
+        desk.press(dict(buttons(desk.feed(photo_update("b"))[0]))[RU["more"]])
+        (told,) = desk.feed(text_update("/forget", language="ru"))
+        assert told.text == RU["forgotten"].format(count=2) or told.text == EN["forgotten"].format(count=2)
+        who = [desk.app.hash(User(id=user, is_bot=False, first_name="Ann")) for user in (1, 2)]
+        assert desk.app.base.execute("SELECT who FROM answers").fetchall() == [(who[1],)]
+        for table in ("languages", "awaited"):
+            assert not desk.app.base.execute(f"SELECT * FROM {table}").fetchall()
+        assert desk.app.base.execute("SELECT who FROM forgotten").fetchall() == [(who[0],)]
+        assert desk.press(right, user=1)[0] == EN["theirs"]
+        (said,) = desk.feed(text_update("/privacy"))
+        assert said.text == EN["privacy"].format(days=90) and len(said.text) < 4096
+        hidden = text_update("/forget", chat_type="supergroup", sender_chat={"id": -1001, "type": "supergroup"})
+        assert desk.feed(hidden)[0].text == EN["nobody"]
+        assert not desk.errors and not desk.session.wrong
+
+
+def test_of_users_who_are_gone_no_counts_stay(desk, monkeypatch):
+    monkeypatch.setattr(naming, "FLOOD_SECONDS", 0.01)
+    desk.feed(*(photo_update("a", user=user) for user in range(1, 30)))
+    desk.run(lambda: not desk.app.frames)
+    assert len(desk.app.frames) == len(desk.app.turns) == 0 and not desk.app.asked
+
+
+def test_a_users_still_is_a_proof_in_words_alone(desk):
+    desk.worker.result = proven("movie")
+    evidence = desk.worker.result["candidates"][0]["evidence"]
+    evidence |= {"file": "telegram:someone-answer.jpg", "thumbnail": ""}  # as the worker gives it
+    (answer,) = desk.feed(photo_update("a"))
+    assert isinstance(answer, SendMessage) and answer.text.endswith(f"into the movie. {EN['theirs_hidden']}")
+
+
+def test_wishes_outlive_their_rows_where_two_users_had_them(tmp_path, capsys):
+    base = tmp_path / "bot.sqlite"
+    with Desk(base) as desk:
+        for user, wish in ((1, "Stalker"), (2, "stalker"), (3, "my secret")):
+            desk.feed(text_update(wish, user=user, reply_to=question(desk, user)))
+        desk.app.base.execute("UPDATE answers SET time = 0")
+        database.expire(desk.app.base, 90)
+        desk.feed(text_update("STALKER", user=4, reply_to=question(desk, 4)))
+        assert len(desk.app.base.execute("SELECT * FROM answers").fetchall()) == 1
+    database.print_wishes(base)
+    assert capsys.readouterr().out == "     3  STALKER\n"
 
 
 def guest(**content) -> dict:
@@ -964,15 +1287,27 @@ def test_of_people_nothing_is_kept(tmp_path):
 
 
 def test_what_is_old_is_forgotten(desk):
+    def count(table: str) -> int:
+        return desk.app.base.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
     right = buttons(desk.feed(photo_update("judged"))[0])[0][1]
     other = buttons(desk.feed(photo_update("not judged"))[0])[0][1]
     desk.press(right)
-    for table, days in (("updates", 3), ("answers", 91)):
-        desk.app.base.execute(f"UPDATE {table} SET time = time - {days * 86400}")
-    tidying = desk.spawn(database.tidy(desk.app.base))
-    desk.run(lambda: not desk.app.base.execute("SELECT * FROM updates").fetchall())
-    assert not tidying.done()
-    assert desk.press(right)[0] == EN["thanks"] and desk.press(other)[0] == EN["gone"]
+    desk.press("l:ru", user=2)
+    desk.app.base.execute("UPDATE updates SET time = time - 3 * 86400")
+    for table in ("answers", "languages"):
+        desk.app.base.execute(f"UPDATE {table} SET time = time - 9 * 86400")
+    late = buttons(desk.feed(photo_update("late"))[0])[0][1]
+    tidying = desk.spawn(database.tidy(desk.app.base, keep_days=10))
+    desk.run(lambda: count("updates") == 1)
+    assert (count("answers"), count("languages"), count("verdicts")) == (3, 1, 0)
+    tidying.cancel()
+    desk.spawn(database.tidy(desk.app.base, keep_days=8))
+    desk.run(lambda: count("answers") == 1)
+    assert [desk.press(data)[0] for data in (right, other, late)] == [EN["gone"], EN["gone"], EN["thanks"]]
+    assert count("languages") == 0
+    # how often which verdict was given stays, and no user with it
+    assert desk.app.base.execute("SELECT * FROM verdicts").fetchall() == [("right", TITLES[0], TITLES[0], 1)]
 
 
 LONG = "Очень длинное название фильма, который никто не смотрел, часть"
@@ -991,6 +1326,7 @@ def library():
 
 ACTIONS = [
     "",
+    "a",
     "l",
     "f",
     "g",
@@ -1022,7 +1358,7 @@ def test_hostile_buttons(library, data):
         data = ":".join(library.answer if part is None else part for part in data)
     note, edit = library.press(data, language="ru")
     assert note is None or len(note) <= 200
-    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:", "k:")):
+    if isinstance(edit, EditMessageText) and not data.startswith(("l:", "g:", "k:", "r:", "c")):
         assert data.startswith("f:") and edit.text.startswith(("Фильмов: ", "Такого"))
     assert library.errors == library.session.wrong == []
 
@@ -1035,6 +1371,7 @@ def test_hostile_buttons(library, data):
         (keyboards.NoneOfThese(answer="ID"), "n:ID"),
         (keyboards.Skip(answer="ID"), "k:ID"),
         (keyboards.Guess(answer="ID"), "g:ID"),
+        (keyboards.More(answer="ID"), "a:ID"),
         (keyboards.CutStill(answer="ID"), "x:ID"),
         (keyboards.Mirror(answer="ID"), "m:ID"),
         (keyboards.Pick(place=0, answer="ID"), "c0:ID"),
@@ -1207,6 +1544,7 @@ UPDATES = methods.GetUpdates()
 HTML = exceptions.ClientDecodeError("Failed to decode object", ValueError("no JSON"), "<html>502 Bad Gateway</html>")
 ODD = exceptions.ClientDecodeError("Failed to deserialize", ValueError("a new type"), {"ok": True, "result": {}})
 WAIT_3, WAIT_LONG = (exceptions.TelegramRetryAfter(SEND, "Flood control", seconds) for seconds in (3, 100_000))
+CONFLICT = exceptions.TelegramConflictError(UPDATES, "terminated by other getUpdates request")
 BUSY, BLOCKED = exceptions.TelegramServerError(SEND, "Bad Gateway"), exceptions.TelegramForbiddenError(SEND, "blocked")
 
 
@@ -1248,7 +1586,7 @@ def insist(method, *outcomes, answered=(), base=None):
         (ME, UNREACHED, 0.5),
         (UPDATES, WAIT_LONG, 100_000.1),
         (UPDATES, HTML, 0.5),
-        (UPDATES, exceptions.TelegramConflictError(UPDATES, "terminated by other getUpdates request"), 0.5),
+        (UPDATES, CONFLICT, 30),
     ],
 )
 def test_requests_are_made_again(pauses, monkeypatch, method, error, waited):
@@ -1271,6 +1609,14 @@ def test_pauses_grow_and_trouble_is_logged_once(pauses, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "Telegram can't be reached (TelegramNetworkError), trying again until it works",
         "Telegram is back",
+    ]
+
+
+def test_another_program_with_this_token_is_named(pauses, caplog, monkeypatch):
+    monkeypatch.setattr(updates.log, "disabled", False)
+    assert insist(UPDATES, CONFLICT, CONFLICT, CONFLICT, "done") == "done" and pauses == [30, 30, 30]
+    assert [record.getMessage() for record in caplog.records] == [
+        "another program polls with this token; waiting until it stops"
     ]
 
 
@@ -1598,7 +1944,7 @@ def test_proof_comes_from_an_index_that_changes_and_breaks(indexed, tmp_path):
         user = service.ask(file=encoded(draw_frame(1, 5, 99)))
         (text,) = service.wait(user)
         assert text.startswith("This looks like Film 1 (1991).")
-        assert "The nearest still that I know: almost the same picture, about 0:00:3" in text
+        assert "The nearest still that I know: almost the same picture, seen from 0:00:3" in text
         (call,) = service.asked("sendPhoto", user)
         photo = call["params"][call["params"]["photo"].removeprefix("attach://")]
         with Image.open(io.BytesIO(photo)) as still:
@@ -1684,6 +2030,98 @@ def test_without_its_index_a_classifier_answers_on_and_an_embedder_stops(
     assert not caplog.records
 
 
+def use_index(monkeypatch, home: Path, place: Path) -> None:
+    """A worker with the embedder of home and an index, in this process."""
+    monkeypatch.setattr(worker, "model", worker.open_model(str(home / "export"), None, 1, str(place)), raising=False)
+    monkeypatch.setattr(worker.log, "disabled", False)  # the configuration of another package may have done it
+
+
+def test_when_the_last_film_is_removed_no_film_is_named(indexed, exported, tmp_path, monkeypatch, caplog):
+    place = Path(shutil.copy(indexed / "index.sqlite", tmp_path))
+    asked = encoded(draw_frame(2, 3, 99))
+    use_index(monkeypatch, indexed, place)
+    assert worker.name_film([asked])["candidates"][0]["title"] == "Film 2 (1992)"
+    for film in range(5):
+        assert index.main(["remove", f"Film {film} ({1990 + film})", "--index", str(place)]) == 0
+    for _ in range(2):
+        result = worker.name_film([asked])
+        assert (result["kind"], result["candidates"], result["reason"]) == ("unknown", [], worker.NO_FILMS)
+        assert worker.describe_model().films == {}
+    assert [record.getMessage().count("no film of it is named") for record in caplog.records] == [1]
+    film = str(write_film(tmp_path / "stills", 2, range(8)))
+    command = ["add", film, "--title", "Back (2001)", "--model", str(indexed / "export"), "--index", str(place)]
+    assert index.main(command) == 0
+    assert worker.name_film([asked])["candidates"][0]["title"] == "Back (2001)"
+
+
+def test_a_classifier_takes_an_index_that_comes_late(exported, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(worker.log, "disabled", False)
+    home = Path(shutil.copytree(exported, tmp_path / "export"))
+    place = tmp_path / "index.sqlite"
+    monkeypatch.setattr(worker, "index_place", str(place))
+    monkeypatch.setattr(worker, "model", worker.open_model(str(home), None, 1, str(place)), raising=False)
+    assert len(worker.describe_model().films) == 3
+    film = str(write_film(tmp_path / "stills", 7, range(8)))
+    assert index.main(["add", film, "--title", "New (2001)", "--model", str(home), "--index", str(place)]) == 0
+    worker.describe_model()  # once a minute
+    assert "New (2001)" in worker.describe_model().films
+    assert caplog.records[-1].getMessage() == "the index is there now, with 1 films"
+    assert "evidence" in worker.name_film([encoded(draw_frame(7, 3, 99))])["candidates"][0]
+
+
+def test_an_index_is_replaced_by_switching_a_link(indexed, tmp_path, monkeypatch):
+    """As docs/bot.md tells it: a new folder beside the old one, and a link that is renamed over the one before."""
+    for name, film in (("1", 1), ("2", 4)):
+        (tmp_path / name).mkdir()
+        stills = str(write_film(tmp_path / "stills", film, range(8)))
+        command = ["add", stills, "--title", f"Of {name} (2001)", "--model", str(indexed / "export")]
+        assert index.main([*command, "--index", str(tmp_path / name / "index.sqlite")]) == 0
+    link = tmp_path / "current"
+    link.symlink_to("1")
+    use_index(monkeypatch, indexed, link / "index.sqlite")
+    asked = encoded(draw_frame(4, 3, 99))
+    assert [one["title"] for one in worker.name_film([asked])["candidates"]] == ["Of 1 (2001)"]
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").replace(link)
+    found = worker.name_film([asked])["candidates"]
+    assert [one["title"] for one in found] == ["Of 2 (2001)"] and found[0]["evidence"]["thumbnail"]
+    assert worker.read_still("Of 2 (2001)", found[0]["evidence"]["file"])[:2] == b"\xff\xd8"
+    assert worker.read_still("Of 1 (2001)", found[0]["evidence"]["file"]) == b""
+
+
+def test_of_other_candidates_the_still_is_read_when_it_is_asked_for(indexed, monkeypatch):
+    use_index(monkeypatch, indexed, indexed / "index.sqlite")
+    first, *others = worker.name_film([encoded(draw_frame(2, 3, 99))])["candidates"]
+    assert first["evidence"]["thumbnail"] and len(others) == 4
+    for candidate in others:
+        assert candidate["evidence"]["thumbnail"] == ""
+        still = worker.read_still(candidate["title"], candidate["evidence"]["file"])
+        with Image.open(io.BytesIO(still)) as picture:
+            assert picture.format == "JPEG"
+
+
+def test_users_stills_are_shown_only_if_the_owner_says_so(indexed, monkeypatch):
+    thumbnail = base64.b64decode(worker_thumbnail(indexed, monkeypatch))
+    assert worker.show_still("telegram:a.jpg", thumbnail) == b"" and worker.show_still("a.jpg", thumbnail)
+    monkeypatch.setattr(worker, "show_users_stills", True)
+    assert worker.show_still("telegram:a.jpg", thumbnail) == thumbnail
+
+
+def worker_thumbnail(indexed, monkeypatch) -> str:
+    use_index(monkeypatch, indexed, indexed / "index.sqlite")
+    return worker.name_film([encoded(draw_frame(2, 3, 99))])["candidates"][0]["evidence"]["thumbnail"]
+
+
+def test_an_unreadable_picture_does_not_spoil_the_others(indexed, monkeypatch):
+    use_index(monkeypatch, indexed, indexed / "index.sqlite")
+    frames = [encoded(draw_frame(2, scene, 99)) for scene in (3, 5)]
+    result = worker.name_film([frames[0], b"no picture", frames[1]])
+    assert result["frames"] == 2 and len(result["marks"]) == 2
+    assert result["candidates"][0]["title"] == "Film 2 (1992)"
+    with pytest.raises(UserError):
+        worker.name_film([b"no picture", b""])
+
+
 def test_second_looks(indexed, monkeypatch):
     monkeypatch.setattr(worker, "model", Identifier(indexed / "export"), raising=False)
     worker.model.index = collection.Index(indexed / "index.sqlite", worker.model)
@@ -1698,7 +2136,7 @@ def test_second_looks(indexed, monkeypatch):
     assert alike["mirror"][1] < alike["mirror"][0]
 
 
-ANSWERS = ("This looks like ", "I doubt a little.", "I don't know this movie.")
+ANSWERS = ("This looks like ", "I doubt a little, ", "I am not sure yet")
 
 
 def test_outages_are_waited_out(service):
@@ -1708,7 +2146,7 @@ def test_outages_are_waited_out(service):
         time.sleep(0.05)
     service.server.__enter__()
     user = service.ask(language="ru")
-    assert service.wait(user)[0].startswith(("Похоже, это ", "Немного сомневаюсь.", "Я не знаю этот фильм."))
+    assert service.wait(user)[0].startswith(("Похоже, это ", "Немного сомневаюсь: ", "Пока не уверен: "))
     (answer,) = service.asked("sendMessage", user)
     data = answer["params"]["reply_markup"]["inline_keyboard"][-1][-1]["callback_data"]
     service.server.push(callback_update(data, answer["result"]["message_id"], user))
@@ -1765,6 +2203,34 @@ def test_troubles_are_waited_out_and_poison_is_refused(service):
     assert (first["status"], second["status"]) == (429, 200) and second["time"] - first["time"] >= 1
     assert not service.asked("getFile", old)
     assert service.until(lambda: service.asked("sendMessage", silent))
+
+
+def test_answers_find_their_way(service):
+    """A question that was deleted, in a topic too; a group that moved; a business account that lets the bot answer."""
+    chats = [{"chat": -1005, "chat_type": "supergroup"}, {"chat": -77, "chat_type": "group"}]
+    topic = {"message_thread_id": 3, "is_topic_message": True}
+    updates = [
+        photo_update("f", user=11, caption="@film_bot", **chats[0]),
+        photo_update("f", user=12, caption="@film_bot", **chats[0], **topic),
+        photo_update("f", user=13, caption="@film_bot", **chats[1]),
+        business_update(user=14, photo=photo_sizes("f")),
+        business_update(user=15, connection="business-2", photo=photo_sizes("f")),
+    ]
+    server = service.server
+    server.files["f"] = service.frame
+    server.deleted = {(-1005, update["message"]["message_id"]) for update in updates[:2]}
+    server.moved = {-77: -1006}
+    server.connections = {"business-1": True, "business-2": False}
+    server.push(*updates)
+    service.wanted.update({-1005: 2, -1006: 1, 14: 1})
+    assert service.until(lambda: len([call for call in server.named("sendMessage") if call["status"] == 200]) == 4)
+    answers = [call["params"] for call in server.named("sendMessage") if call["status"] == 200]
+    found = {params["chat_id"]: params for params in answers}
+    assert found[-1005]["text"].startswith(ANSWERS) and "reply_parameters" not in found[-1006]
+    assert found[14]["business_connection_id"] == "business-1"
+    while "its owner has to allow replies" not in service.log.read_text():
+        assert service.process.poll() is None
+        time.sleep(0.05)
 
 
 def test_a_killed_worker_is_replaced(service):

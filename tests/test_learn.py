@@ -1,6 +1,7 @@
 """python -m pytest tests/test_learn.py"""
 
 import io
+import json
 import shutil
 import time
 from pathlib import Path
@@ -230,3 +231,50 @@ def test_index_says_where_learn_went(capsys):
         assert index.main(["learn", *arguments]) == 2
         error = capsys.readouterr().err
         assert "python learn.py" in error and error.startswith("index.py: error: ") and error.count("\n") == 1
+
+
+def test_who_wants_to_be_forgotten_is_taken_out_of_what_waits_and_of_the_index(home, capsys):
+    home.confirm("a", TITLES[0], shot(0))
+    home.confirm("b", TITLES[1], shot(1, film=1), who="bob")
+    assert home.learn() == 0 and home.learn("--accept", "all") == 0
+    home.confirm("c", TITLES[2], shot(2, film=2))
+    home.confirm("d", TITLES[2], shot(3, film=2), who="bob")
+    assert home.learn() == 0 and len(home.listed()) == 2
+    assert database.forget_user(home.base, "ann") == 2
+    capsys.readouterr()
+    assert home.learn("--accept", "all") == 0  # although it was shown
+    assert "a user wants to be forgotten: 2 pictures removed, 1 stills of them" in capsys.readouterr().out
+    assert [home.theirs(title) for title in TITLES[:3]] == [0, 1, 1] and home.run("check") == 0
+    collection = Collection(home.index)
+    with collection.snapshot():
+        assert len(collection.home.execute("SELECT name FROM offered")) == 2
+    assert not home.base.execute("SELECT * FROM forgotten").fetchall()
+    assert home.learn() == 0 and "forgotten" not in capsys.readouterr().out
+
+
+def confuse(home: Home, name: str, asked: str, listed: list[tuple[str, str]], times: int = 1) -> None:
+    """Wrong answers that listed (title, still), of a film that was another by the word of users."""
+    candidates = [{"title": title, "confidence": 0.9, "evidence": {"file": file}} for title, file in listed]
+    for number in range(times):
+        home.confirm(f"{name}{number}", asked, None, verdict="wrong")
+    home.base.execute(f"UPDATE answers SET candidates = ? WHERE id LIKE 'id-{name}%'", [json.dumps(candidates)])
+
+
+def test_confusions_are_counted_and_both_stills_are_drawn(home, capsys):
+    assert home.learn("--confusions") == 0 and "no user has told" in capsys.readouterr().out
+    known, other = home.names(TITLES[0])[0], home.names(TITLES[1])[2]
+    confuse(home, "x", TITLES[0], [(TITLES[1], other), (TITLES[0], known)], times=2)
+    confuse(home, "y", "Stalker (1979)", [(TITLES[1], "gone.jpg")])
+    confuse(home, "z", TITLES[0], [(TITLES[0], known)])  # it was named, but said to be wrong at first
+    home.base.execute("INSERT INTO verdicts VALUES ('wrong', ?, ?, 3)", [TITLES[1], TITLES[0]])  # rows that expired
+    assert home.learn("--confusions", "--sheet", str(home.folder / "c.png")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"1\t5\t{TITLES[0]}\twas taken for\t{TITLES[1]}",
+        f"2\t1\tStalker (1979)\twas taken for\t{TITLES[1]}",
+    ]
+    sheet = np.asarray(Image.open(home.folder / "c.png").convert("L"), np.int16)
+    drawn = [sheet[:100, left : left + 200].std() > 5 for left in (0, 204, 412, 616)]
+    assert drawn == [True, True, False, True]  # the film that is not in the index has no still
+    home.index.unlink()
+    assert home.learn("--confusions") == 0 and "no index" in capsys.readouterr().err
