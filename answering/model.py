@@ -193,13 +193,12 @@ class Identifier:
         """
         start = time.perf_counter()
         pictures = [self.read(one) for one in (image if isinstance(image, list) else [image])]
-        pictures = [rgb for rgb in pictures if not is_flat(rgb)]
-        stills = [cut_still(rgb) for rgb in pictures]
-        cropped = [still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)]
-        shown = [place for place, still in enumerate(stills) if not is_flat_inside(pictures[place], still)]
-        answer = self.name_film([pictures[place] for place in shown], top)
-        if answer.kind == "unknown" and any(cropped[place] for place in shown):
-            answer = replace(self.name_film([stills[place] for place in shown], top), look="still")
+        looks = [look_inside(rgb) for rgb in pictures]
+        looks = [(whole, still) for whole, still in looks if whole is not None]
+        answer = self.name_film([whole for whole, _ in looks], top)
+        if answer.kind == "unknown" and any(still is not None for _, still in looks):
+            stills = [whole if still is None else still for whole, still in looks]
+            answer = replace(self.name_film(stills, top), look="still")
         return replace(answer, ms=milliseconds_since(start))
 
     def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
@@ -255,6 +254,19 @@ class Identifier:
             kind = answer_kind(known, movie=decision["movie"], shortlist=decision["shortlist"])
             answers.append(Answer(kind, candidates, 0.0))
         return answers
+
+
+def look_inside(rgb: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(the whole picture, None where it or the still inside is flat; the still inside, None where it is no screenshot).
+
+    All are RGB uint8 [H, W, 3].
+    """
+    if is_flat(rgb):
+        return None, None
+    still = cut_still(rgb)
+    if is_flat_inside(rgb, still):
+        return None, None
+    return rgb, still if still.size < rgb.size else None
 
 
 def is_flat_inside(rgb: np.ndarray, still: np.ndarray) -> bool:
