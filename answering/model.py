@@ -59,7 +59,7 @@ class Answer:
     ms: float  # time for this frame, milliseconds
     look: str | None = None  # "still": it is about the picture inside a screenshot
     reason: str | None = None  # why it is unknown, where the model was not asked: TOO_LITTLE
-    frames: int | None = None  # of a clip, that were asked
+    frames: int | None = None  # of a clip or several pictures, that were asked together
 
     def as_dict(self) -> dict:
         """For JSON, as identify.py --json prints it; look and reason are there only where they say something."""
@@ -82,8 +82,10 @@ class FilmIndex(Protocol):
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]."""
 
-    def answer_clip(self, embedding: np.ndarray, time_ms: np.ndarray, length_ms: int, top: int = 3) -> Answer:
-        """One answer for all frames of a clip: embeddings float [N, D], their times in the clip [N], its length."""
+    def answer_together(
+        self, embedding: np.ndarray, top: int = 3, *, time_ms: np.ndarray | None = None, length_ms: int = 0
+    ) -> Answer:
+        """One answer for several frames of a film: embeddings float [N, D]; of a clip, their times [N] and its length."""
 
 
 def answer_kind(score: float, *, movie: float, shortlist: float) -> str:
@@ -208,14 +210,35 @@ class Identifier:
         return replace(answer, ms=milliseconds_since(start))
 
     def name_film(self, pictures: list[np.ndarray], top: int) -> Answer:
-        """What look answers for pictures that are not flat: by the mean of what the model says; ms is left at 0."""
+        """What look answers for pictures that are not flat; ms is left at 0."""
         if not pictures:
             return Answer("unknown", [], 0.0, reason=TOO_LITTLE)
+        return self.answer_together(self.run_each(pictures), top)
+
+    def run_each(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of run [N, ...] for pictures uint8 [H, W, 3], one or more."""
         # in turn, so that memory stays as it is
         rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures]
-        outputs = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
-        (answer,) = self.make_answers(outputs, top)
-        return answer
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    def answer_together(
+        self, outputs: dict[str, np.ndarray], top: int, *, time_ms: np.ndarray | None = None, length_ms: int = 0
+    ) -> Answer:
+        """One answer for the outputs of run [N, ...] for frames of one film; ms is left at 0.
+
+        Of a clip: time_ms [N], of each frame since the clip's start, and length_ms of the clip. frames tells how many
+        there were, where it is more than one.
+        """
+        count = len(outputs["embedding"])
+        if count == 1 and time_ms is None:
+            (answer,) = self.make_answers(outputs, top)
+            return answer
+        classified = self.classify({name: values.mean(0, keepdims=True) for name, values in outputs.items()}, top)
+        if not self.index:
+            return replace(classified[0], frames=count)
+        indexed = self.index.answer_together(outputs["embedding"], top, time_ms=time_ms, length_ms=length_ms)
+        (answer,) = join_answers([indexed], classified, self.index.films)
+        return replace(answer, frames=count)
 
     def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
         """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""
