@@ -502,12 +502,24 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("name a checkpoint, or with --init the weights of an embedder")
 
 
-def make_embedder(arch: str, init: str) -> Checkpoint:
-    """A pretrained network that was taught no films. init: a file of weights, or hub. Raises UserError."""
+def make_embedder(arch: str, init: str, size: int) -> Checkpoint:
+    """A pretrained network that was taught no films. init: a file of weights, or hub; size: pixels. Raises UserError."""
     weights = None if init == "hub" else init
-    model = build_model(arch, [], intermediate=True, pretrained=True, init=weights)
+    model = build_model(arch, [], intermediate=True, pretrained=True, init=weights, size=size)
     settings = {"intermediate": bool(model.intermediate)}
-    return Checkpoint(arch, [], preprocessing_for(arch), settings, model.state_dict(), {})
+    spec = preprocessing_for(arch) | {"size": size}
+    return Checkpoint(arch, [], spec, settings, model.state_dict(), {})
+
+
+def resize_checkpoint(checkpoint: Checkpoint, size: int) -> Checkpoint:
+    """The checkpoint for pictures of another size in pixels. Raises UserError where its rule would not hold there."""
+    if size == checkpoint.preprocessing["size"]:
+        return checkpoint
+    if checkpoint.held_out:
+        trained = checkpoint.preprocessing["size"]
+        text = f"--size {size}: its head and rule were fitted on pictures of {trained} pixels, and all its frames"
+        raise UserError(f"{text} are used up by that; train it at that size: python train.py --size {size}", 2)
+    return replace(checkpoint, preprocessing=checkpoint.preprocessing | {"size": size})
 
 
 @one_line_errors
@@ -525,7 +537,7 @@ def main(argv: list[str] | None = None) -> int:
         export_model(args.checkpoint, data, args.out, max_drop=max_drop, unknown_share=unknown_share, web=args.web)
     else:
         if args.init:
-            checkpoint = make_embedder(arch, args.init)
+            checkpoint = make_embedder(arch, args.init, args.size or PREPROCESSING["size"])
         else:
             checkpoint = convert_original(arch, args.checkpoint, read_classes(args.classes))
         export_plain(checkpoint, args.out, frames=args.frames, web=args.web)

@@ -3,6 +3,7 @@
 python identify.py frame.jpg                                  # one frame, with the model in export/
 python identify.py unknown.mkv                                # a video or an animation gets one answer: pip install av
 python identify.py frames/ more.png --json > answers.jsonl    # one object per line
+python identify.py --together a.jpg b.jpg                     # one answer for several frames of one film
 cat frame.jpg | python identify.py - --model export/openvino/model.xml
 python identify.py --self-test                                # which files this CPU computes correctly, and how fast
 """
@@ -47,6 +48,25 @@ def identify_files(identifier: Identifier, reader: ReadingPool, paths: list[str]
             yield Result(file, error if names_file else UserError(f"{file}: {error}"))
         else:
             yield Result(file, replace(answer, ms=answer.ms + question.ms), question)
+
+
+def identify_together(identifier: Identifier, reader: Reader, paths: list[str], *, top: int = 3) -> Result:
+    """One Result for frames of one film; where a file can't be read, that is the result. Raises UserError for a clip."""
+    pictures = []
+    ms = 0.0
+    for file in expand(paths):
+        data = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
+        try:
+            question = reader.read(data, identifier.draft)
+        except UserError as error:
+            names_file = file == "-" or file in str(error)
+            return Result(file, error if names_file else UserError(f"{file}: {error}"))
+        if question.clip:
+            raise UserError(f"{file}: is a clip, which is answered from its own frames; name it without --together", 2)
+        pictures.append(question.picture)
+        ms += question.ms
+    answer = identifier.identify(pictures, top)
+    return Result(", ".join(paths), replace(answer, ms=answer.ms + ms), Question(pictures[0], None, ms))
 
 
 def identify_question(identifier: Identifier, question: Question, top: int = 3) -> Answer:
@@ -97,6 +117,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Name the film that each frame or clip comes from.")
     text = "images, animations and videos, folders of images (videos in them must be named), or - for stdin"
     parser.add_argument("frames", nargs="*", metavar="FRAME", help=text)
+    text = "one answer for all these frames, which are of one film"
+    parser.add_argument("--together", action="store_true", help=text)
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="export", help="folder from export.py, .onnx or .xml (default: %(default)s)")
     picked = "(default: what is fastest on this kind of CPU)"
@@ -137,7 +159,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Readi
     )
     if problem := attach_index(identifier, args.index):
         print(f"identify.py: {problem}", file=sys.stderr)
-    if args.evidence and (not identifier.index or args.frames == ["-"] or len(expand(args.frames)) != 1):
+    is_one = args.together or len(expand(args.frames)) == 1
+    if args.evidence and (not identifier.index or args.frames == ["-"] or not is_one):
         parser.error("--evidence draws one frame's proof: name one image or video file, and an --index")
     if args.verbose:
         print(f"identify.py: {identifier.reason}", file=sys.stderr)
@@ -145,7 +168,11 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Readi
         print(f"identify.py: {line}", file=sys.stderr)
     width = min(MAX_WIDTH, max(len(path) for path in args.frames) + 12)
     failed = False
-    for result in identify_files(identifier, reader, args.frames, top=args.top):
+    if args.together:
+        results = [identify_together(identifier, reader, args.frames, top=args.top)]
+    else:
+        results = identify_files(identifier, reader, args.frames, top=args.top)
+    for result in results:
         if isinstance(result.answer, UserError):
             failed = True
         elif args.evidence:

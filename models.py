@@ -41,12 +41,18 @@ class Classifier(nn.Module):
     whose logits are None.
     """
 
-    def __init__(self, backbone: nn.Module, classes: int, intermediate: list[str] = ()):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        intermediate: list[str] = (),
+        size: int = PREPROCESSING["size"],
+    ):
         super().__init__()
         self.backbone = backbone
         self.intermediate = list(intermediate)
         self.seen: list[torch.Tensor] = []  # what the blocks gave in the pass that runs, in their order
-        dims = self._read_blocks()
+        dims = self._read_blocks(size)
         if self.intermediate:
             self.norm = nn.BatchNorm1d(sum(dims), affine=False)
             scale = torch.cat([torch.full((dim,), dim**-0.5) for dim in dims])
@@ -56,12 +62,15 @@ class Classifier(nn.Module):
             nn.init.trunc_normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
 
-    def _read_blocks(self) -> list[int]:
-        """Hook the intermediate blocks, or none where one can't be read; returns the dimensions of each part."""
+    def _read_blocks(self, size: int) -> list[int]:
+        """Hook the intermediate blocks, or none where one can't be read; returns the dimensions of each part.
+
+        size: of the pictures, in pixels.
+        """
         blocks = [self.backbone.get_submodule(name) for name in self.intermediate]
         hooks = [block.register_forward_hook(self._keep_mean) for block in blocks]
         with torch.no_grad():
-            last = self.backbone.eval()(torch.zeros(1, 3, PREPROCESSING["size"], PREPROCESSING["size"]))
+            last = self.backbone.eval()(torch.zeros(1, 3, size, size))
         self.backbone.train()
         dims = [part.shape[1] for part in (last, *self.seen)]
         self.seen = []
@@ -169,22 +178,26 @@ def build_model(
     pretrained: bool = True,
     init: str | Path | None = None,
     intermediate: bool = False,
+    size: int = PREPROCESSING["size"],
 ) -> nn.Module:
     """Module for one of ARCHITECTURES or a timm name, with a new head for these classes; an embedder without any.
 
     intermediate: read early blocks too (see Classifier); not for CLIP, whose head starts from texts. pretrained:
     weights from the official hub, unless init names a local file (torchvision, timm or our checkpoint; for CLIP a
-    folder in the layout of save_pretrained). Raises UserError for an unknown name, weights that do not fit, or a hub
-    that can't be reached.
+    folder in the layout of save_pretrained). size: of the pictures in pixels; the position embeddings of weights that
+    were learnt at another are resampled. Raises UserError for an unknown name, a size that it can't take, weights that
+    do not fit, or a hub that can't be reached.
     """
     if init is not None and not Path(init).exists():
         raise UserError(f"--init {init}: no such file or folder", 2)
     _check_name(arch)
+    if arch == CLIP and size != PREPROCESSING["size"]:
+        raise UserError(f"--size {size}: {CLIP} takes pictures of {PREPROCESSING['size']} pixels alone", 2)
     hub = pretrained and init is None
     try:
         if arch == CLIP:
             return _build_clip(classes, hub, init)
-        backbone = _build_backbone(arch, hub)
+        backbone = _build_backbone(arch, hub, size)
     except Exception as error:
         if isinstance(error, UserError) or not (hub or arch == CLIP):
             raise
@@ -192,10 +205,10 @@ def build_model(
         mend = "name a local file (CLIP: folder) with --init, or start from random weights with --no-pretrained"
         raise UserError(f"the weights of {arch} can't be had ({reason}); {mend}") from None
     try:
-        model = Classifier(backbone, len(classes), find_intermediate(backbone) if intermediate else [])
+        model = Classifier(backbone, len(classes), find_intermediate(backbone) if intermediate else [], size)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"--arch {arch}: can't take pictures of {PREPROCESSING['size']} pixels ({reason})", 2) from None
+        raise UserError(f"--arch {arch}: can't take pictures of {size} pixels ({reason})", 2) from None
     if init is not None:
         load_weights(model, init, classes)
     return model
@@ -210,7 +223,7 @@ def _check_name(arch: str) -> None:
     raise UserError(f"--arch {arch}: neither one of {', '.join(ARCHITECTURES)} nor a timm name{hint}", 2)
 
 
-def _build_backbone(arch: str, hub: bool) -> nn.Module:
+def _build_backbone(arch: str, hub: bool, size: int) -> nn.Module:
     """The network without its last layer, with weights from the hub if it has any."""
     if arch in TORCHVISION:
         name, head = TORCHVISION[arch]
@@ -220,7 +233,7 @@ def _build_backbone(arch: str, hub: bool) -> nn.Module:
     config = timm.get_pretrained_cfg(arch)
     options = {"pretrained": hub and bool(config and config.has_weights), "num_classes": 0}
     if config and config.fixed_input_size:  # as most ViTs; the others take any size
-        options["img_size"] = PREPROCESSING["size"]
+        options["img_size"] = size
     try:  # transformers that can take smaller training crops too
         return timm.create_model(arch, **options, dynamic_img_size=True)
     except TypeError:
@@ -262,9 +275,17 @@ class Checkpoint:
 
     def build(self) -> nn.Module:
         """The module with these weights, in eval mode. Raises UserError where they don't fit."""
-        model = build_model(self.arch, self.classes, pretrained=False, intermediate=bool(self.args.get("intermediate")))
+        model = build_model(
+            self.arch,
+            self.classes,
+            pretrained=False,
+            intermediate=bool(self.args.get("intermediate")),
+            size=self.preprocessing["size"],
+        )
+        weights = dict(self.model)
+        _resample_positions(weights, model.state_dict())  # where they were learnt at another size
         try:
-            model.load_state_dict(self.model)
+            model.load_state_dict(weights)
         except RuntimeError as error:
             what = f"the weights don't fit {self.arch} as it is built here ({' '.join(str(error).split())[:160]})"
             raise UserError(f"{what}; change --arch or train again") from None

@@ -1,7 +1,7 @@
 """Thresholds of an index, fitted by testing it on its own frames: known ones, and films held out in turn."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class LeaveOneOutScores:
     in_top_three: np.ndarray  # bool [N]: whether its film is among the three best
     unknown: np.ndarray  # best score [M] of frames that were left out with their film
     unknown_film: np.ndarray  # [M]: the film that each is of
+    known_similarity: np.ndarray | None = None  # [N, F]: how like each known frame is to each film
+    unknown_similarity: list[np.ndarray] = field(default_factory=list)  # the same of unknown frames, an array a film
 
 
 @dataclass
@@ -58,6 +60,17 @@ class RuleFigures:
 
 
 @dataclass
+class ShotRule:
+    """The same of a Rule for frames of so many shots of a film, or more, that are asked together."""
+
+    shots: int
+    movie: float
+    shortlist: float
+    slope: float
+    shift: float
+
+
+@dataclass
 class Rule:
     """Scores of movie or more name the film, of shortlist or more give three; confidence = sigmoid(slope s + shift)."""
 
@@ -66,6 +79,7 @@ class Rule:
     slope: float
     shift: float
     figures: RuleFigures | None = None  # None where there were too few films to measure them
+    together: list[ShotRule] = field(default_factory=list)  # with rising shots
 
     def to_json(self) -> dict:
         """The rule, for JSON."""
@@ -77,7 +91,13 @@ class Rule:
     def from_json(cls, values: dict) -> "Rule":
         """Raises TypeError for what to_json did not write."""
         figures = values.get("figures")
-        return cls(**{**values, "figures": RuleFigures(**figures) if figures else None})
+        together = [ShotRule(**part) for part in values.get("together", [])]
+        return cls(**{**values, "figures": RuleFigures(**figures) if figures else None, "together": together})
+
+    def for_shots(self, shots: int) -> "Rule | ShotRule":
+        """The thresholds and the curve for frames of so many shots of a film."""
+        fitting = [part for part in self.together if part.shots <= shots]
+        return fitting[-1] if fitting else self
 
 
 # ------------------------------------------------------------------------------------------ the questions
@@ -137,43 +157,42 @@ def leave_one_out_scores(
         count = len(film.time_ms)
         asked.append(np.linspace(0, count - 1, min(sample, count)).astype(int))
     basis = basis or fit_projection(embedding, owner, np.concatenate([film.change for film in films]))
-    known, best, in_top_three = ask_known(films, FilmVectors(embedding, owner, len(films), basis), asked)
-    unknown = np.zeros(0)
-    unknown_film = np.zeros(0, int)
+    known_similarity = ask_known(films, FilmVectors(embedding, owner, len(films), basis), asked)
+    film = np.repeat(np.arange(len(films)), [len(frames) for frames in asked])
+    scores = film_scores(known_similarity)
+    unknown_similarity = {}
     if len(films) >= MIN_FILMS:
-        unknown, unknown_film = ask_unknown(films, embedding, owner, asked)
+        unknown_similarity = ask_unknown(films, embedding, owner, asked)
+    unknown = [film_scores(similarity).max(1) for similarity in unknown_similarity.values()]
     return LeaveOneOutScores(
-        known=known,
-        film=np.repeat(np.arange(len(films)), [len(frames) for frames in asked]),
-        best=best,
-        in_top_three=in_top_three,
-        unknown=unknown,
-        unknown_film=unknown_film,
+        known=scores.max(1).astype(np.float64),
+        film=film,
+        best=scores.argmax(1),
+        in_top_three=(np.argsort(-scores, axis=1)[:, :3] == film[:, None]).any(1),
+        unknown=np.concatenate([np.zeros(0), *unknown]),
+        unknown_film=np.repeat(np.array(list(unknown_similarity), int), [len(best) for best in unknown]),
+        known_similarity=known_similarity,
+        unknown_similarity=list(unknown_similarity.values()),
     )
 
 
-def ask_known(films: list[FilmSample], space: FilmVectors, asked: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """(best score, film of that score, whether the right film is among the three best) of frames asked of each film."""
-    known = []
-    best = []
-    in_top_three = []
+def ask_known(films: list[FilmSample], space: FilmVectors, asked: list[np.ndarray]) -> np.ndarray:
+    """How like the frames asked of each film are to every film, [N, F]; to their own without their surroundings."""
+    found = []
     for number, film in enumerate(films):
         own = space.vectors[space.owner == number]
         similarity = space.similarities(own[asked[number]])
         similarity[:, number] = ask_within(own, film.time_ms, asked[number])
-        scores = film_scores(similarity)
-        known.append(scores.max(1))
-        best.append(scores.argmax(1))
-        in_top_three.append((np.argsort(-scores, axis=1)[:, :3] == number).any(1))
-    return np.concatenate(known).astype(np.float64), np.concatenate(best), np.concatenate(in_top_three)
+        found.append(similarity)
+    return np.concatenate(found)
 
 
 def ask_unknown(
     films: list[FilmSample], embedding: np.ndarray, owner: np.ndarray, asked: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(best score, number of the film held out) of frames of films that the projection and the search don't have."""
+) -> dict[int, np.ndarray]:
+    """{number of the film held out: how like its frames are to the others, [n, F - 1]}; the projection lacks it too."""
     parts = np.random.default_rng(13).permutation(len(films)) % min(HELD_OUT_PARTS, len(films))
-    unknown, unknown_film = [], []
+    found = {}
     for part in range(parts.max() + 1):
         stay = parts[owner] != part
         change = np.concatenate([film.change for film, own in zip(films, parts, strict=True) if own != part])
@@ -182,10 +201,8 @@ def ask_unknown(
         for number in np.flatnonzero(parts == part).tolist():
             frames = space.vectors[owner == number][asked[number]]
             others = np.delete(np.arange(len(films)), number)
-            scores = film_scores(space.similarities(frames)[:, others])
-            unknown.append(scores.max(1))
-            unknown_film.append(np.full(len(frames), number))
-    return np.concatenate(unknown).astype(np.float64), np.concatenate(unknown_film)
+            found[number] = space.similarities(frames)[:, others]
+    return found
 
 
 # ----------------------------------------------------------------------------------------------- the rule

@@ -19,8 +19,8 @@ from PIL.Image import open as open_image
 from answering import formats
 from answering.console import UserError, format_clock
 from answering.flat import is_flat
-from answering.model import TOO_LITTLE, Answer, Identifier, join_answers, milliseconds_since
-from answering.pictures import IMAGE_SUFFIXES, preprocess, read_image
+from answering.model import TOO_LITTLE, Answer, Identifier, milliseconds_since
+from answering.pictures import IMAGE_SUFFIXES, read_image
 from answering.screenshots import cut_still
 
 MAX_FRAMES = 24  # that are asked of a clip
@@ -249,25 +249,13 @@ def look_at_clip(identifier: Identifier, clip: Clip, top: int = 3) -> Answer:
     start = time.perf_counter()
     if not clip.pictures:
         return Answer("unknown", [], milliseconds_since(start), reason=TOO_LITTLE, frames=0)
-    # in turn, so that memory stays as it is
-    rows = [identifier.run(preprocess(rgb, identifier.preprocessing)[None]) for rgb in clip.pictures]
-    outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    answer = pool(identifier, outputs, clip, top)
-    return replace(answer, ms=milliseconds_since(start), frames=len(clip.pictures))
-
-
-def pool(identifier: Identifier, outputs: dict[str, np.ndarray], clip: Clip, top: int) -> Answer:
-    """One answer for the outputs of run for each frame [N, ...]: by their mean, with thresholds as for one frame."""
-    mean = {name: values.mean(0, keepdims=True) for name, values in outputs.items()}
-    classified = identifier.classify(mean, top)
-    if not identifier.index:
-        return classified[0]
-    indexed = identifier.index.answer_clip(outputs["embedding"], np.array(clip.time_ms), clip.length_ms, top)
-    return join_answers([indexed], classified, identifier.index.films)[0]
+    outputs = identifier.run_each(clip.pictures)
+    answer = identifier.answer_together(outputs, top, time_ms=np.array(clip.time_ms), length_ms=clip.length_ms)
+    return replace(answer, ms=milliseconds_since(start))
 
 
 def describe_clip(answer: Answer) -> str:
-    """What an answer says of a clip beyond the film: "; from 12 frames, seen 0:41:10 to 0:41:20"; "" for a picture."""
+    """What an answer says beyond the film: "; from 12 frames, seen 0:41:10 to 0:41:20"; "" for a single picture."""
     if answer.frames is None:
         return ""
     text = f"; from {answer.frames} frame{'s' * (answer.frames != 1)}"

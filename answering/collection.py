@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from answering.alignment import align
-from answering.calibration import Rule
+from answering.calibration import Rule, ShotRule
 from answering.console import UserError, atomic_write
 from answering.model import (
     Answer,
@@ -28,6 +28,7 @@ from answering.search import Search
 from answering.sql import is_folder_of_before
 from answering.state import About
 from answering.store import Collection
+from answering.together import label_shots, mean_of_shots
 
 STRETCH_MS = 5000  # frames of a film so near in time, and nearly as like, are one stretch of proof
 STRETCH_SIMILARITY = 0.1  # less than the nearest frame's
@@ -119,17 +120,22 @@ class Index:
         scores = film_scores(self.similarities(vector)[None], self.scoring)[0]
         return self.rank(scores, top, lambda film: self.evidence(film, vector))
 
-    def answer_clip(self, embedding: np.ndarray, time_ms: np.ndarray, length_ms: int, top: int = 3) -> Answer:
-        """One answer for all frames of a clip, by the mean of their similarities to each film.
+    def answer_together(
+        self, embedding: np.ndarray, top: int = 3, *, time_ms: np.ndarray | None = None, length_ms: int = 0
+    ) -> Answer:
+        """One answer for several frames of a film, by the mean similarity of their shots to each film.
 
-        embedding: float [N, D]; time_ms: [N], since the clip's start; length_ms: of the clip. A clip that mixes films,
-        as far as its frames alone would tell, gets a shortlist at best.
+        embedding: float [N, D]; of a clip, time_ms [N] since its start and its length_ms. The thresholds are those for
+        so many shots. Frames of which many name another film than all do, as far as each alone would tell, get a
+        shortlist at best.
         """
         with self.reading():
             vectors = project_all(embedding, *self.basis)
             similarity = np.stack([self.similarities(vector) for vector in vectors])
-            scores = film_scores(similarity.mean(0, keepdims=True), self.scoring)[0]
-            answer = self.rank(scores, top, lambda film: self.evidence(film, vectors, time_ms, length_ms))
+            shots = label_shots(vectors)
+            scores = film_scores(mean_of_shots(similarity, shots)[None], self.scoring)[0]
+            rule = self.rule.for_shots(int(shots.max()) + 1)
+            answer = self.rank(scores, top, lambda film: self.evidence(film, vectors, time_ms, length_ms), rule)
         alone = film_scores(similarity, self.scoring)
         elsewhere = (alone.max(1) >= self.rule.movie) & (alone.argmax(1) != scores.argmax())
         if answer.kind == "movie" and elsewhere.mean() >= MIXED_SHARE:
@@ -140,12 +146,22 @@ class Index:
         """How like a frame's vector [d] is to each film [F]."""
         return self.search.similarity(vector, self.scoring)
 
-    def rank(self, scores: np.ndarray, top: int, find_evidence: Callable[[int], Evidence | None]) -> Answer:
-        """The answer for the scores of all films [F]. find_evidence: from a film's number to its evidence."""
-        confidence = 1 / (1 + np.exp(-np.clip(self.rule.slope * scores + self.rule.shift, -30, 30)))
+    def rank(
+        self,
+        scores: np.ndarray,
+        top: int,
+        find_evidence: Callable[[int], Evidence | None],
+        rule: Rule | ShotRule | None = None,
+    ) -> Answer:
+        """The answer for the scores of all films [F].
+
+        find_evidence: from a film's number to its evidence; rule: None for the one for a single frame.
+        """
+        rule = rule or self.rule
+        confidence = 1 / (1 + np.exp(-np.clip(rule.slope * scores + rule.shift, -30, 30)))
         order = np.argsort(-scores, kind="stable")[:top].tolist()
         candidates = [Candidate(self.titles[film], float(confidence[film]), find_evidence(film)) for film in order]
-        kind = answer_kind(scores[order[0]], movie=self.rule.movie, shortlist=self.rule.shortlist)
+        kind = answer_kind(scores[order[0]], movie=rule.movie, shortlist=rule.shortlist)
         return Answer(kind, candidates, 0.0)
 
     def evidence(

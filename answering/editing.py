@@ -21,6 +21,7 @@ from answering.state import Film, IndexedModel, State
 from answering.stills import Still
 from answering.store import USER_STILL_PREFIX, Collection, pack_vectors
 from answering.titles import split_title
+from answering.together import fit_together
 
 FIT_FRAMES = 6000  # that projection and thresholds are fitted on
 FIT_FILMS = 300
@@ -142,6 +143,7 @@ def refit(collection: Collection, state: State, force: bool = False) -> None:
     asked = leave_one_out_scores(samples, ASKED_FRAMES, basis)
     about.scoring = Scoring()
     about.rule = fit_rule(asked, np.bincount(owner), about.unknown_share)
+    about.rule.together = fit_together(asked, np.bincount(owner), about.unknown_share)
     collection.put_fit(about, basis, lambda embedding: project_all(embedding, *basis))
 
 

@@ -59,7 +59,7 @@ class Answer:
     ms: float  # time for this frame, milliseconds
     look: str | None = None  # "still": it is about the picture inside a screenshot
     reason: str | None = None  # why it is unknown, where the model was not asked: TOO_LITTLE
-    frames: int | None = None  # of a clip, that were asked
+    frames: int | None = None  # of a clip or several pictures, that were asked together
 
     def as_dict(self) -> dict:
         """For JSON, as identify.py --json prints it; look and reason are there only where they say something."""
@@ -82,8 +82,10 @@ class FilmIndex(Protocol):
     def answers(self, embedding: np.ndarray, top: int = 3) -> list[Answer]:
         """An answer a row of embeddings float [N, D]."""
 
-    def answer_clip(self, embedding: np.ndarray, time_ms: np.ndarray, length_ms: int, top: int = 3) -> Answer:
-        """One answer for all frames of a clip: embeddings float [N, D], their times in the clip [N], its length."""
+    def answer_together(
+        self, embedding: np.ndarray, top: int = 3, *, time_ms: np.ndarray | None = None, length_ms: int = 0
+    ) -> Answer:
+        """One answer for several frames of a film: embeddings float [N, D]; of a clip, their times [N] and its length."""
 
 
 def answer_kind(score: float, *, movie: float, shortlist: float) -> str:
@@ -193,13 +195,12 @@ class Identifier:
         """
         start = time.perf_counter()
         pictures = [self.read(one) for one in (image if isinstance(image, list) else [image])]
-        pictures = [rgb for rgb in pictures if not is_flat(rgb)]
-        stills = [cut_still(rgb) for rgb in pictures]
-        cropped = [still.size < rgb.size for still, rgb in zip(stills, pictures, strict=True)]
-        shown = [place for place, still in enumerate(stills) if not is_flat_inside(pictures[place], still)]
-        answer = self.name_film([pictures[place] for place in shown], top)
-        if answer.kind == "unknown" and any(cropped[place] for place in shown):
-            answer = replace(self.name_film([stills[place] for place in shown], top), look="still")
+        looks = [look_inside(rgb) for rgb in pictures]
+        looks = [(whole, still) for whole, still in looks if whole is not None]
+        answer = self.name_film([whole for whole, _ in looks], top)
+        if answer.kind == "unknown" and any(still is not None for _, still in looks):
+            stills = [whole if still is None else still for whole, still in looks]
+            answer = replace(self.name_film(stills, top), look="still")
         return replace(answer, ms=milliseconds_since(start))
 
     def look(self, pictures: list[np.ndarray], top: int = 3) -> Answer:
@@ -209,14 +210,35 @@ class Identifier:
         return replace(answer, ms=milliseconds_since(start))
 
     def name_film(self, pictures: list[np.ndarray], top: int) -> Answer:
-        """What look answers for pictures that are not flat: by the mean of what the model says; ms is left at 0."""
+        """What look answers for pictures that are not flat; ms is left at 0."""
         if not pictures:
             return Answer("unknown", [], 0.0, reason=TOO_LITTLE)
+        return self.answer_together(self.run_each(pictures), top)
+
+    def run_each(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of run [N, ...] for pictures uint8 [H, W, 3], one or more."""
         # in turn, so that memory stays as it is
         rows = [self.run(preprocess(rgb, self.preprocessing)[None]) for rgb in pictures]
-        outputs = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
-        (answer,) = self.make_answers(outputs, top)
-        return answer
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    def answer_together(
+        self, outputs: dict[str, np.ndarray], top: int, *, time_ms: np.ndarray | None = None, length_ms: int = 0
+    ) -> Answer:
+        """One answer for the outputs of run [N, ...] for frames of one film; ms is left at 0.
+
+        Of a clip: time_ms [N], of each frame since the clip's start, and length_ms of the clip. frames tells how many
+        there were, where it is more than one.
+        """
+        count = len(outputs["embedding"])
+        if count == 1 and time_ms is None:
+            (answer,) = self.make_answers(outputs, top)
+            return answer
+        classified = self.classify({name: values.mean(0, keepdims=True) for name, values in outputs.items()}, top)
+        if not self.index:
+            return replace(classified[0], frames=count)
+        indexed = self.index.answer_together(outputs["embedding"], top, time_ms=time_ms, length_ms=length_ms)
+        (answer,) = join_answers([indexed], classified, self.index.films)
+        return replace(answer, frames=count)
 
     def answers(self, batch: np.ndarray, top: int = 3) -> list[Answer]:
         """Answers for preprocessed frames uint8 [N, S, S, 3]; ms is the share of the batch."""
@@ -255,6 +277,19 @@ class Identifier:
             kind = answer_kind(known, movie=decision["movie"], shortlist=decision["shortlist"])
             answers.append(Answer(kind, candidates, 0.0))
         return answers
+
+
+def look_inside(rgb: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(the whole picture, None where it or the still inside is flat; the still inside, None where it is no screenshot).
+
+    All are RGB uint8 [H, W, 3].
+    """
+    if is_flat(rgb):
+        return None, None
+    still = cut_still(rgb)
+    if is_flat_inside(rgb, still):
+        return None, None
+    return rgb, still if still.size < rgb.size else None
 
 
 def is_flat_inside(rgb: np.ndarray, still: np.ndarray) -> bool:

@@ -99,10 +99,11 @@ class About:
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """What answers are computed with, and what each is called."""
-        for part in (self, self.scoring, self.rule):
+        together = self.rule.together if self.rule else []
+        for part in (self, self.scoring, self.rule, *together):
             if part is not None:
                 for name, value in vars(part).items():
-                    if name not in ("model", "identity", "rule", "scoring", "figures"):
+                    if name not in ("model", "identity", "rule", "scoring", "figures", "together"):
                         yield name, value
 
 

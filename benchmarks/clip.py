@@ -61,7 +61,7 @@ def ask_runs(index: Index, film: AskedFilm, frames: int, count: int) -> np.ndarr
         run = slice(first, first + frames)
         start = film.time_ms[first]
         time_ms = film.time_ms[run] - start
-        answer = index.answer_clip(film.embedding[run], time_ms, int(time_ms[-1]), top=1)
+        answer = index.answer_together(film.embedding[run], 1, time_ms=time_ms, length_ms=int(time_ms[-1]))
         right = answer.candidates[0].title == film.title
         found.append((right, answer.kind == "movie", right and is_there(answer, start, start + time_ms[-1])))
     return np.array(found)
