@@ -30,6 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from answering.console import UserError, atomic_write, one_line_errors
+from answering.cores import count_cores
 from answering.flat import is_flat
 from answering.pictures import read_image
 from answering.screenshots import find_bars
@@ -325,7 +326,7 @@ def filter_films(
         return person_detector(detector, confidence=confidence, device=device, batch=batch, size=size)
 
     options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
-    threads = threads or min(8, os.cpu_count() or 1)
+    threads = threads or min(8, count_cores())
     rank, processes = own_share()
     finished = finish_films(films, out, options, load_detector, threads=threads, rank=rank, processes=processes)
     if rank:

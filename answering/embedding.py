@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from answering.console import UserError
+from answering.cores import count_cores
 from answering.flat import is_flat
 from answering.model import Identifier
 from answering.packing import make_thumbnail
@@ -125,7 +126,7 @@ def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture
         except UserError as error:
             return error
 
-    for number, rgb in enumerate(read_ahead(read, stills, os.cpu_count() or 1)):
+    for number, rgb in enumerate(read_ahead(read, stills, count_cores())):
         if isinstance(rgb, UserError):
             print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
         else:

@@ -6,7 +6,6 @@ python bench.py shelf film.mkv --ask --gaps 3,5 --beside data/raw       # and wh
 
 import contextlib
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -251,7 +250,7 @@ def bench_shelf(
 
             rows[f"index.py add --max-gap {limit:g}, step by step"] = bench.run(f"new-{limit:g}", add)
         took = run_add(videos, model, Path(folder, "command", INDEX))
-        memory = f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f}"
+        memory = largest_child()
         rows["index.py add, the command"] = {
             "x real time, s/s": length / took,
             "total, s": took,
@@ -262,6 +261,16 @@ def bench_shelf(
     if ask:
         text += f" {len(questions)} frames at random moments are asked for, beside the films of {beside.name}."
     show("A shelf of films into an index", rows, text)
+
+
+def largest_child() -> str:
+    """Megabytes of the largest process that this one has started and that has ended; "-" where nobody counts them."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "-"
+    unit = 1e6 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
+    return f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit:.0f}"
 
 
 def measure(videos: list[Path]) -> float:
