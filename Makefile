@@ -33,7 +33,7 @@ web/vendor: web/package-lock.json
 	touch $@
 
 # servers without a desktop lack the libraries of opencv-python, which ultralytics asks for: take the headless build there
-.venv/installed: requirements.txt requirements-bot.txt
+.venv/installed: requirements.txt requirements-shelf.txt requirements-bot.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

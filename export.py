@@ -36,11 +36,12 @@ from answering.shelf import find_shelf
 from answering.stills import expand, is_junk, walk_images
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
 from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
-from training.device import keep_memory
+from training.device import keep_memory, limit_threads
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
 from training.formats import WEB, measure_formats, run_batches
 from training.frames import FrameStore, default_cache, normalise
 from training.metrics import measure
+from training.portable import make_portable
 from training.quantise import write_int8, write_web
 from training.rule import ORIGINAL_RULE, Rule, RuleCheck, ScoreFigures, check_rule, fit_rule
 
@@ -315,8 +316,12 @@ def write_formats(module: Exported, work: Path, sample: np.ndarray | None, stage
     if web:
         write_web(fp32, work / WEB, is_transformer(module))
     source = "what needs no frames to calibrate" if sample is None else f"calibrated on {len(sample)} frames"
+    paths = [path for path in (fp32, work / WEB, int8, openvino) if path.exists()]
+    for path in paths:
+        if path.suffix == ".onnx":
+            make_portable(path)
     stages.done(f"int8, {source}", int8, work / WEB, openvino.with_suffix(".bin"))
-    return [path for path in (fp32, work / WEB, int8, openvino) if path.exists()]
+    return paths
 
 
 def write_contract(module: Exported, contract: Contract, paths: list[Path]) -> Contract:
@@ -527,6 +532,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
     check_usage(parser, args)
+    limit_threads()
     data = args.data or DATA
     arch = args.arch or ORIGINAL_ARCH
     if args.checkpoint and not args.checkpoint.exists():

@@ -30,6 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from answering.console import UserError, atomic_write, one_line_errors
+from answering.cores import count_cores
 from answering.flat import is_flat
 from answering.pictures import read_image
 from answering.reading import ReadingPool
@@ -339,7 +340,7 @@ def filter_films(
     options = {"detector": detector, "size": size, "confidence": confidence if detector != "none" else None}
     if weights:
         options["weights"] = str(weights)
-    threads = threads or min(8, os.cpu_count() or 1)
+    threads = threads or min(8, count_cores())
     rank, processes = own_share()
     with contextlib.ExitStack() as stack:
 

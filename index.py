@@ -24,6 +24,7 @@ from answering.adding import Adder, AddSettings, see_model, see_model_in_a_proce
 from answering.calibration import UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
 from answering.collection import INDEX, Index, check_model, draw_evidence
 from answering.console import UserError, one_line_errors
+from answering.cores import count_cores
 from answering.editing import (
     ASKED_FRAMES,
     find_title,
@@ -45,10 +46,11 @@ from answering.film_flags import (
 from answering.model import Identifier
 from answering.moving import export_films, import_films, publish, take_over
 from answering.shelf import Shelf, find_shelf
-from answering.side_by_side import count_cores
 from answering.sql import NoCollection, is_folder_of_before, is_postgres
 from answering.state import State
 from answering.store import Collection
+
+EMBEDDER = "dinov2-small.zip"  # what deploy/embedder.sh makes
 
 # ------------------------------------------------------------------------------------------------ changing
 
@@ -119,8 +121,9 @@ def read_add_settings(args: argparse.Namespace) -> AddSettings:
 def check_model_is_there(model: str) -> None:
     """Raise UserError that says how to get a model, where there is none."""
     if not Path(model).exists():
-        embedder = "python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films"
-        raise UserError(f"--model {model}: no model there; {embedder} makes one that needs no training", 2)
+        make = "python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films"
+        text = f"unpack {EMBEDDER} of the project's releases there, or make one that needs no training: {make}"
+        raise UserError(f"--model {model}: no model there; {text}", 2)
 
 
 def take_over_neighbour(collection: Collection) -> None:

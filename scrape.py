@@ -12,6 +12,7 @@ import argparse
 import bisect
 import contextlib
 import csv
+import errno
 import functools
 import gzip
 import hashlib
@@ -35,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 import requests
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from PIL import Image
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
@@ -43,6 +44,7 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
 from answering.console import UserError, atomic_write, format_clock, one_line_errors
+from answering.cores import count_cores
 from answering.film_flags import (
     add_gap_flag,
     add_shelf_flags,
@@ -56,7 +58,7 @@ from answering.flat import is_flat
 from answering.pictures import IMAGE_SUFFIXES, MAX_BYTES, read_image
 from answering.reading import ReadingPool
 from answering.shelf import ShelfFilm, find_shelf
-from answering.side_by_side import FilmBar, Job, count_bytes, count_cores, run_side_by_side
+from answering.side_by_side import FilmBar, Job, count_bytes, run_side_by_side
 from answering.titles import folder_name, normalise_title, short_hash, split_title
 from answering.video import Sampling, Video
 
@@ -65,6 +67,7 @@ PER_PAGE = 100
 WORKERS = 16  # downloads at a time
 ATTEMPTS = 8  # further tries of what failed
 BACKOFF = 0.5  # seconds to wait before the first further tries; the waits double up to a minute
+NO_LOCKS = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}  # what some network shares answer to flock
 SLOWEST = 180  # seconds for one image or reply
 FAILURES = (requests.RequestException, HTTPError, ValueError)  # what fetch raises
 EMPTY_PAGES = 3  # in a row without a new frame, after which a film's search ends
@@ -102,11 +105,20 @@ def file_stem(identity: str) -> str:
 def lock(out: Path) -> Iterator[None]:
     """Keep a second run out of a folder as long as this one runs. Raises UserError."""
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"--out {out}: another scrape.py is at work there; wait for it or stop it") from None
+    with contextlib.ExitStack() as stack:
+        kept = out / ".lock"
+        try:
+            try:
+                stack.enter_context(FileLock(kept, timeout=0))
+            except OSError as error:
+                if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+                    raise
+                kept = out / ".lock-exists"  # on such a disk the lock is that a file exists
+                stack.enter_context(SoftFileLock(kept, timeout=0))
+        except Timeout:
+            text = f"another scrape.py is at work there; wait for it or stop it; if none runs, delete {kept}"
+            raise UserError(f"--out {out}: {text}") from None
+        yield
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from answering.telemetry import turn_off_telemetry
+
 
 class UserError(Exception):
     """Something the user can mend: shown on one line, without a traceback. code: 2 usage, 1 work that failed."""
@@ -22,6 +24,7 @@ def one_line_errors(main):
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
         _print_utf_8()
+        turn_off_telemetry()
         try:
             code = main(argv) or 0
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not after our last word

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from answering.console import UserError, atomic_write
+from answering.telemetry import turn_off_telemetry
 
 FORMAT = "movie-by-frame 2"  # of an exported file
 PLAIN_TEXT = ("architecture", "commit", "format")  # fields that are written as they are; the others as JSON
@@ -86,6 +87,7 @@ def write_onnx_metadata(path: Path, metadata: dict[str, str]) -> None:
 
 
 def write_openvino_metadata(path: Path, metadata: dict[str, str]) -> None:
+    turn_off_telemetry()
     import openvino
 
     model = openvino.Core().read_model(path, config={"ENABLE_MMAP": False})  # the file that is read is overwritten

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from answering.console import UserError
+from answering.cores import count_cores
 from answering.flat import is_flat
 from answering.model import Identifier
 from answering.packing import make_thumbnail
@@ -120,7 +121,7 @@ def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture
     """The stills that can be read, in order; a line on stderr for each of the others."""
     script = os.path.basename(sys.argv[0])
     draft = 2 * identifier.preprocessing["size"]
-    with ReadingPool(read_still, min(len(stills), os.cpu_count() or 1)) as pool:
+    with ReadingPool(read_still, min(len(stills), count_cores())) as pool:
         for number, rgb in enumerate(pool.read_all(stills, draft)):
             if isinstance(rgb, UserError):
                 print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import platform
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,12 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from answering.console import UserError
+from answering.cores import runtime_threads
+from answering.telemetry import turn_off_telemetry
 
 # what is fastest first, as `bench.py isa` measured it (RESULTS.md), by what the CPU has for products of 8 bits
 WITH_VNNI = (("openvino", "int8"), ("onnxruntime", "int8"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
 WITHOUT_VNNI = (("openvino", "fp32"), ("onnxruntime", "fp32"), ("openvino", "int8"), ("onnxruntime", "int8"))
 # OpenVINO's int8 is still twice as fast, and its 7-bit weights don't saturate
 AVX512_WITHOUT_VNNI = (("openvino", "int8"), ("openvino", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"))
+# not measured, but chosen by what the runtimes say: ONNX Runtime has kernels for 8 bits on ARM (release notes of 1.11),
+# and of 8 bits OpenVINO speaks on x86-64 alone, while it computes in float16 on ARM ("CPU Device" in its documentation)
+ARM_WITH_DOT = (("onnxruntime", "int8"), ("openvino", "fp32"), ("onnxruntime", "fp32"), ("openvino", "int8"))
+ARM_WITHOUT_DOT = (("openvino", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
 FILES = {
     ("openvino", "int8"): "openvino/model.xml",
     ("onnxruntime", "int8"): "model.int8.onnx",
@@ -50,11 +56,12 @@ class LoadedModel:
 
 
 def cpu_flags() -> set[str]:
-    """What Linux says that this CPU can do ("avx2", "avx512_vnni", ...); empty on other systems."""
+    """What Linux says that this CPU can do ("avx2", "avx512_vnni", "asimd", ...); on other systems little is known."""
     try:
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
     except OSError:
-        return set()
+        # every Mac with an ARM CPU, and nearly every such Windows, multiplies 8 bits by its dot product
+        return {"asimd", "asimddp"} if platform.machine().lower() in ("arm64", "aarch64") else set()
     return set(found[1].split()) if found else set()
 
 
@@ -92,8 +99,12 @@ def check_place(path: Path) -> None:
 
 def list_exported(folder: Path, flags: set[str]) -> tuple[list[ModelFile], str]:
     """(what an export may hold, the fastest on a CPU with these flags first; why this order, in words)"""
-    if "avx2" not in flags or flags & {"avx512_vnni", "avx_vnni"}:
-        order, reason = WITH_VNNI, "the fastest here"
+    if "asimd" in flags:
+        order = ARM_WITH_DOT if "asimddp" in flags else ARM_WITHOUT_DOT
+        reason = "thought to be the fastest on ARM, which was not measured; --self-test times them all"
+    elif "avx2" not in flags or flags & {"avx512_vnni", "avx_vnni"}:
+        order = WITH_VNNI
+        reason = "the fastest here"
     else:
         order = AVX512_WITHOUT_VNNI if "avx512f" in flags else WITHOUT_VNNI
         reason = "this CPU has no VNNI, for products of 8 bits"
@@ -126,8 +137,9 @@ def load_file(file: ModelFile, threads: int, precision: str | None) -> LoadedMod
 def load_onnxruntime(path: Path, threads: int) -> LoadedModel:
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # of its builds for Windows
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = runtime_threads(threads)
     options.log_severity_level = 3  # errors alone
     options.enable_mem_pattern = False  # 18 MB less for DeiT-B, no slower
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -144,6 +156,7 @@ def load_onnxruntime(path: Path, threads: int) -> LoadedModel:
 @functools.cache
 def openvino_core():
     """The one core of this process. It is never released: Linux would then run signal handlers on freed memory."""
+    turn_off_telemetry()
     import openvino
 
     return openvino.Core()
@@ -156,7 +169,7 @@ def load_openvino(path: Path, threads: int, precision: str | None) -> LoadedMode
     metadata = read_rt_info(model, path)
     described = describe_input(model)
     model.reshape([1, *model.inputs[0].partial_shape[1:]])  # frame by frame it runs faster than with an open batch
-    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads}
+    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": runtime_threads(threads)}
     if precision:
         config["INFERENCE_PRECISION_HINT"] = precision
     request = core.compile_model(model, "CPU", config).create_infer_request()
@@ -192,7 +205,7 @@ def describe_input(model) -> list:
 
 def trim_heap() -> None:
     """Give memory that is free back to the system: loading a model leaves a third of its size behind."""
-    if sys.platform == "linux":
+    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):  # glibc alone has it
         import ctypes
 
         ctypes.CDLL(None).malloc_trim(0)
@@ -200,13 +213,13 @@ def trim_heap() -> None:
 
 def release_weights(path: Path) -> None:
     """Give back the memory of a mapped OpenVINO .bin, on Linux: a third of DeiT-B's, since OpenVINO copied it."""
-    with contextlib.suppress(OSError, AttributeError, ValueError):
+    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError, ValueError):
         import ctypes
 
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         weights = str(path.with_suffix(".bin").resolve())
-        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.endswith(weights) and " r--" in line:  # mapped for reading alone
                 start, end = (int(number, 16) for number in line.split()[0].split("-"))
                 madvise(start, end - start, MADV_DONTNEED)

@@ -159,13 +159,6 @@ def describe_exit(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def count_bytes(parts: tuple[Path, ...]) -> int:
     """Size of files; 0 where they are gone."""
     try:

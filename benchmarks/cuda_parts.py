@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import math
-import os
 import re
 import tempfile
 import time
@@ -17,6 +16,7 @@ import torch
 import train
 from answering.console import UserError
 from answering.contract import Contract
+from answering.cores import count_cores
 from answering.model import Identifier, relative_error
 from answering.pictures import read_image
 from answering.stills import expand
@@ -59,7 +59,7 @@ class Settings:
 def measure_machine(settings: Settings) -> dict:
     """The GPU, its memory, and the rate of its matrix products."""
     device = choose_device(None)
-    figures = {"cores": os.cpu_count(), "torch": torch.__version__, "commit": git_commit()}
+    figures = {"cores": count_cores(), "torch": torch.__version__, "commit": git_commit()}
     if GPU:
         figures["GPU"] = torch.cuda.get_device_name()
         figures["GB"] = torch.cuda.mem_get_info()[1] / 1e9
@@ -81,7 +81,7 @@ def make_films(settings: Settings, name: str, films: int) -> dict:
     middle = time.perf_counter()
     count = len(expand([str(raw)]))
     argv = [raw, "--out", settings.out / name, "--detector", "none", "--min-frames", settings.per_film // 4]
-    torchrun(max(1, os.cpu_count() // 2), "filter.py", *argv)
+    torchrun(max(1, count_cores() // 2), "filter.py", *argv)
     end = time.perf_counter()
     return {
         "frames": count,
@@ -204,7 +204,6 @@ def train_row(settings: Settings, name: str, arch: str, recipe: dict, **options)
 
 def time_filter(settings: Settings) -> dict:
     """Frames/s of filter.py's detector alone, and of several filter.py on one GPU once they run."""
-    os.environ["YOLO_OFFLINE"] = "true"  # else ultralytics waits for an answer from the network
     from training.detector import person_detector
 
     if not Path(settings.detector).exists():
@@ -212,7 +211,7 @@ def time_filter(settings: Settings) -> dict:
     detect = person_detector(settings.detector, confidence=0.25, device=None, batch=32, size="600x256")
     raw = settings.out / "raw-small"
     files = expand([str(raw)])
-    processes = max(1, min(os.cpu_count() // 2, settings.films // 4))
+    processes = max(1, min(count_cores() // 2, settings.films // 4))
     pictures = [read_image(file) for file in files[:512]]
     persons = sum(seen > 0 for seen in detect(pictures))  # warms up
     start = time.perf_counter()

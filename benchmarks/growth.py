@@ -6,7 +6,6 @@ python bench.py index                                                   # among 
 import contextlib
 import multiprocessing
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from answering.projection import Scoring, blend_similarity, unit_length
 from answering.search import Search, cosines, gather
 from answering.state import Film, IndexedModel
 from answering.store import Collection, pack_vectors
-from benchmarks.harness import in_process, show
+from benchmarks.harness import in_process, resident_megabytes, show
 
 DIMENSIONS = 128  # of a drawn vector
 EMBEDDING = 384  # numbers of an embedding, as DINOv2-S has them
@@ -228,8 +227,7 @@ def measure_memory(place: str, stills: int, folder: Path, name: str, asked: np.n
     opened = time.perf_counter() - start
     for vector in asked:
         ask(vector)
-    found = re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())
-    return {"memory, MB": int(found[1]) / 1000, "open, s": opened}
+    return {"memory, MB": resident_megabytes(), "open, s": opened}
 
 
 def measure_adding(place: str) -> dict[str, float]:

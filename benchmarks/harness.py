@@ -1,7 +1,8 @@
 """What every benchmark needs: the machine in a line, tables in markdown, a fresh process, a sample of frames."""
 
+import contextlib
 import multiprocessing
-import os
+import platform
 import re
 import sys
 import time
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from answering.cores import count_cores
 from answering.runtimes import cpu_flags
 from answering.stills import expand
 
@@ -22,13 +24,15 @@ Figures = dict[str, float | str]  # {column: value}, a row of a table
 
 def machine() -> str:
     """One line: CPU, cores, the flags that matter here, versions, date."""
-    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    cpu = found[1] if found else os.uname().machine
+    found = None
+    with contextlib.suppress(OSError):  # Linux alone has it
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    cpu = found[1] if found else platform.processor() or platform.machine()
     flags = [flag for flag in FLAGS if flag in cpu_flags()]
     python = sys.version.split()[0]
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES if find_spec(package))
     date = time.strftime("%Y-%m-%d")
-    return f"{' '.join([cpu, *flags])}, {os.cpu_count()} cores; Python {python}, {versions}; {date}"
+    return f"{' '.join([cpu, *flags])}, {count_cores()} cores; Python {python}, {versions}; {date}"
 
 
 def format_cell(column: str, value: float | str, first: float | str | None) -> str:
@@ -59,6 +63,18 @@ def show(title: str, rows: dict[str, Figures], *notes: str) -> None:
             cells.append(format_cell(column, row.get(column, ""), first))
         print(f"| {name} | {' | '.join(cells)} |")
     print(*["", *notes], sep="\n")
+
+
+def resident_megabytes() -> float:
+    """Memory that this process holds; of a system without /proc it takes psutil to tell, and 0 stands for unknown."""
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(re.search(r"VmRSS:\s*(\d+)", status)[1]) / 1000
+    try:
+        import psutil
+    except ImportError:
+        return 0.0
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def in_process(function: Callable, *args):

@@ -3,7 +3,6 @@
 import io
 import itertools
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from answering.console import UserError
 from answering.model import Identifier, SelfTest, self_test
 from answering.runtimes import choose_file, cpu_flags
-from benchmarks.harness import Figures, in_process, sample, show
+from benchmarks.harness import Figures, in_process, resident_megabytes, sample, show
 
 CPU_KINDS = {  # what oneDNN may use (ONEDNN_MAX_CPU_ISA), and the flags of a CPU that has no more
     "SSE41": "sse4_1",
@@ -69,7 +68,7 @@ def time_answers(path: Path, runtime: str, format: str, files: list[str], begin:
         start = time.perf_counter()
         answer(picture)
         times.append(1000 * (time.perf_counter() - start))
-    memory = int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+    memory = resident_megabytes()
     return {"latency, ms": np.median(times), "memory, MB": memory, "process start to first answer, s": first}
 
 

@@ -56,7 +56,7 @@ def torchrun(processes: int, script: str, *args, **environment: str) -> str:
 def work(part: Part, settings: Settings, log: Path) -> None:
     """A part, in its process: what it says goes to log, what it finds beside it."""
     os.setsid()  # whoever ends this group of processes ends those that the part started, too
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.register(signal.SIGTERM, chain=True)  # tells where it hangs

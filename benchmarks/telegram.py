@@ -115,7 +115,7 @@ class BotProcess:
 
     async def __aenter__(self) -> "BotProcess":
         environment = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench"}
-        with open(self.log, "w") as log:
+        with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(self.command, cwd=self.folder, env=environment, stderr=log)
         return self
 

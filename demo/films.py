@@ -21,6 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts of the top level
 
 from answering.console import one_line_errors
+from answering.cores import count_cores
 from demo.design import Film, film_design
 from demo.shot import MARGIN, Shot
 
@@ -141,7 +142,7 @@ def render_films(
     """Renders films to out/<Title (Year)>/<id>.jpg and frames.jsonl; returns their titles in the order of indices."""
     indices = list(indices)
     write = partial(write_film, out=Path(out), frames=frames, seed=seed, per_shot=per_shot)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers or count_cores(), mp_context=get_context("spawn")) as pool:
         titles = pool.map(write, indices)
         return list(tqdm(titles, total=len(indices), desc="render", unit="film", disable=None))
 

@@ -94,7 +94,7 @@ def limit_memory() -> None:
     import resource
 
     trim_heap()
-    data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    data = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[5]) * resource.getpagesize()
     limit = data + PICTURE_MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
@@ -180,7 +180,7 @@ def make_jpeg(thumbnail: bytes) -> bytes:
 def resident() -> int:
     """Bytes of memory that this process holds; 0 where the system does not tell."""
     pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+    return int(pages.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
 
 
 def describe_model() -> ModelDescription:

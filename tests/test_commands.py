@@ -54,6 +54,15 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     ".ci/run": "runs this file",
     "apt install -y git python3-venv && git clone REPOSITORY /opt/movie-bot && cd /opt/movie-bot": "changes a server",
     "python3 -m venv .venv && .venv/bin/pip install -r requirements-bot.txt": "downloads packages",
+    ".venv/bin/pip install openvino": "downloads",
+    "OLD_RUNTIMES=1 .venv/bin/python -m pytest tests/test_runtimes.py": "downloads packages",
+    "sha256sum -c dinov2-small.zip.sha256 && python -m zipfile -e dinov2-small.zip export": "needs a release",
+    "docker buildx build --platform linux/amd64,linux/arm64 .": "needs Docker",
+    "docker build --build-arg REQUIREMENTS=requirements-shelf.txt --build-arg EXTRA=openvino --tag movie-shelf .": (
+        "needs Docker"
+    ),
+    "docker run --rm --entrypoint python --volume ~/films:/films:ro --volume ./export:/app/export:ro "
+    "--volume ./collection:/collection movie-shelf index.py add /films --index /collection/index.sqlite": "needs Docker",
     "scp -r export root@your-server:/opt/movie-bot/": "needs another host",
     "scp -r export you@your-server:movie-bot/": "needs another host",
     "install -m 600 /dev/null /etc/movie-bot.env && echo TELEGRAM_BOT_TOKEN=123456:ABC... > /etc/movie-bot.env": "root",

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "deploy" / "movie-bot.service"
+REQUIREMENTS = ("requirements-bot.txt", "requirements-shelf.txt")
 SCRIPTS = ("bot.py", "learn.py", "index.py", "identify.py")  # that people run in the container
 
 
@@ -69,7 +70,7 @@ def test_the_image_holds_all_that_its_scripts_import():
         needed |= found
         found = {other for file in found for other in imported_files(file)} - needed
     assert {"telegram_bot/worker.py", "answering/model.py"} <= needed
-    for file in (*needed, "telegram_bot/texts.toml", "requirements-bot.txt"):
+    for file in (*needed, "telegram_bot/texts.toml", *REQUIREMENTS):
         assert (ROOT / file).exists() and is_let_in(file), file
 
 
@@ -80,10 +81,10 @@ def test_the_image_holds_nothing_else():
     files |= {"answering/__pycache__/model.pyc", "telegram_bot/__pycache__/app.pyc", "__pycache__/bot.pyc"}
     let_in = {file for file in files if is_let_in(file)}
     wings = {file for file in let_in if re.fullmatch(r"(answering|telegram_bot)/\w+\.(py|toml)", file)}
-    assert let_in - wings == {*SCRIPTS, "requirements-bot.txt"}
+    assert let_in - wings == {*SCRIPTS, *REQUIREMENTS}
 
 
 def test_the_image_is_made_of_what_is_let_in():
     text = (ROOT / "Dockerfile").read_text()
     copied = re.findall(r"^COPY (.+) \./$", text, re.MULTILINE)
-    assert copied == ["requirements-bot.txt", "."] and '"python", "bot.py"' in text
+    assert copied == [" ".join(REQUIREMENTS), "."] and '"python", "bot.py"' in text

@@ -304,6 +304,9 @@ SERVER = AVX512 | {"avx512_vnni"}
         (AVX512, ("onnxruntime", None), "onnxruntime fp32"),
         (SERVER, ("onnxruntime", None), "onnxruntime int8"),
         (AVX512, (None, "fp32"), "openvino fp32"),
+        ({"asimd", "asimddp"}, (None, None), "onnxruntime int8"),
+        ({"asimd"}, (None, None), "openvino fp32"),  # a Raspberry Pi 4
+        ({"asimd", "asimddp"}, ("openvino", None), "openvino fp32"),
     ],
 )
 def test_the_file_is_chosen_by_the_cpu_and_what_is_asked(exported, flags, asked, chosen):

@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import random
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -257,6 +256,7 @@ def test_stopped_at_any_statement_the_film_is_there_whole_or_not(made, model, tm
 
 def test_on_a_full_disk_the_index_stays_as_it_was(copied, model, tmp_path, capsys):
     folder = write_film(tmp_path / "Late (2003)", 6, range(70, 76))
+    resource = pytest.importorskip("resource", reason="Windows caps no file")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may grow beyond, as if the disk were full
     try:

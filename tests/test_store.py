@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import random
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -581,6 +580,7 @@ def test_a_newer_format_and_an_older_one(place, monkeypatch):
 @pytest.mark.parametrize("size", [20_000, 100_000, 400_000])
 def test_on_a_full_disk_what_was_added_stays(file, size):
     writer = Collection(file)
+    resource = pytest.importorskip("resource", reason="Windows caps no file")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(UserError) as error, writer.writing():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # no file may grow beyond, as if the disk were full

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from answering.console import UserError
+from answering.cores import runtime_threads
+from answering.telemetry import turn_off_telemetry
 
 # About --conf, where a CPU that computes in bf16 asks again in float32. In bf16 alone, 98.0% of 749 frames had the
 # verdict of the original's way (a316ff4); asked again, 99.9% of 750 have it (e10b033).
@@ -39,7 +41,8 @@ def fit_size(width: int, height: int, size: str) -> tuple[int, int]:
 
 def import_yolo():
     """ultralytics.YOLO, which must not unpickle freely, nor install packages by itself."""
-    for name, value in (("ULTRALYTICS_SAFE_LOAD", "true"), ("YOLO_AUTOINSTALL", "false"), ("YOLO_VERBOSE", "false")):
+    turn_off_telemetry()
+    for name, value in (("ULTRALYTICS_SAFE_LOAD", "true"), ("YOLO_VERBOSE", "false")):
         os.environ.setdefault(name, value)  # read when ultralytics is imported
     try:
         from ultralytics import YOLO
@@ -190,7 +193,7 @@ def openvino_detector(path: Path, height: int, width: int, *, confidence: float)
     core = openvino.Core()
     model = read_yolo(core, path, height, width)
     height, width = list(model.input().shape)[1:3]
-    options = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": runtime_threads()}
     fast = core.compile_model(model, "CPU", options)
     exact = None  # in float32, where fast is not
     if fast.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.f32:

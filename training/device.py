@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from answering.console import UserError
+from answering.cores import count_cores
 from answering.runtimes import cpu_flags
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86-64 and, the last, of ARM, in /proc/cpuinfo
@@ -28,6 +29,7 @@ def choose_device(device: str | None) -> torch.device:
         raise UserError(f"--device {device}: can't be used here ({reason}); try --device cpu", 2) from None
     if chosen.type == "cpu":
         keep_memory()
+        limit_threads()
     else:
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -44,6 +46,11 @@ def _device_name(device: str | None) -> torch.device:
     if dist.is_initialized():  # each process takes its own GPU
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     return torch.device("cuda")
+
+
+def limit_threads() -> None:
+    """Let torch compute in no more threads than this process has cores; it sees no quota of a container."""
+    torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
 
 
 def keep_memory() -> None:

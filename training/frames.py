@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from answering.console import UserError
+from answering.cores import count_cores
 from answering.pictures import preprocess, read_image
 from training.dataset import ManifestRow
 
@@ -37,7 +38,7 @@ def load_frames(files: list[Path], spec: dict, size: tuple[int, int] | None = No
     def load(file: Path) -> np.ndarray:
         return preprocess(read_image(file, draft=2 * height), spec, size)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         return np.stack(list(pool.map(load, files)))
 
 
@@ -106,7 +107,9 @@ class FrameStore:
                 places = missing[start : start + chunk]
                 frames = load_frames([self.rows[place].file for place in places], self.spec, self.size)
                 for place, frame in zip(places, frames, strict=True):
-                    os.pwrite(file.fileno(), frame, place * self.frame_bytes)
+                    file.seek(place * self.frame_bytes)
+                    file.write(frame)
+                file.flush()
                 os.fsync(file.fileno())  # frames are on disk before they are marked
                 done[places] = 1
                 bar.update(len(places))
@@ -211,7 +214,7 @@ def resize_by_pillow(frames: torch.Tensor, boxes: torch.Tensor, size: int) -> to
     def resize(frame: np.ndarray, box: list[float]) -> np.ndarray:
         return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR, box))
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         crops = np.stack(list(pool.map(resize, frames.numpy(), boxes.tolist())))
     return torch.from_numpy(crops).permute(0, 3, 1, 2).float()
 

@@ -1,6 +1,5 @@
 """The linear probe: a head fitted in closed form on a frozen network's features, and its answers to unseen folds."""
 
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from answering.console import UserError
+from answering.cores import count_cores
 from answering.pictures import preprocess, read_image
 from answering.wear import COPIES, wear
 from training.dataset import ManifestRow, assign_folds
@@ -98,7 +98,7 @@ def degraded_frames(rows: list[ManifestRow], spec: dict) -> np.ndarray:
         copy = wear(image, seed % len(COPIES), np.random.default_rng(seed))
         return preprocess(np.asarray(copy), spec)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         return np.stack(list(pool.map(degrade, rows)))
 
 

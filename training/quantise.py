@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from answering.telemetry import turn_off_telemetry
+from training.portable import lower_pools
+
 PRODUCTS = ["MatMul", "Gemm"]  # operations of a transformer that multiply by weights
 
 
@@ -30,6 +33,7 @@ def quantise(model, frames: np.ndarray, *, transformer: bool, depthwise: bool, k
     names of nodes that stay in float.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nncf wakes it, and it looks for CUDA
+    turn_off_telemetry()
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
@@ -141,9 +145,11 @@ def write_openvino(
     fp32: Path, path: Path, sample: np.ndarray, *, transformer: bool, depthwise: bool, keep: list[str]
 ) -> None:
     """What quantise makes of an .onnx in float, as an .xml and its .bin."""
+    turn_off_telemetry()
     import openvino
 
     model = openvino.convert_model(fp32)
+    lower_pools(model)
     model = quantise(model, sample, transformer=transformer, depthwise=depthwise, keep=keep)
     path.parent.mkdir(exist_ok=True)
     openvino.save_model(model, path, compress_to_fp16=False)

@@ -91,7 +91,7 @@ def markdown_table(header: list[str], rows: list[list]) -> str:
 
 def read_result(path: Path) -> list:
     """The row of results.csv of a run's test.json. Raises ValueError, KeyError or TypeError for another's file."""
-    item = json.loads(path.read_text())
+    item = json.loads(path.read_text(encoding="utf-8"))
     test = item["test"]
     args = item["args"]
     return [
