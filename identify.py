@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from answering.clip import Question, describe_clip, identify_clip, prepare_reader, read_question
-from answering.collection import attach_index, draw_evidence
+from answering.collection import attach_index
 from answering.console import UserError, one_line, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
-from answering.stills import describe_passed_over, expand
+from answering.sheet import draw_evidence, say_missing
+from answering.stills import describe_passed_over, expand, shape_before
 
 MAX_SECONDS = 60.0  # for reading one file; a clip is cut short after a third of it
 MAX_WIDTH = 48  # characters of the column of file names
@@ -185,7 +186,9 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Reade
         if isinstance(result.answer, UserError):
             failed = True
         elif args.evidence:
-            draw_evidence(result.question.shown(result.answer), result.answer, args.evidence)
+            shown = result.question.shown(result.answer)
+            missing = draw_evidence(shown, result.answer, args.evidence, shape_before(result.file))
+            say_missing("identify.py", args.evidence, missing)
         print_answer(result.file, result.answer, width=width, as_json=args.json, guess=args.guess)
     return 1 if failed else 0
 
