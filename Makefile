@@ -1,10 +1,12 @@
 # make demo    render films, filter, train, export, identify: the whole pipeline, offline
 # make test    the tests, in two processes (JOBS=N for more): 12 to 20 minutes on two cores
 # make lint    style: ruff, check and format
-# make web     the page that answers in a browser (needs npm once), on http://127.0.0.1:8000/web/?model=/export/
+# make web     the page that answers in a browser (needs npm once): web-site/ is written and served on http://127.0.0.1:8000/
 # make .venv   only the environment, which demo, test and lint make first
 PYTHON ?= python3
 JOBS ?= 2
+MODEL ?= export
+INDEX ?= index.sqlite
 
 .PHONY: demo test lint web .venv
 
@@ -20,15 +22,18 @@ lint: .venv
 
 .venv: .venv/installed
 
+# of this folder no file but those of the page can be asked for: neither .env nor .git nor the index itself
 web: web/vendor
-	@echo "http://127.0.0.1:8000/web/?model=/export/ (Ctrl-C stops it)"
-	$(PYTHON) -m http.server 8000 --bind 127.0.0.1
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) index.py publish web-site --model $(MODEL) --index $(INDEX)
+	@echo "http://127.0.0.1:8000/ (Ctrl-C stops it)"
+	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory web-site
 
-# ONNX Runtime takes 148 MB; these three files are what one thread of WebAssembly needs
-web/vendor: web/package-lock.json
+# ONNX Runtime takes 148 MB; these three files are what one thread of WebAssembly needs, the large one packed: 4 MB of 14
+web/vendor: web/package-lock.json Makefile
 	cd web && npm ci --ignore-scripts --no-audit --no-fund --silent
-	mkdir -p $@
+	rm -rf $@ && mkdir -p $@
 	cd web/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm ../../../vendor
+	gzip -9 -n web/vendor/ort-wasm-simd-threaded.wasm
 	rm -r web/node_modules
 	touch $@
 

@@ -30,7 +30,7 @@ from answering.clip import read_video
 from answering.console import UserError, one_line, one_line_errors
 from answering.contract import Contract
 from answering.model import Identifier, reference_frames, relative_error
-from answering.pictures import preprocess, read_image
+from answering.pictures import PREPROCESSING, preprocess, read_image
 from answering.reading import ReadingPool
 from answering.shelf import find_shelf
 from answering.stills import expand, is_junk, walk_images
@@ -508,7 +508,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 
 def make_embedder(arch: str, init: str, size: int) -> Checkpoint:
-    """A pretrained network that was taught no films. init: a file of weights, or hub; size: pixels. Raises UserError."""
+    """A pretrained network that was taught no films. init: a file of weights, or hub; size: pixels; or UserError."""
     weights = None if init == "hub" else init
     model = build_model(arch, [], intermediate=True, pretrained=True, init=weights, size=size)
     settings = {"intermediate": bool(model.intermediate)}

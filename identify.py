@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from answering.clip import Question, describe_clip, identify_clip, read_question
-from answering.collection import attach_index, draw_evidence
+from answering.collection import attach_index
 from answering.console import UserError, one_line, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
 from answering.reading import ReadingPool
-from answering.stills import describe_passed_over, expand
+from answering.sheet import draw_evidence, say_missing
+from answering.stills import describe_passed_over, expand, shape_before
 
 MAX_WIDTH = 48  # characters of the column of file names
 
@@ -50,8 +51,8 @@ def identify_files(identifier: Identifier, reader: ReadingPool, paths: list[str]
             yield Result(file, replace(answer, ms=answer.ms + question.ms), question)
 
 
-def identify_together(identifier: Identifier, reader: Reader, paths: list[str], *, top: int = 3) -> Result:
-    """One Result for frames of one film; where a file can't be read, that is the result. Raises UserError for a clip."""
+def identify_together(identifier: Identifier, reader: ReadingPool, paths: list[str], *, top: int = 3) -> Result:
+    """One Result for frames of one film; a file that can't be read is the result. Raises UserError for a clip."""
     pictures = []
     ms = 0.0
     for file in expand(paths):
@@ -176,7 +177,9 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Readi
         if isinstance(result.answer, UserError):
             failed = True
         elif args.evidence:
-            draw_evidence(result.question.shown(result.answer), result.answer, args.evidence)
+            shown = result.question.shown(result.answer)
+            missing = draw_evidence(shown, result.answer, args.evidence, shape_before(result.file))
+            say_missing("identify.py", args.evidence, missing)
         print_answer(result.file, result.answer, width=width, as_json=args.json, guess=args.guess)
     return 1 if failed else 0
 

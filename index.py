@@ -6,6 +6,7 @@ python index.py add ~/shots/Alien --title "Alien (1979)" --every-nth 2    # ever
 python index.py search frame.jpg --sheet nearest.png # the nearest stills beside the frame
 python index.py list; python index.py check; python index.py remove "Alien (1979)"; python index.py rebuild
 python index.py rename "movie" "Heat (1995)"; python index.py backup copy.sqlite
+python index.py publish web-site                     # page, model and index for any host of files
 
 Each takes --index: a file of SQLite, or postgresql://user:password@host:5432/database, which several hosts share. No
 torch.
@@ -22,7 +23,7 @@ import numpy as np
 
 from answering.adding import Adder, AddSettings, see_model, see_model_in_a_process
 from answering.calibration import UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
-from answering.collection import INDEX, Index, check_model, draw_evidence
+from answering.collection import INDEX, Index, check_model
 from answering.console import UserError, one_line_errors
 from answering.cores import count_cores
 from answering.editing import (
@@ -44,10 +45,13 @@ from answering.film_flags import (
     say_passed_over,
 )
 from answering.model import Identifier
-from answering.moving import export_films, import_films, publish, take_over
+from answering.moving import export_films, import_films, take_over
+from answering.publishing import Published, publish
+from answering.sheet import draw_evidence, say_missing
 from answering.shelf import Shelf, find_shelf
 from answering.sql import NoCollection, is_folder_of_before, is_postgres
 from answering.state import State
+from answering.stills import shape_before
 from answering.store import Collection
 
 EMBEDDER = "dinov2-small.zip"  # what deploy/embedder.sh makes
@@ -210,9 +214,28 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def run_publish(args: argparse.Namespace) -> int:
-    count = publish(Collection(args.index), args.folder)
-    print(f"{args.folder}: {count} files are new; the page reads this folder beside its model")
+    """Write page, model and index into a folder for a host of files."""
+    published = publish(args.index, args.folder, args.model, args.show_users_stills)
+    print_published(args.folder, published)
+    if not published.films:
+        print(f"index.py: --index {args.index}: no films there; the classifier answers alone", file=sys.stderr)
+    print(f"next: python -m http.server 8000 --bind 127.0.0.1 --directory {args.folder}")
     return 0
+
+
+def print_published(folder: Path, published: Published) -> None:
+    """What a site holds, and what a visitor has to fetch of it."""
+    print(f"{folder}: {published.films} films, {published.stills} stills; {published.new_files} files are new")
+    if published.hidden:
+        print(f"{published.hidden} stills of users are not shown (--show-users-stills)")
+    parts = []
+    for size, what in (
+        (published.model_bytes, "model"),
+        (published.vector_bytes, "vectors"),
+        (published.first_bytes, "beside"),
+    ):
+        parts.append(f"{size / 1e6:.1f} MB {what}")
+    print(f"before the first answer: {', '.join(parts)}; then {published.pack_bytes / 1e3:.0f} KB an answer at most")
 
 
 # ------------------------------------------------------------------------------------------------- looking
@@ -298,7 +321,8 @@ def run_search(args: argparse.Namespace) -> int:
         at = "" if proof.time_ms is None else f" at {proof.time_ms / 1000:.1f} s"
         print(f"{proof.similarity:.3f}  {candidate.title}  {proof.file}{at}")
     if args.sheet:
-        draw_evidence(args.frame, answer, args.sheet)
+        missing = draw_evidence(args.frame, answer, args.sheet, shape_before(args.frame))
+        say_missing("index.py", args.sheet, missing)
         print(f"wrote {args.sheet}")
     return 0
 
@@ -383,8 +407,13 @@ def get_parser() -> argparse.ArgumentParser:
     take = add_command("import", run_import, "put all films of another index of the same model into this one")
     take.add_argument("source", metavar="SOURCE", help="a file, postgresql://..., or a folder of the version before")
 
-    publish_films = add_command("publish", run_publish, "write what the page in web/ reads")
-    publish_films.add_argument("folder", type=Path, metavar="FOLDER", help="index/ beside the page's model")
+    text = "write the page in web/, its model and the index into a folder, for any host of files"
+    publish_site = add_command("publish", run_publish, text)
+    add_model_option(publish_site)
+    text = "a new folder, such as web-site, or one of publish, in which only what changed is written"
+    publish_site.add_argument("folder", type=Path, metavar="FOLDER", help=text)
+    text = "show the pictures that users sent to the bot as proofs (default: they answer, but are not shown)"
+    publish_site.add_argument("--show-users-stills", action="store_true", help=text)
     return parser
 
 

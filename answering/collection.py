@@ -7,22 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from answering.alignment import align
 from answering.calibration import Rule, ShotRule
-from answering.console import UserError, atomic_write
+from answering.console import UserError
 from answering.model import (
     Answer,
     Candidate,
     Evidence,
     Identifier,
     answer_kind,
-    format_answer,
     reference_frames,
     relative_error,
 )
-from answering.pictures import read_image
 from answering.projection import film_scores, project_all, unit_length
 from answering.search import Search
 from answering.sql import is_folder_of_before
@@ -239,23 +236,3 @@ def attach_index(identifier: Identifier, place: str | Path | None, open_index: C
             raise
         return f"{' '.join(str(error).split())}; the classifier answers alone"
     return None
-
-
-def draw_evidence(frame, answer: Answer, path: Path, side: int = 240) -> None:
-    """Write a sheet: the frame that was asked for, then each candidate's nearest still, its title and similarity."""
-    cells = [(Image.fromarray(read_image(frame, draft=side)), format_answer(answer))]
-    for candidate in answer.candidates:
-        if proof := candidate.evidence:
-            at = "" if proof.time_ms is None else f", {proof.time_ms // 60000}:{proof.time_ms // 1000 % 60:02}"
-            still = Image.fromarray(read_image(proof.thumbnail))
-            cells.append((still, f"{candidate.title}{at} ({proof.similarity:.2f})"))
-    sheet = Image.new("RGB", (len(cells) * side, side), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
-    for place, (picture, text) in enumerate(cells):
-        left = place * side + 4
-        sheet.paste(ImageOps.contain(picture, (side - 8, side - 40)), (left, 4))
-        lines = [text[start : start + 38] for start in range(0, min(len(text), 76), 38)]
-        draw.text((left, side - 32), "\n".join(lines), fill="black", font=font)
-    with atomic_write(path) as file:
-        sheet.save(file, Image.registered_extensions().get(path.suffix.lower(), "PNG"))

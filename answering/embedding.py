@@ -20,7 +20,7 @@ from answering.packing import make_thumbnail
 from answering.pictures import read_image
 from answering.projection import unit_length
 from answering.reading import ReadingPool
-from answering.stills import Still
+from answering.stills import Still, shape_before
 from answering.wear import COPIES, wear
 
 DEGRADED_COPIES = 24  # of a film's stills, at most
@@ -190,7 +190,7 @@ class FilmEmbedder:
     def embed_picture(self, picture: Picture, copy_kind: int | None) -> EmbeddedPicture:
         """copy_kind: number in wear.COPIES of the degraded copy, None for none."""
         embedding = self.embed(picture.rgb)
-        thumbnail = make_thumbnail(Image.fromarray(picture.rgb))
+        thumbnail = make_thumbnail(Image.fromarray(picture.rgb), shape_before(picture.still.path))
         degraded = None if copy_kind is None else self.embed(degrade(picture, copy_kind))
         return EmbeddedPicture(picture.still, embedding, thumbnail, degraded)
 

@@ -85,7 +85,7 @@ class FilmIndex(Protocol):
     def answer_together(
         self, embedding: np.ndarray, top: int = 3, *, time_ms: np.ndarray | None = None, length_ms: int = 0
     ) -> Answer:
-        """One answer for several frames of a film: embeddings float [N, D]; of a clip, their times [N] and its length."""
+        """One answer for frames of a film: embeddings float [N, D]; of a clip, their times [N] and its length."""
 
 
 def answer_kind(score: float, *, movie: float, shortlist: float) -> str:

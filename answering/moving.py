@@ -1,4 +1,4 @@
-"""Films from one collection to another, from a folder of before into tables, and out to the page.
+"""Films from one collection to another, and from a folder of before into tables.
 
 What is taken over or moved arrives whole or not at all.
 """
@@ -6,23 +6,21 @@ What is taken over or moved arrives whole or not at all.
 import base64
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from answering.calibration import Rule
-from answering.console import UserError, atomic_write
+from answering.console import UserError
 from answering.embedding import FilmRows
 from answering.offers import Offers
 from answering.projection import Scoring, project_all
 from answering.search import gather
-from answering.sql import is_folder_of_before
 from answering.state import About, Failure, Film, IndexedModel, hashed_name
 from answering.store import Collection, copy_films
 
-FOLDER_FORMAT = "movie-by-frame index 3"  # of a folder, which the page still reads
+FOLDER_FORMAT = "movie-by-frame index 3"
 
 # -------------------------------------------------------------------------------------- a folder of before
 
@@ -151,98 +149,3 @@ def import_films(source: Collection, target: Collection) -> Iterator[Film]:
     basis = target.read_projection()
     project = None if basis is None else lambda embedding: project_all(embedding, *basis)
     yield from copy_films(source, target, [film.title for film in source.films()], project)
-
-
-# ---------------------------------------------------------------------------------------------- for the page
-
-
-def publish(collection: Collection, folder: Path) -> int:
-    """Write what the page in web/ reads: a folder as before. Files that are there stay; returns how many are new."""
-    if is_folder_of_before(folder):
-        text = "holds an index of the version before; remove it when index.py import has taken it over, or name another"
-        raise UserError(f"{folder}: {text}", 2)
-    with collection.snapshot():
-        about = collection.about()
-        basis = collection.read_projection()
-        if basis is None:
-            raise UserError(f"--index {collection}: holds no films yet; python index.py add --help", 2)
-        files = FolderWriter(folder)
-        films = {film.title: publish_film(collection, film, about.fit, files) for film in collection.films()}
-        projection = f"basis-{about.fit:08x}.npz"
-        files.write(projection, lambda: dict(zip(("project", "offset"), basis, strict=True)))
-        values = {
-            "published": True,  # first, see is_folder_of_before
-            "format": FOLDER_FORMAT,
-            "model": {"architecture": about.model.architecture, "fingerprint": about.model.fingerprint},
-            "basis": projection,
-            "rule": about.rule.to_json(),
-            "scoring": vars(about.scoring),
-            "settled": about.films_at_fit,
-            "films": films,
-            "unknown_share": about.unknown_share,
-        }
-    with atomic_write(folder / "index.json", "w", encoding="utf-8") as file:
-        json.dump(values, file, ensure_ascii=False, indent=1)
-    files.remove_others()
-    return files.written
-
-
-class FolderWriter:
-    """Files that are written once, since their names change with what they hold."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.named: set[str] = set()
-        self.written = 0
-
-    def write(self, name: str, arrays) -> None:
-        """Write what the function arrays returns, a dictionary or an array, unless the file is there."""
-        self.named.add(name)
-        path = self.folder / name
-        if path.exists():
-            return
-        values = arrays()
-        with atomic_write(path) as out:
-            if isinstance(values, dict):
-                np.savez(out, **values)
-            else:
-                np.save(out, values)
-        self.written += 1
-
-    def remove_others(self) -> None:
-        """Remove what earlier calls left and this one did not name."""
-        for file in [*self.folder.glob("films/*.np[yz]"), *self.folder.glob("basis-*.npz")]:
-            own = re.fullmatch(
-                r"(films/[0-9a-f]{12}|basis)-[0-9a-f]{8,}(-[0-9a-f]+)?\.np[yz]", str(file.relative_to(self.folder))
-            )
-            if own and str(file.relative_to(self.folder)) not in self.named:
-                file.unlink()
-
-
-def publish_film(collection: Collection, film: Film, fit: int, files: FolderWriter) -> dict:
-    """Write a film's files; returns what index.json says of it."""
-    stem = f"films/{hashed_name(film.title)}-{film.id:08x}"
-    ((middle, packed),) = collection.home.execute("SELECT middle, vectors FROM vector WHERE film = ?", [film.id])
-    vectors = np.frombuffer(packed, np.int8).reshape(film.stored, -1)
-
-    def arrays() -> dict[str, np.ndarray]:
-        rows = collection.read_rows(film)
-        return {
-            "name": rows.name,
-            "time": rows.time_ms,
-            "until": rows.until_ms,
-            "ends": rows.thumbnail_ends,
-            "thumbs": rows.thumbnails,
-        }
-
-    files.write(f"{stem}.npz", arrays)
-    files.write(f"{stem}-{fit:x}.npy", lambda: vectors)
-    return {
-        "frames": f"{stem}.npz",
-        "vectors": f"{stem}-{fit:x}.npy",
-        "stills": film.stills,
-        "stored": film.stored,
-        "year": film.year,
-        "imdb": film.imdb,
-        "middle": base64.b64encode(bytes(middle)).decode(),
-    }

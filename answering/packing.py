@@ -39,9 +39,11 @@ def unpack_embedding(packed: bytes, dims: int) -> np.ndarray:
     return least + numbers * step
 
 
-def make_thumbnail(image: Image.Image) -> bytes:
-    """A small WebP."""
+def make_thumbnail(image: Image.Image, shape: tuple[int, int] | None = None) -> bytes:
+    """A small WebP. shape: width and height that the picture had before it was squashed, if it was."""
     small = image.convert("RGB")
+    if shape:
+        small = small.resize((max(1, round(small.height * shape[0] / shape[1])), small.height))
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     small.save(packed, "WEBP", quality=WEBP_QUALITY)

@@ -1,6 +1,8 @@
 """Folders of stills: which film a folder is, which images it holds, and when in the film they come."""
 
 import contextlib
+import csv
+import functools
 import json
 import math
 import os
@@ -111,6 +113,31 @@ def describe_passed_over(paths: Iterable[str | Path]) -> str | None:
     if rest:
         kinds.append(f"{rest} others")
     return f"passed over in folders: {', '.join(kinds)}"
+
+
+@functools.cache
+def read_shapes(manifest: Path) -> dict[str, tuple[int, int]]:
+    """{path relative to filter.py's manifest.csv: (width, height) of the frame before it was squashed}; empty for none.
+
+    A file that is no such manifest has none.
+    """
+    shapes = {}
+    with contextlib.suppress(OSError, ValueError, csv.Error), open(manifest, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                shapes[row["path"]] = (max(1, int(row["width"])), max(1, int(row["height"])))
+    return shapes
+
+
+def shape_before(path: str | Path | None) -> tuple[int, int] | None:
+    """(width, height) that a frame of filter.py's had before it was squashed; None for any other file."""
+    if path is None:
+        return None
+    path = Path(path).absolute()
+    if len(path.parents) < 3:
+        return None
+    root = path.parents[2]
+    return read_shapes(root / "manifest.csv").get(path.relative_to(root).as_posix())
 
 
 # ---------------------------------------------------------------------------------------- raw folders

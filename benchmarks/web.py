@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from answering.console import UserError
+from answering.publishing import ENGINE
 from benchmarks.harness import Figures, sample, show
 
 NAMES = ["model.onnx", "model.int8.onnx", "model.web.onnx"]
@@ -74,7 +75,7 @@ def find_browser() -> tuple[Callable, str]:
     except ImportError:
         raise UserError("bench.py web drives a browser: pip install playwright", 2) from None
     program = shutil.which("chromium") or shutil.which("google-chrome")
-    if not program or not (WEB / "vendor").exists():
+    if not program or not (WEB / "vendor" / ENGINE[-1]).exists():
         raise UserError("bench.py web needs a browser and web/vendor: apt-get install chromium; make web/vendor", 2)
     return sync_playwright, program
 

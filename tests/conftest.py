@@ -76,6 +76,17 @@ def draw_credits(
     return card
 
 
+def read_pair(sheet: Path) -> list[np.ndarray]:
+    """Float [150, 360, 3]: a part of the frame and of its proof, below a title of one line, as sheet.py draws them."""
+    from answering.sheet import GAP, LEADING, MARGIN, PAIR, TEXT, TITLE
+
+    top = MARGIN + round(TITLE * LEADING) + round(TEXT * LEADING) + GAP + 20
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture.convert("RGB"), float)[top : top + 150]
+    lefts = (MARGIN + 20, MARGIN + PAIR + GAP + 20)
+    return [pixels[:, left : left + PAIR - 40] for left in lefts]
+
+
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> Path:
     """3 films of 12 shots x 4 frames with sidecars, 6 more with too few frames."""

@@ -23,10 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_frame
+from conftest import draw_frame, read_pair
 from PIL import Image
 from telegram_server import TelegramServer, photo_update
 from test_scrape import Flim, clip, imdb, picture
+
+from answering.publishing import ENGINE
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "123456:AAF-never_to_be-seen"
@@ -62,7 +64,9 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
         "needs Docker"
     ),
     "docker run --rm --entrypoint python --volume ~/films:/films:ro --volume ./export:/app/export:ro "
-    "--volume ./collection:/collection movie-shelf index.py add /films --index /collection/index.sqlite": "needs Docker",
+    "--volume ./collection:/collection movie-shelf index.py add /films --index /collection/index.sqlite": (
+        "needs Docker"
+    ),
     "scp -r export root@your-server:/opt/movie-bot/": "needs another host",
     "scp -r export you@your-server:movie-bot/": "needs another host",
     "install -m 600 /dev/null /etc/movie-bot.env && echo TELEGRAM_BOT_TOKEN=123456:ABC... > /etc/movie-bot.env": "root",
@@ -494,10 +498,7 @@ def test_identify_draws_the_proof(home, indexed):
     ran = home.run("python identify.py frame.jpg --evidence proof.png", more="--guess")
     # a network that was taught nothing may refuse, but its best guess is the film
     assert re.fullmatch(r"frame\.jpg +[\d.]+ ms  (.*: )?Film 0 \(1990\) +\(\d+%.*\n", ran.out), ran.out
-    with Image.open(home / "proof.png") as sheet:
-        cells = np.split(np.asarray(sheet.convert("L"), np.float32), sheet.width // 240, axis=1)
-    assert len(cells) == 4, "the frame, and the nearest still of three films"
-    assert all(cell[:200].std() > 20 for cell in cells), "a cell of the proof is blank"
+    assert all(part.std() > 20 for part in read_pair(home / "proof.png")), "the frame or its proof is blank"
     (home / "proof.png").unlink()
     home.run("python identify.py frame.jpg --evidence proof.png", more=f"--index {indexed} --json")
     assert is_drawn(home / "proof.png", 300)
@@ -568,10 +569,18 @@ def test_index_is_copied_and_published(home, indexed):
     assert "films, " in home.run("python index.py backup copy.sqlite").out
     ran = home.shell("python index.py import copy.sqlite --index other.sqlite")
     assert "films put into other.sqlite" in ran.out
-    home.run("python index.py publish index")
-    assert json.loads(home.path("index", "index.json").read_text())["published"] is True
     (home / "copy.sqlite").unlink()
-    shutil.rmtree(home / "index")
+
+
+def test_index_is_published(home, indexed):
+    if not (ROOT / "web" / "vendor" / ENGINE[-1]).exists():
+        pytest.skip("needs web/vendor: make web/vendor")
+    shutil.copy(home / "export" / "model.onnx", home / "export" / "model.web.onnx")  # as --web leaves one
+    ran = home.run("python index.py publish web-site")
+    assert "next: python -m http.server 8000 --bind 127.0.0.1 --directory web-site" in ran.out
+    assert json.loads(home.path("web-site", "index", "index.json").read_text())["published"] is True
+    (home / "export" / "model.web.onnx").unlink()
+    shutil.rmtree(home / "web-site")
 
 
 def test_index_learn_says_where_it_went(home):

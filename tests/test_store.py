@@ -20,7 +20,7 @@ from answering import search, state, store
 from answering.calibration import Rule
 from answering.console import UserError
 from answering.embedding import FilmRows
-from answering.moving import export_films, import_films, publish, take_over
+from answering.moving import export_films, import_films, take_over
 from answering.offers import Offers
 from answering.packing import pack_embedding, unpack_embedding
 from answering.projection import Scoring, blend_similarity, project_all, quantise, unit_length
@@ -789,21 +789,3 @@ def test_films_go_from_one_collection_to_another(place, tmp_path):
         assert [film.title for film in import_films(Collection(out), target)] == ["Film 2 (1992)", "Film 4 (1994)"]
     assert ask(Search(target), 4, 5) == ask(Search(Collection(place)), 4, 5) and target.check() == []
     assert target.film("Film 2 (1992)").year == 1992
-
-
-def test_the_page_gets_what_it_reads(file, tmp_path):
-    folder = tmp_path / "site/index"
-    collection = Collection(file)
-    assert publish(collection, folder) == 11 and publish(collection, folder) == 0
-    with collection.writing():
-        collection.remove_film(collection.about(), collection.film("Film 1 (1991)"))
-        add(collection, 9)
-    (folder / "films/other.txt").write_text("of the user")
-    assert publish(Collection(file), folder) == 2
-    state = json.loads((folder / "index.json").read_text())
-    assert state["format"] == "movie-by-frame index 3" and len(state["films"]) == 5
-    film = state["films"]["Film 9 (1999)"]
-    rows = np.load(folder / film["frames"])
-    assert np.load(folder / film["vectors"]).shape == (30, DIMS) and rows["name"][3] == "003.jpg"
-    assert rows["thumbs"][: rows["ends"][0]].tobytes() == draw_rows(9).list_thumbnails()[0].tobytes()
-    assert len(list((folder / "films").iterdir())) == 11 and (folder / "films/other.txt").exists()

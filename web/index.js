@@ -1,8 +1,8 @@
-// An index of known stills: its files are read as index.py leaves them, scores are those of answering/projection.py.
+// An index of known stills: its files are as answering/publishing.py writes them, scores those of answering/projection.py.
 
-const FORMAT = "movie-by-frame index 3";
-const MAX_STILLS = 100_000; // what a plain loop searches
-const KINDS = { i1: Int8Array, u1: Uint8Array, f4: Float32Array, i8: BigInt64Array };
+const FORMAT = "movie-by-frame site 1";
+const STRETCH_MS = 5000; // as collection.py
+const STRETCH_SIMILARITY = 0.1;
 
 export const failure = (key, detail = "") => Object.assign(new Error(), { key, detail });
 
@@ -13,22 +13,11 @@ export async function read(url, key = "index") {
   return response;
 }
 
-// what readArray takes: a file's bytes, and the same with a letter a byte
-async function readFile(...url) {
-  const bytes = new Uint8Array(await (await read(new URL(...url))).arrayBuffer());
-  return { bytes, text: new TextDecoder("latin1").decode(bytes) };
-}
-
-// an array of an .npy file, or of an .npz, where numpy puts such files one after another as they are
-function readArray({ bytes, text }, name = "") {
-  const start = text.indexOf("NUMPY", text.indexOf(`${name}.npy`));
-  const end = text.indexOf("\n", start) + 1;
-  const [, kind, size, order, sides] = text.slice(start, end).match(/'[<|](\w)(\d+)'.*: (\w+),.*\((.*)\)/);
-  const type = kind === "U" ? Uint32Array : KINDS[kind + size];
-  const length = sides.match(/\d+/g).reduce((product, side) => product * side, kind === "U" ? size : 1);
-  const array = new type(bytes.slice(end, end + length * type.BYTES_PER_ELEMENT).buffer);
-  if (array.length < length) throw failure("index", `${name}.npy`);
-  return Object.assign(array, { byColumn: order === "True" });
+// bytes of a file as they are, or unpacked, if it is of gzip; a host may have unpacked it on the way
+export async function unpack(bytes) {
+  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 function fromBase64(text, type) {
@@ -42,97 +31,146 @@ function centre(values) {
   return values.map((value, k) => value - means[Number(k >= half)]);
 }
 
-// place: URL of index.json; contract: model.json. Gives null where there is no index, and throws where it can't be used
-export async function openIndex(place, contract) {
+// what index.json says; null where there is none. Throws where it can't be used with the model of this model.json
+export async function readState(place, contract) {
   const response = await fetch(place, { cache: "no-cache" }).catch(() => null);
   if (!response || response.status === 404) return null;
-  const { format, model, basis, rule, scoring, films } = await response.json();
-  if (format !== FORMAT) throw failure("index", String(format));
+  const text = await response.text();
+  const state = JSON.parse(text);
+  const { format, model, films } = state;
+  if (format !== FORMAT) throw failure("index", `${String(format).slice(0, 40)}: index.py publish`);
   if (!contract.self_test.fingerprint) throw failure("index", "model.json has no fingerprint: run export.py again");
   const prints = [contract.self_test, model].map((made) => fromBase64(made.fingerprint, Float32Array));
   const [ours, theirs] = prints.map(centre);
   const apart = Math.hypot(...theirs.map((value, k) => value - ours[k])) / Math.hypot(...theirs);
   if (!(apart < 0.4)) throw failure("index", model.architecture); // as check_model of collection.py
-  if (!scoring) throw failure("index", "index.json has no scoring: run index.py publish");
-  const known = Object.entries(films).filter(([, film]) => film.vectors);
-  await deleteStale(place, [basis, ...known.flatMap(([, film]) => [film.vectors, film.frames])].filter(Boolean));
-  if (!known.length) throw failure("empty");
-  if (known.reduce((sum, [, film]) => sum + film.stored, 0) > MAX_STILLS) throw failure("many");
-  const projection = await readFile(basis, place);
-  const open = async ([title, { vectors, frames, middle }]) => ({
-    title, frames: new URL(frames, place).href, middle: fromBase64(middle, Int8Array),
-    rows: readArray(await readFile(vectors, place)),
+  if (!films.length) throw failure("empty");
+  await deleteStale(place, listFiles(state).concat(films.flatMap(({ packs }) => packs)));
+  return { ...state, text, place };
+}
+
+// files that a search needs, in the order that openIndex takes them
+export const listFiles = ({ projection, times, vectors }) => [projection, times, ...vectors].map(({ file }) => file);
+
+// state: of readState; files: their bytes, as listFiles names them
+export async function openIndex({ dims, films, rule, scoring, text, place, vectors }, [projection, times, ...parts]) {
+  const [offset, step] = splitHalves(new Float32Array(projection.slice(0, 8 * dims).buffer));
+  const project = Float32Array.from(new Int16Array(projection.slice(8 * dims).buffer), (value, k) => value * step[k % dims]);
+  const [starts, untils] = splitHalves(new Int32Array((await unpack(times)).slice().buffer));
+  const owners = vectors.flatMap((part, k) => Array(part.films).fill(parts[k]));
+  let [at, first, last] = [0, 0, null];
+  const opened = films.map((film, place) => {
+    if (owners[place] !== last) [at, last] = [0, owners[place]];
+    const [begin, end] = [at + dims, at + dims * (1 + film.stills)];
+    const rows = new Int8Array(last.buffer, last.byteOffset + begin, end - begin); // throws where bytes are missing
+    const middle = new Int8Array(last.buffer, last.byteOffset + at, dims);
+    const span = [first, (first += film.stills)];
+    at = end;
+    return { ...film, rows, middle, inverse: invertLengths(rows, dims), starts: starts.subarray(...span),
+      untils: untils.subarray(...span) };
   });
-  const [project, offset] = ["project", "offset"].map((name) => readArray(projection, name));
-  return { rule, scoring, project, offset, films: await Promise.all(known.map(open)) };
+  return { rule, scoring, text, place, offset, project, films: opened };
+}
+
+const splitHalves = (values) => [values.subarray(0, values.length / 2), values.subarray(values.length / 2)];
+
+function invertLengths(rows, dims) {
+  return Float32Array.from({ length: rows.length / dims }, (_, row) => {
+    let square = 0;
+    for (let k = row * dims; k < (row + 1) * dims; k++) square += rows[k] ** 2;
+    return 1 / Math.max(Math.sqrt(square), 1e-9);
+  });
 }
 
 // drop what sw.js keeps of an earlier state of the index; named: the files of this one
 async function deleteStale(place, named) {
   const folder = new URL(".", place).href;
-  const current = ["index.json", ...named].map((name) => new URL(name, place).href);
+  const current = new Set(["index.json", ...named].map((name) => new URL(name, place).href));
   const cache = await globalThis.caches?.open("movie-by-frame");
   for (const { url } of (await cache?.keys()) ?? [])
-    if (url.startsWith(folder) && !current.includes(url)) await cache.delete(url);
+    if (url.startsWith(folder) && !current.has(url)) await cache.delete(url);
 }
 
+// an embedding as a vector of length 1
 function projectOne({ project, offset }, embedding) {
-  const [down, across] = project.byColumn ? [1, embedding.length] : [offset.length, 1];
-  const vector = offset.map((shift, column) => {
-    let sum = -shift;
-    for (let row = 0; row < embedding.length; row++) sum += embedding[row] * project[row * down + column * across];
-    return sum;
-  });
+  const dims = offset.length;
+  const vector = Float64Array.from(offset, (shift) => -shift);
+  for (let row = 0; row < embedding.length; row++)
+    for (let column = 0; column < dims; column++) vector[column] += embedding[row] * project[row * dims + column];
   const length = Math.max(Math.hypot(...vector), 1e-9);
-  return vector.map((value) => value / length);
+  return Float32Array.from(vector, (value) => value / length);
 }
 
-// cosine of a row that starts there and a vector of length 1
-function cosine(rows, start, vector) {
-  let [dot, square] = [0, 0];
-  for (let k = 0; k < vector.length; k++) {
-    dot += rows[start + k] * vector[k];
-    square += rows[start + k] ** 2;
-  }
-  return dot / Math.max(Math.sqrt(square), 1e-9);
+function dot(rows, start, vector) {
+  let sum = 0;
+  for (let k = 0; k < vector.length; k++) sum += rows[start + k] * vector[k];
+  return sum;
 }
 
-// a film with its nearest still (a row's number) and its similarity, as blend_similarity of projection.py
-function compare({ rows, middle, ...film }, vector, { middle_weight: weight }) {
-  let [nearest, still] = [-1, 0];
-  for (let start = 0; start < rows.length; start += vector.length) {
-    const similarity = cosine(rows, start, vector);
-    if (similarity > nearest) [nearest, still] = [similarity, start / vector.length];
-  }
-  return { ...film, still, similarity: (nearest + weight * cosine(middle, 0, vector)) / (1 + weight) };
+// how like each still of a film is to a vector: cosines
+function compareStills({ rows, inverse }, vector) {
+  return inverse.map((scale, row) => scale * dot(rows, row * vector.length, vector));
 }
 
-// an answer by the films nearest to an embedding, as Index of collection.py; each candidate has its nearest still
+// how like a film is to a vector, as blend_similarity of projection.py
+function compareFilm(film, vector, { middle_weight: weight }) {
+  const nearest = compareStills(film, vector).reduce((a, b) => Math.max(a, b), -1);
+  const middle = dot(film.middle, 0, vector) * invertLengths(film.middle, vector.length)[0];
+  return (nearest + weight * middle) / (1 + weight);
+}
+
+// scores of films from their similarities, as film_scores of projection.py
+function scoreFilms(similarities, { runner_up_penalty: penalty, min_films: least }) {
+  if (similarities.length < least) return similarities;
+  const [first, second] = [...similarities].sort((a, b) => b - a);
+  return similarities.map((value) => value - penalty * (value === first ? second : first));
+}
+
+// an answer by the films nearest to an embedding, as Index of collection.py; each candidate has its proof
 export function search(index, embedding) {
   const vector = projectOne(index, embedding);
-  const { runner_up_penalty, min_films } = index.scoring;
   const { slope, shift } = index.rule;
-  const films = index.films.map((film) => compare(film, vector, index.scoring));
-  const [first, second] = films.map((film) => film.similarity).sort((a, b) => b - a);
-  for (const film of films) {
-    const runnerUp = film.similarity === first ? second : first; // of one film alone undefined
-    film.score = film.similarity - (films.length < min_films ? 0 : runner_up_penalty * runnerUp);
-    film.confidence = 1 / (1 + Math.exp(-(slope * film.score + shift)));
-  }
-  const candidates = films.sort((a, b) => b.score - a.score).slice(0, 3);
-  return { kind: judge(candidates[0].score, index.rule), candidates };
+  const scores = scoreFilms(index.films.map((film) => compareFilm(film, vector, index.scoring)), index.scoring);
+  const order = scores.map((_, film) => film).sort((a, b) => scores[b] - scores[a]).slice(0, 3);
+  const candidates = order.map((film) => ({
+    title: index.films[film].title,
+    confidence: 1 / (1 + Math.exp(-(slope * scores[film] + shift))),
+    proof: findProof(index.films[film], vector, film),
+  }));
+  return { kind: judge(scores[order[0]], index.rule), candidates };
 }
 
 export function judge(score, { movie, shortlist }) {
   return score >= movie ? "movie" : score >= shortlist ? "shortlist" : "unknown";
 }
 
-// file, time in milliseconds (-1: not known) and thumbnail of a candidate's nearest still
-export async function readStill({ frames, still }) {
-  const file = await readFile(frames);
-  const [names, times, ends, thumbs] = ["name", "time", "ends", "thumbs"].map((part) => readArray(file, part));
-  const width = names.length / times.length;
-  const name = String.fromCodePoint(...names.slice(still * width, (still + 1) * width)).replace(/\0+$/, "");
-  const thumbnail = thumbs.slice(Number(ends[still - 1] ?? 0), Number(ends[still]));
-  return { file: name, time: Number(times[still]), thumbnail: new Blob([thumbnail]) };
+// the still of a film that is nearest to a vector, and the stretch of film around it; times in ms, -1: not known
+function findProof(film, vector, number) {
+  const similarities = compareStills(film, vector);
+  const still = similarities.reduce((best, value, row) => (value > similarities[best] ? row : best), 0);
+  const alike = similarities.map((value) => value >= similarities[still] - STRETCH_SIMILARITY);
+  const [from, to] = findStretch(film, alike, still);
+  return { film: number, still, similarity: similarities[still], time: film.starts[still], from, to };
+}
+
+// as find_stretch of collection.py
+function findStretch({ starts, untils }, alike, best) {
+  let [start, end] = [starts[best], untils[best]];
+  if (start < 0) return [start, end];
+  const spans = [...starts].map((first, row) => [first, untils[row]]).filter((_, row) => alike[row]);
+  spans.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  for (const [first, last] of [...spans, ...spans.toReversed()])
+    if (first - end < STRETCH_MS && start - last < STRETCH_MS) [start, end] = [Math.min(start, first), Math.max(end, last)];
+  return [start, end];
+}
+
+// file name and picture of a proof's still; a picture of no bytes is of a still that is not shown
+export async function readStill({ films, place }, { film: number, still }) {
+  const { packs, firsts } = films[number];
+  const pack = firsts.findLastIndex((first) => first <= still);
+  const bytes = new Uint8Array(await (await read(new URL(packs[pack], place), "gone")).arrayBuffer());
+  const end = 4 + new DataView(bytes.buffer).getUint32(0, true);
+  const { files, ends } = JSON.parse(new TextDecoder().decode(bytes.subarray(4, end)));
+  const row = still - firsts[pack];
+  return { file: files[row], picture: new Blob([bytes.subarray(end + (ends[row - 1] ?? 0), end + ends[row])]) };
 }

@@ -1,5 +1,7 @@
 // Keeps what the page loads: what the server has not changed since comes from the cache, and offline everything does.
 
+const LASTS = /-[0-9a-f]{16}\.bin$/; // a file whose name changes with what it holds need not be asked for again
+
 self.oninstall = (event) => {
   self.skipWaiting();
   event.waitUntil(caches.open("movie-by-frame").then((cache) => cache.addAll(["./", "app.js", "style.css"])));
@@ -13,6 +15,7 @@ async function answer(event) {
   const cache = await caches.open("movie-by-frame");
   const url = event.request.url.split(/[?#]/)[0];
   const kept = await cache.match(url);
+  if (kept && LASTS.test(url)) return kept;
   const [tag, date] = ["etag", "last-modified"].map((name) => kept?.headers.get(name));
   const headers = tag ? { "if-none-match": tag } : date ? { "if-modified-since": date } : {};
   const response = await fetch(url, { headers, redirect: event.request.redirect }).catch(() => null);

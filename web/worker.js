@@ -1,7 +1,7 @@
-// All work: {model: URL} -> {films}, {blob} -> an answer, {nearest} -> its still; {error, detail} where that fails.
+// All work: {id, load: URL} -> {films}, {id, frames: blobs} -> one answer, {id, proof} -> its still, {id, check: true} ->
+// whether what was loaded is still there; {error, detail} where that fails. {loaded} tells how much is fetched.
 
-import { failure, judge, openIndex, read, readStill, search } from "./index.js";
-import * as ort from "./vendor/ort.wasm.min.mjs";
+import { failure, judge, listFiles, openIndex, read, readState, readStill, search, unpack } from "./index.js";
 
 const FORMAT = "movie-by-frame 2";
 const MAX_PIXELS = 50e6; // as pictures.py
@@ -11,36 +11,75 @@ const KERNELS = {
   bilinear: [1, (x) => Math.max(0, 1 - x)],
   bicubic: [2, (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? -0.5 * (((x - 5) * x + 8) * x - 4) : 0)],
 };
-ort.env.wasm.numThreads = 1; // static hosts can't set the headers that threads need
-ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
-let contract, index, session;
+const ENGINE = new URL("vendor/", import.meta.url);
+let contract, described, index, model, ort, session;
+const [fetched, expected] = [new Map(), new Map()]; // bytes, by URL
 
+// url: of the .onnx; model.json lies beside it, and the index beside their folder
 async function load(url) {
-  contract = await (await read(new URL("model.json", url), "model")).json();
+  model = url;
+  described = await (await read(new URL("model.json", url), "model")).text();
+  contract = JSON.parse(described);
   const { format, preprocessing: spec, classes } = contract;
   if (format !== FORMAT) throw failure("model", String(format).slice(0, 40));
   if (spec.resize !== "squash" || !(spec.interpolation in KERNELS)) throw failure("model", spec.interpolation);
+  const starting = startEngine(url);
+  starting.catch(() => {}); // is awaited below
   let problem = {};
-  index = await openIndex(new URL("../index/index.json", url), contract).catch((error) => {
-    problem = { without: error.key ?? "index", detail: error.detail ?? error.message };
+  index = await loadIndex().catch(({ key = "index", detail, message }) => {
+    problem = { without: key, detail: detail ?? message };
     return null; // then the classifier answers alone
   });
   if (!classes.length && !index) throw failure(problem.without ?? "embedder", problem.detail);
-  session = await ort.InferenceSession.create(await download(url));
+  session = await starting;
   await infer(new Uint8Array(spec.size * spec.size * 3)); // warms up
-  const films = new Set([...classes, ...(index?.films ?? []).map((film) => film.title)]).size;
-  return { films, ...problem };
+  return { ...count(), ...problem };
 }
 
-async function download(url) {
-  const response = await read(url, "model");
-  const total = Number(response.headers.get("content-length")) || Infinity;
-  let loaded = 0;
+// titles of all films that can be named
+function count() {
+  const titles = [...new Set([...contract.classes, ...(index?.films ?? []).map((film) => film.title)])];
+  return { films: titles.length, titles };
+}
+
+async function loadIndex() {
+  const state = await readState(new URL("../index/index.json", model), contract);
+  if (!state) return null;
+  return openIndex(state, await Promise.all(listFiles(state).map((file) => download(new URL(file, state.place), "index"))));
+}
+
+async function startEngine(url) {
+  const files = [download(new URL("ort-wasm-simd-threaded.wasm.gz", ENGINE), "engine"), download(new URL(url), "model")];
+  const [wasm, onnx] = await Promise.all(files);
+  ort = await import(new URL("ort.wasm.min.mjs", ENGINE)).catch(({ message }) => Promise.reject(failure("engine", message)));
+  ort.env.wasm.numThreads = 1; // static hosts can't set the headers that threads need
+  ort.env.wasm.wasmPaths = ENGINE.href;
+  ort.env.wasm.wasmBinary = await unpack(wasm);
+  return ort.InferenceSession.create(onnx);
+}
+
+async function download(url, key) {
+  const response = await read(url, key);
+  expected.set(url.href, Number(response.headers.get("content-length")) || 0);
   const transform = (part, stream) => {
-    postMessage({ loaded: (loaded += part.length) / total });
+    fetched.set(url.href, (fetched.get(url.href) ?? 0) + part.length);
+    const [loaded, total] = [fetched, expected].map((sizes) => [...sizes.values()].reduce((a, b) => a + b, 0));
+    postMessage({ loaded, total });
     stream.enqueue(part);
   };
-  return new Response(response.body.pipeThrough(new TransformStream({ transform }))).arrayBuffer();
+  const bytes = await new Response(response.body.pipeThrough(new TransformStream({ transform }))).arrayBuffer();
+  return new Uint8Array(bytes);
+}
+
+// after a rebuild the new state is loaded; offline, or while it is written, the old one goes on
+async function check() {
+  const response = await fetch(new URL("model.json", model), { cache: "no-cache" }).catch(() => null);
+  if (!response?.ok) return { changed: false };
+  if ((await response.text()) !== described) return { changed: true, ...(await load(model)) };
+  const state = await readState(new URL("../index/index.json", model), contract).catch(() => null);
+  if (!state || state.text === index?.text) return { changed: false };
+  index = await loadIndex();
+  return { changed: true, ...count() };
 }
 
 function infer(pixels) {
@@ -237,15 +276,18 @@ function findEdges(edges) {
 function findAmongPlainCells(picture, { data, start, stride }, scale) {
   const [columns, rows] = [picture.width, picture.height].map((side) => Math.floor(side / scale / 8));
   if (Math.min(columns, rows) < 8) return null;
-  const cells = Array.from({ length: rows * columns }, (_, cell) => {
+  const describe = (cell) => {
     const corner = start + 32 * (Math.floor(cell / columns) * stride + (cell % columns));
     const at = (k) => corner + 4 * ((k >> 3) * stride + (k & 7));
     const inside = (colour) => Array.from({ length: 64 }, (_, k) => data[at(k) + colour]);
     const colours = [0, 1, 2].map(inside);
     const sum = colours.map((values) => values.reduce((a, b) => a + b));
     return { flat: colours.every((values) => Math.max(...values) - Math.min(...values) <= 12), sum, plain: false };
-  });
-  for (const corner of [0, columns - 1, (rows - 1) * columns, rows * columns - 1].map((cell) => cells[cell])) {
+  };
+  const corners = [0, columns - 1, (rows - 1) * columns, rows * columns - 1];
+  if (!corners.some((cell) => describe(cell).flat)) return null; // as in nearly all frames that are no screenshot
+  const cells = Array.from({ length: rows * columns }, (_, cell) => describe(cell));
+  for (const corner of corners.map((cell) => cells[cell])) {
     const near = ({ sum }) => sum.every((value, colour) => Math.abs(value - corner.sum[colour]) <= 5 * 64);
     const alike = cells.filter((cell) => cell.flat && near(cell));
     for (const cell of corner.flat && alike.length / cells.length >= 0.03 ? alike : []) cell.plain = true;
@@ -347,20 +389,34 @@ function mostFrequent(counts, from) {
 
 // ------------------------------------------------------------------------------------------------- the answer
 
-async function identify(blob) {
+// one answer for frames of one film, as Identifier.identify of model.py
+async function identify(blobs) {
   const { size, draft } = contract.preprocessing;
-  const picture = await readPicture(blob, draft ? 2 * size : Infinity);
-  const box = findStill(picture);
-  const still = box && crop(picture, box);
-  if (isFlat(picture) || (still && isFlatInside(picture, still))) return { kind: "unknown", candidates: [], reason: "little" };
-  const answer = await look(picture);
-  return still && answer.kind === "unknown" ? { ...(await look(still)), look: "still" } : answer;
+  const shown = [];
+  let least = Infinity; // of the shorter sides of the pictures, pixels
+  for (const blob of blobs) {
+    const picture = await readPicture(blob, draft ? 2 * size : Infinity);
+    least = Math.min(least, picture.width, picture.height);
+    if (isFlat(picture)) continue;
+    const box = findStill(picture);
+    const still = box && crop(picture, box);
+    if (!still || !isFlatInside(picture, still)) shown.push({ picture, still });
+  }
+  if (!shown.length) return { kind: "unknown", candidates: [], reason: "little", frames: 0 };
+  const about = { frames: shown.length, small: least < size / 2 };
+  const answer = await look(shown.map(({ picture }) => picture));
+  if (answer.kind !== "unknown" || !shown.some(({ still }) => still)) return { ...answer, ...about };
+  return { ...(await look(shown.map(({ picture, still }) => still ?? picture))), look: "still", ...about };
 }
 
-async function look(picture) {
-  const { probabilities, known, embedding } = await infer(prepare(picture, contract.preprocessing));
-  const named = known && nameClasses(probabilities.data, known.data[0]);
-  const found = index && search(index, embedding.data);
+// the answer to the mean of what the model says of each picture
+async function look(pictures) {
+  const outputs = [];
+  for (const picture of pictures) outputs.push(await infer(prepare(picture, contract.preprocessing)));
+  const mean = (name) =>
+    outputs[0][name]?.data.map((_, k) => outputs.reduce((sum, row) => sum + row[name].data[k], 0) / outputs.length);
+  const named = outputs[0].known && nameClasses(mean("probabilities"), mean("known")[0]);
+  const found = index && search(index, mean("embedding"));
   const elsewhere = named?.kind === "movie" && !index?.films.some(({ title }) => title === named.candidates[0].title);
   return !found || (found.kind === "unknown" && elsewhere) ? named : found;
 }
@@ -371,10 +427,13 @@ function nameClasses(probabilities, known) {
   return { kind: judge(known, contract.decision), candidates };
 }
 
-self.onmessage = async ({ data: { model, blob, nearest } }) => {
+// an error of the page's own has a key; any other one came while a model was loaded, or is a crash
+self.onmessage = async ({ data: { id, load: url, frames, proof } }) => {
   try {
-    postMessage(await (model ? load(model) : blob ? identify(blob) : readStill(nearest)));
-  } catch ({ key = "model", message, detail = message.slice(0, 200) }) {
-    postMessage({ error: key, detail });
+    postMessage({ id, ...(await (url ? load(url) : frames ? identify(frames) : proof ? readStill(index, proof) : check())) });
+  } catch (error) {
+    const message = String(error?.message ?? error);
+    const key = error?.key ?? (url ? "model" : /memory|alloc/i.test(message) ? "memory" : "crash");
+    postMessage({ id, error: key, detail: error?.detail ?? message.slice(0, 200) });
   }
 };
