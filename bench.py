@@ -17,7 +17,7 @@ from answering.console import one_line_errors
 from benchmarks.clip import bench_clip
 from benchmarks.collection import bench_moments
 from benchmarks.cuda import bench_cuda
-from benchmarks.filtering import bench_filter
+from benchmarks.filtering import bench_filter, bench_persons
 from benchmarks.growth import bench_index
 from benchmarks.harness import machine
 from benchmarks.inference import bench_infer, bench_isa
@@ -32,6 +32,7 @@ COMMANDS = [
     bench_render,
     bench_scrape,
     bench_filter,
+    bench_persons,
     bench_train,
     bench_probe,
     bench_infer,

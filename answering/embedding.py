@@ -121,7 +121,7 @@ def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture
     """The stills that can be read, in order; a line on stderr for each of the others."""
     script = os.path.basename(sys.argv[0])
     draft = 2 * identifier.preprocessing["size"]
-    with ReadingPool(read_still, min(len(stills), count_cores())) as pool:
+    with ReadingPool(read_still, max(1, min(len(stills), count_cores()))) as pool:
         for number, rgb in enumerate(pool.read_all(stills, draft)):
             if isinstance(rgb, UserError):
                 print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)

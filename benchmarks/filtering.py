@@ -1,4 +1,4 @@
-"""`python bench.py filter`: frames a second from file to filtered file, and how often both ways agree."""
+"""`python bench.py filter` and `persons`: frames a second, and how often two ways or two detectors agree."""
 
 import csv
 import tempfile
@@ -73,3 +73,25 @@ def bench_filter(raw: Path, *, detector: str, frames: int = 200) -> None:
     text += f" filter.py takes {ratio:.2f} times its detector's time."
     rows = {name: {"frames/s": len(files) / s, "ms a frame": 1000 * s / len(files)} for name, s in seconds.items()}
     show(f"Filter, {len(files)} frames", rows, text)
+
+
+def bench_persons(raw: Path, *, detector: str, other: str, weights: str = "", frames: int = 817) -> None:
+    """How often two detectors agree whether a frame shows a person, on the CPU, and how fast each is.
+
+    other: another YOLO file, or ssdlite or fasterrcnn, whose weights are that file or torchvision's own.
+    """
+    from training.detector import TORCHVISION, person_detector
+
+    pictures = [read_image(file, draft=512) for file in sample(raw, frames)]
+    seen = {}
+    rows = {}
+    for name in (detector, other):
+        file = Path(weights) if weights and name in TORCHVISION else None
+        detect = person_detector(name, confidence=0.25, device="cpu", batch=32, size="600x256", file=file)
+        detect(pictures[:2])  # warms up
+        start = time.perf_counter()
+        seen[name] = [count > 0 for k in range(0, len(pictures), BATCH) for count in detect(pictures[k : k + BATCH])]
+        seconds = time.perf_counter() - start
+        rows[name] = {"frames/s": len(pictures) / seconds, "with a person": sum(seen[name])}
+    alike = sum(one == two for one, two in zip(*seen.values(), strict=True))
+    show("Persons", rows, f"Of {len(pictures)} frames, {alike} are judged alike: {alike / len(pictures):.1%}.")

@@ -40,7 +40,9 @@ class DemoFigures:
     unknown_frames: int
 
 
-def run_demo(*, films: int, unknown: int, frames: int, arch: str, seed: int, out: Path, **recipe: int) -> DemoFigures:
+def run_demo(
+    *, films: int, unknown: int, frames: int, arch: str, size: int, seed: int, out: Path, **recipe: int
+) -> DemoFigures:
     """Run every phase under out. Unknown films are rendered too, and never trained on."""
     from export import export_model  # torch and the runtimes load when they are needed
     from filter import filter_films
@@ -65,6 +67,7 @@ def run_demo(*, films: int, unknown: int, frames: int, arch: str, seed: int, out
         arch=arch,
         pretrained=False,
         recipe=RECIPE | recipe,
+        size=size,
         seed=seed,
         out=out / "runs",
         name="demo",
@@ -156,6 +159,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=240, help="frames of each known film (default: %(default)s)")
     parser.add_argument("--arch", default="resnet10t", help="as in train.py (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=36, help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=224, help="pixels, as in train.py (default: %(default)s)")
     parser.add_argument("--train-size", type=int, default=128, help="pixels of training crops (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=13, help="of films and training (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="default: %(default)s")
@@ -167,8 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
     too_few = args.films < 2 or args.unknown < 2 or args.frames < 40
-    if too_few or min(args.epochs, args.train_size) < 1 or args.seed < 0:
-        parser.error("the least are --films 2, --unknown 2, --frames 40, --epochs 1, --train-size 1 and --seed 0")
+    if too_few or args.size < 32 or min(args.epochs, args.train_size) < 1 or args.seed < 0:
+        least = "--films 2, --unknown 2, --frames 40, --epochs 1, --size 32, --train-size 1 and --seed 0"
+        parser.error(f"the least are {least}")
     start = time.time()
     figures = run_demo(**vars(args))
     print(

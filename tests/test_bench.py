@@ -17,6 +17,7 @@ COMMANDS = {
     "render": "",
     "scrape": "",
     "filter": "raw --detector yolo.pt",
+    "persons": "raw --detector yolo.pt --other ssdlite --weights ssdlite.pth",
     "train": "data",
     "probe": "",
     "infer": "best.pt --frames frames",
@@ -50,6 +51,17 @@ def test_render_prints_a_table_of_speeds(capsys):
     head, rule, row = (line for line in out.splitlines() if line.startswith("|"))
     assert head.count("|") == rule.count("|") == row.count("|") and "frames/s" in head
     assert all(float(cell.replace(",", "")) > 0 for cell in row.split("|")[2:-1])
+
+
+def test_two_detectors_are_compared_frame_by_frame(raw, monkeypatch, capsys):
+    detectors = {
+        "a.pt": lambda images: [1] * len(images),
+        "ssdlite": lambda images: [n % 2 for n in range(len(images))],
+    }
+    monkeypatch.setattr("training.detector.person_detector", lambda name, **options: detectors[name])
+    assert bench.main(["persons", str(raw), "--detector", "a.pt", "--other", "ssdlite", "--frames", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "Of 10 frames, 5 are judged alike: 50.0%" in out and "| ssdlite |" in out
 
 
 def test_scrape_and_its_server_work(capsys):

@@ -395,13 +395,13 @@ def test_what_leaves_raw_leaves_the_dataset_and_conflicts_come_back(raw, tmp_pat
     with_twin = manifest(out)
     assert not any(r["movie"] == "Twin (2020)" for r in with_twin)
     assert not (out / "movies" / "Twin (2020)").exists() and not (out / "unknown" / "Twin (2020)").exists()
-    calls, real = [], frames_filter.examine
-    monkeypatch.setattr(frames_filter, "examine", lambda *a: calls.append(a) or real(*a))
-    filter_films([more], out, detector="none", min_frames=12)
-    assert not calls and manifest(out) == with_twin
-    shutil.rmtree(twin)
-    filter_films([more], out, detector="none", min_frames=12)
-    assert not calls and len(manifest(out)) > len(with_twin)
+    with monkeypatch.context() as patch:
+        patch.setattr(frames_filter, "examine", None)  # no frame is looked at again
+        filter_films([more], out, detector="none", min_frames=12)
+        assert manifest(out) == with_twin
+        shutil.rmtree(twin)
+        filter_films([more], out, detector="none", min_frames=12)
+    assert len(manifest(out)) > len(with_twin)
     assert "Twin (2020) is no longer" in capsys.readouterr().err
     filter_films([raw], tmp_path / "fresh", detector="none", min_frames=12)
     assert manifest(out) == manifest(tmp_path / "fresh")

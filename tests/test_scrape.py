@@ -19,8 +19,10 @@ from conftest import draw_frame, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from strange_reader import check_or_hang
 
 import scrape
+from answering import reading
 from answering.console import UserError
 from answering.stills import list_stills
 from answering.titles import folder_name, normalise_title, split_title
@@ -301,6 +303,17 @@ def test_image_recovers_or_fails_alone(flim, tmp_path, fault):
     flim.faults = {}
     counts = fetch(flim, tmp_path, "Heat (1995)")["films"]["Heat (1995)"]
     assert (counts["had"], counts["new"], counts["failed"]) == (5, 1, 0)
+
+
+def test_a_picture_that_hangs_its_decoder_costs_itself_alone(flim, tmp_path, monkeypatch):
+    flim.add("m1", "Heat (1995)", 4)
+    packed = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(packed, "JPEG")
+    flim.pictures["/pictures/m1-2.jpg"] = packed.getvalue()
+    monkeypatch.setattr(scrape, "check_image", check_or_hang)
+    monkeypatch.setattr(reading, "MAX_SECONDS", 3.0)
+    counts = fetch(flim, tmp_path, "Heat (1995)")["films"]["Heat (1995)"]
+    assert (counts["new"], counts["gone"], counts["failed"]) == (3, 1, 0) and flim.asked("/pictures/m1-2") == 1
 
 
 @pytest.mark.parametrize("faults", [["empty page"], [None, "empty page"], ["empty page", None, "empty page"], ["null"]])
