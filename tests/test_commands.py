@@ -64,9 +64,7 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
         "needs Docker"
     ),
     "docker run --rm --entrypoint python --volume ~/films:/films:ro --volume ./export:/app/export:ro "
-    "--volume ./collection:/collection movie-shelf index.py add /films --index /collection/index.sqlite": (
-        "needs Docker"
-    ),
+    "--volume ./collection:/collection movie-shelf index.py add /films --index /collection/index.sqlite": "the same",
     "scp -r export root@your-server:/opt/movie-bot/": "needs another host",
     "scp -r export you@your-server:movie-bot/": "needs another host",
     "install -m 600 /dev/null /etc/movie-bot.env && echo TELEGRAM_BOT_TOKEN=123456:ABC... > /etc/movie-bot.env": "root",

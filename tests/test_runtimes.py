@@ -119,3 +119,21 @@ def test_a_file_is_lowered_to_what_it_uses(tmp_path):
     assert lowered.ir_version == 8 and [entry.domain for entry in lowered.opset_import] == [""]
     assert b"somebody" not in lowered.SerializeToString() and b"made" not in lowered.SerializeToString()
     assert [entry.value for entry in lowered.metadata_props] == ["ours"]  # the contract stays
+
+
+@pytest.mark.parametrize(("side", "ceil"), [(8, True), (8, False), (7, False)])
+def test_a_pool_is_written_as_openvino_2024_knows_it(tmp_path, side, ceil):
+    import openvino
+    import torch
+
+    from training.portable import lower_pools
+
+    pool = torch.nn.AvgPool2d(2, 2, ceil_mode=ceil, count_include_pad=False)
+    frames = torch.rand(1, 3, side, side)
+    torch.onnx.export(pool, (frames,), tmp_path / "pool.onnx", dynamo=True, verbose=False)
+    model = openvino.convert_model(tmp_path / "pool.onnx")
+    lower_pools(model)
+    versions = {node.get_type_info().version_id for node in model.get_ops() if node.get_type_name() == "AvgPool"}
+    assert versions == {"opset1"}
+    found = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([frames.numpy()])[0]
+    assert np.allclose(found, pool(frames).numpy(), atol=1e-6)
