@@ -1070,6 +1070,7 @@ def test_an_edit_is_answered_where_it_asks_something_new(desk):
     assert len(desk.feed(private)) == 1 and not desk.feed(edited(private, caption="oops"))
     assert len(desk.feed(edited(private, photo=photo_sizes("b")))) == 1
     assert not desk.feed(edited(text_update("hello"), text="hello!"))  # no hint for each correction
+    assert not desk.feed(edited(in_group(**PHOTO, album="x"), caption="nice"))
     post = channel_update(**PHOTO)
     assert len(desk.feed(edited(post, caption="@film_bot"))) == 1
     old = photo_update("c", date=int(time.time()) - 5000)
