@@ -10,7 +10,6 @@ import asyncio
 import io
 import sys
 import tempfile
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +144,8 @@ async def talk(chats: list[list[Path]], model: str, index: str, language: str) -
 
 def draw_bubble(bubble: Bubble, colour: str, colours: Colours) -> Image.Image:
     """A message as clients show it."""
-    lines = [line for part in bubble.words.split("\n") for line in textwrap.wrap(part, 42)]
+    font = ImageFont.truetype(FONT, 13)
+    lines = [line for part in bubble.words.split("\n") for line in wrap(part, font, PICTURE - 4)]
     image = None
     top = 8  # of the words
     if bubble.picture:
@@ -158,11 +158,22 @@ def draw_bubble(bubble: Bubble, colour: str, colours: Colours) -> Image.Image:
     draw.rounded_rectangle((0, 0, drawn.width - 1, body - 1), 10, colour)
     if image:
         drawn.paste(image, ((drawn.width - image.width) // 2, 8))
-    font = ImageFont.truetype(FONT, 13)
     draw.multiline_text((10, top), "\n".join(lines), colours.words, font, spacing=LINE - 15)
     for place, row in enumerate(bubble.buttons):
         draw_buttons(draw, row, body + ROW * place, drawn.width, font, colours)
     return drawn
+
+
+def wrap(text: str, font, width: int) -> list[str]:
+    """Lines of at most so many pixels."""
+    lines = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def draw_buttons(draw: ImageDraw.ImageDraw, row: list[str], top: int, width: int, font, colours: Colours) -> None:
