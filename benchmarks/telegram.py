@@ -28,7 +28,7 @@ from benchmarks.harness import sample, show
 
 PICTURES = 30  # frames that users send, each again and again
 POLL_LIMIT = 20  # updates that one request takes, as bot.py asks for
-DRAWN_STILLS = 100_000  # of a drawn index
+DRAWN_FILMS = 100  # of a drawn index
 MAX_SECONDS = 1200.0  # until we give a run up
 
 
@@ -103,10 +103,15 @@ class BotApi:
 
 
 class BotProcess:
-    """bot.py with a watcher on its event loop, in an empty folder. Raises UserError when it ends too early."""
+    """bot.py with a watcher on its event loop, in an empty folder. Raises UserError when it ends too early.
 
-    def __init__(self, folder: Path, options: list[str]):
+    cores: that it may use, the first ones; 0 for all.
+    """
+
+    def __init__(self, folder: Path, options: list[str], cores: int = 0):
         self.folder = folder
+        self.cores = cores
+        self.start_seconds = 0.0  # until it first asks for updates
         self.command = [sys.executable, "-P", str(Path(__file__).with_name("watched_bot.py")), *options]
         self.log = folder / "log"
         self.deadline = time.monotonic() + MAX_SECONDS
@@ -117,7 +122,14 @@ class BotProcess:
         environment = os.environ | {"TELEGRAM_BOT_TOKEN": "1:bench"}
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(self.command, cwd=self.folder, env=environment, stderr=log)
+        if self.cores:
+            os.sched_setaffinity(self.process.pid, sorted(os.sched_getaffinity(0))[: self.cores])
         return self
+
+    async def wait_for_start(self, api: BotApi) -> None:
+        start = time.perf_counter()
+        await self.wait_for(lambda: api.polled)
+        self.start_seconds = time.perf_counter() - start
 
     async def __aexit__(self, *_) -> None:
         self.process.terminate()
@@ -144,10 +156,9 @@ class BotProcess:
         return float(block)
 
 
-def draw_index(place: Path, identifier: Identifier) -> None:
-    """An index of drawn stills for this model, which names every frame and shows its proof."""
-    films = DRAWN_STILLS // FILM_STILLS
-    write_drawn(str(place), films, FILM_STILLS)
+def draw_index(place: Path, identifier: Identifier, films: int, stills: int) -> None:
+    """An index of drawn films for this model, with so many stills each; it names every frame and shows its proof."""
+    write_drawn(str(place), films, stills)
     collection = Collection(place)
     seen = fingerprint(identifier)
     project = np.random.default_rng(13).standard_normal((seen.shape[1], DIMENSIONS), np.float32)
@@ -158,9 +169,9 @@ def draw_index(place: Path, identifier: Identifier) -> None:
         about.rule = replace(about.rule, movie=-1.0, shortlist=-1.0)
         about.fit += 1  # so that readers read all
         collection.put_projection((project, np.zeros(DIMENSIONS, np.float32)))
-        proofs = itertools.product(range(1, films + 1), range(FILM_STILLS))
+        proofs = itertools.product(range(1, films + 1), range(stills))
         query = "INSERT INTO still (film, number, file, source, thumbnail) VALUES (?, ?, 'a.jpg', 'drawn', ?)"
-        collection.home.execute_many(query, [(*proof, thumbnail) for proof in proofs])
+        collection.home.execute_many(query, ((*proof, thumbnail) for proof in proofs))
         collection.write_about(about)
 
 
@@ -182,36 +193,76 @@ async def ask_at_once(api: BotApi, bot: BotProcess, users: int, each: int) -> li
     return asked
 
 
+def replace_index(place: Path) -> None:
+    """Switch the link that an index lies behind to a copy of it, as docs/bot.md tells it."""
+    link = place.parent
+    folder = link.parent / "second"
+    folder.mkdir()
+    Collection(place).home.backup(folder / place.name)
+    new = link.parent / "next"
+    new.symlink_to(folder)
+    new.replace(link)
+
+
+async def load_bot(api: BotApi, bot: BotProcess, identifier: Identifier, loads: tuple[int, int], place: Path | None):
+    """(milliseconds a frame alone, of the model alone, numbers of the messages sent at once).
+
+    loads: users, and frames of each; place: of an index that is replaced while they wait.
+    """
+    await bot.wait_for_start(api)
+    alone, own = await ask_one_by_one(api, bot, identifier)
+    asked = asyncio.create_task(ask_at_once(api, bot, *loads))
+    if place:
+        await asyncio.to_thread(replace_index, place)
+    return alone, own, await asked
+
+
 async def bench_bot(
-    *, frames: Path, model: Path = Path("export"), users: int = 50, each: int = 10, index: str = ""
+    *,
+    frames: Path,
+    model: Path = Path("export"),
+    users: int = 50,
+    each: int = 10,
+    index: str = "",
+    films: int = DRAWN_FILMS,
+    stills: int = FILM_STILLS,
+    replace: bool = False,
+    cores: int = 0,
+    runtime: str = "",
 ) -> None:
     """bot.py against a Bot API on loopback: 30 frames one by one, then all users at once (20 frames each at most).
 
-    index: a file; one of 100,000 stills is drawn where there is none.
+    index: a file; one of so many films and stills of each is drawn where there is none. replace: by a copy, while all
+    users wait. cores: that the bot may use, 0 for all. runtime: "openvino" or "onnxruntime".
     """
     from aiohttp.test_utils import RawTestServer
 
     api = BotApi([Path(file).read_bytes() for file in sample(frames, PICTURES)])
-    identifier = Identifier(model)
-    options = [f"--model={model.resolve()}", f"--queue={users * each}"]
-    if index:
-        if not Path(index).exists():
-            draw_index(Path(index), identifier)
-        identifier.index = Index(index, identifier)
-        options.append(f"--index={Path(index).resolve()}")
+    identifier = Identifier(model, threads=cores, runtime=runtime or None)
+    options = [f"--model={model.resolve()}", f"--queue={users * each}", f"--threads={cores}"]
+    options += [f"--runtime={runtime}"] if runtime else []
     with tempfile.TemporaryDirectory() as folder:
+        place = None
+        if index:
+            if not Path(index).exists():
+                draw_index(Path(index), identifier, films, stills)
+            identifier.index = Index(index, identifier)
+            options.append(f"--index={Path(index).resolve()}")
+        if index and replace:
+            place = Path(folder, "current", Path(index).name)
+            place.parent.symlink_to(Path(index).resolve().parent)
+            options[-1] = f"--index={place}"
         async with RawTestServer(api.handle) as server:
             options.append(f"--api-base={server.make_url('')}")
-            async with BotProcess(Path(folder), options) as bot:
-                await bot.wait_for(lambda: api.polled)
-                alone, own = await ask_one_by_one(api, bot, identifier)
-                asked = await ask_at_once(api, bot, users, each)
+            async with BotProcess(Path(folder), options, cores) as bot:
+                alone, own, asked = await load_bot(api, bot, identifier, (users, each), place)
         block = bot.longest_block()
     replies = [api.replies[number] for number in asked]
     seconds = max(reply[0].time for reply in replies) - api.sent[asked[0]]
     rows = {
         "identify.py": {"a frame alone, ms": np.median(own)},
         "bot.py": {
+            "start, s": bot.start_seconds,
             "a frame alone, ms": np.median(alone),
             "frames/s": len(asked) / seconds,
             "memory, MB": bot.memory / 1e6,

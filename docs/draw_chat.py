@@ -1,6 +1,8 @@
 """Draw a chat with the bot: real stills go through the real handlers and a real model, and what they reply is drawn.
 
 python docs/draw_chat.py STILL... --model export --index index.sqlite --out docs/chat.png
+
+A column a still; STILL+STILL is a chat in which the second one is sent in reply to the answer to the first.
 """
 
 import argparse
@@ -8,7 +10,6 @@ import asyncio
 import io
 import sys
 import tempfile
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,22 @@ WIDTH = 440  # of a chat
 PICTURE = 300  # the longer side of a picture
 LINE = 19  # height of a line of words
 ROW = 32  # height of a row of buttons
-# colours
-BACKGROUND = "#cfdccc"
-QUESTION = "#e7fbd4"
-ANSWER = "#ffffff"
-BUTTON = "#9fb3a0"
-WORDS = "#202020"
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Of a client."""
+
+    background: str
+    question: str
+    answer: str
+    button: str
+    label: str  # of a button
+    words: str
+
+
+LIGHT = Colours("#cfdccc", "#e7fbd4", "#ffffff", "#5f7a60", "#ffffff", "#202020")
+DARK = Colours("#0f1a21", "#2b5278", "#182533", "#33475a", "#f2f6f9", "#f2f6f9")
 
 
 @dataclass
@@ -57,6 +68,7 @@ class Recorder(BaseSession):
         super().__init__()
         self.files = files
         self.said: list[Bubble] = []
+        self.last: Message | None = None  # that the bot sent
 
     async def make_request(self, bot, method, timeout=None):
         if isinstance(method, methods.GetMe):
@@ -65,7 +77,12 @@ class Recorder(BaseSession):
             return File(file_id=method.file_id, file_unique_id="-", file_path=method.file_id)
         if isinstance(method, (methods.SendMessage, methods.SendPhoto)):
             self.said.append(read_bubble(method))
-            return Message(message_id=1, date=0, chat=Chat(id=7, type="private"))
+            me = User(id=1, is_bot=True, first_name="Film bot")
+            chat = Chat(id=7, type="private")
+            self.last = Message(
+                message_id=1, date=0, chat=chat, from_user=me, text="?", reply_markup=method.reply_markup
+            )
+            return self.last
         return True
 
     async def stream_content(self, url, **_):
@@ -83,9 +100,9 @@ def read_bubble(method: methods.SendMessage | methods.SendPhoto) -> Bubble:
     return Bubble(method.text, None, buttons)
 
 
-def photo_update(number: int, language: str) -> dict:
-    """A user's photo, whose file has this number."""
-    photo = {"file_id": str(number), "file_unique_id": "-", "width": 1, "height": 1}
+def photo_update(number: int, language: str, asked: Message | None = None) -> dict:
+    """A user's photo, whose file has this number; asked: the bot's message that it replies to."""
+    photo = {"file_id": str(number), "file_unique_id": str(number), "width": 1, "height": 1}
     message = {
         "message_id": number + 1,
         "date": int(time.time()),
@@ -93,12 +110,16 @@ def photo_update(number: int, language: str) -> dict:
         "from": {"id": 7, "is_bot": False, "first_name": "Ann", "language_code": language},
         "photo": [photo],
     }
+    if asked:
+        message["reply_to_message"] = asked.model_dump(exclude_none=True)
     return {"update_id": number + 1, "message": message}
 
 
-async def talk(stills: list[Path], model: str, index: str, language: str) -> list[Bubble]:
-    """What the bot says to each still."""
-    session = Recorder({str(number): path.read_bytes() for number, path in enumerate(stills)})
+async def talk(chats: list[list[Path]], model: str, index: str, language: str) -> list[list[Bubble]]:
+    """What the bot says to each still of each chat."""
+    files = {}
+    said = []
+    session = Recorder(files)
     telegram = Bot(TOKEN, session=session)
     worker = Worker(model, index=index)
     try:
@@ -107,17 +128,24 @@ async def talk(stills: list[Path], model: str, index: str, language: str) -> lis
             app = App(open_base(Path(folder, "bot.sqlite")), TOKEN, worker, texts, queue=10)
             app.set_description(await worker.start())
             dispatcher = make_dispatcher(app)
-            for number in range(len(stills)):
-                update = Update.model_validate(photo_update(number, language), context={"bot": telegram})
-                await dispatcher.feed_update(telegram, update)
+            for stills in chats:
+                session.said = []
+                session.last = None
+                for still in stills:
+                    number = len(files)
+                    files[str(number)] = still.read_bytes()
+                    raw = photo_update(number, language, session.last)
+                    await dispatcher.feed_update(telegram, Update.model_validate(raw, context={"bot": telegram}))
+                said.append(session.said)
     finally:
         await worker.stop()
-    return session.said
+    return said
 
 
-def draw_bubble(bubble: Bubble, colour: str) -> Image.Image:
+def draw_bubble(bubble: Bubble, colour: str, colours: Colours) -> Image.Image:
     """A message as clients show it."""
-    lines = [line for part in bubble.words.split("\n") for line in textwrap.wrap(part, 44)]
+    font = ImageFont.truetype(FONT, 13)
+    lines = [line for part in bubble.words.split("\n") for line in wrap(part, font, PICTURE - 4)]
     image = None
     top = 8  # of the words
     if bubble.picture:
@@ -125,46 +153,66 @@ def draw_bubble(bubble: Bubble, colour: str) -> Image.Image:
         image = ImageOps.contain(image, (PICTURE, PICTURE))
         top += image.height + 6
     body = top + LINE * len(lines) + (6 if lines else 2)
-    drawn = Image.new("RGB", (PICTURE + 16, body + ROW * len(bubble.buttons)), BACKGROUND)
+    drawn = Image.new("RGB", (PICTURE + 16, body + ROW * len(bubble.buttons)), colours.background)
     draw = ImageDraw.Draw(drawn)
     draw.rounded_rectangle((0, 0, drawn.width - 1, body - 1), 10, colour)
     if image:
         drawn.paste(image, ((drawn.width - image.width) // 2, 8))
-    font = ImageFont.truetype(FONT, 13)
-    draw.multiline_text((10, top), "\n".join(lines), WORDS, font, spacing=LINE - 15)
+    draw.multiline_text((10, top), "\n".join(lines), colours.words, font, spacing=LINE - 15)
     for place, row in enumerate(bubble.buttons):
-        draw_buttons(draw, row, body + ROW * place, drawn.width, font)
+        draw_buttons(draw, row, body + ROW * place, drawn.width, font, colours)
     return drawn
 
 
-def draw_buttons(draw: ImageDraw.ImageDraw, row: list[str], top: int, width: int, font) -> None:
+def wrap(text: str, font, width: int) -> list[str]:
+    """Lines of at most so many pixels."""
+    lines = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def draw_buttons(draw: ImageDraw.ImageDraw, row: list[str], top: int, width: int, font, colours: Colours) -> None:
     """A row of buttons, all of one width."""
     each = width / len(row)
     for place, text in enumerate(row):
         left, right = place * each + 1, (place + 1) * each - 2
-        draw.rounded_rectangle((left, top + 3, right, top + 30), 6, BUTTON)
-        draw.text(((left + right) / 2, top + 16.5), text, "white", font, anchor="mm")
+        draw.rounded_rectangle((left, top + 3, right, top + 30), 6, colours.button)
+        draw.text(((left + right) / 2, top + 16.5), text, colours.label, font, anchor="mm")
 
 
-def draw_chats(stills: list[Path], said: list[Bubble]) -> Image.Image:
-    """A column a chat: a still, and what the bot says to it."""
-    columns = []
-    for still, answer in zip(stills, said, strict=True):
-        question = draw_bubble(Bubble("", still.read_bytes(), []), QUESTION)
-        reply = draw_bubble(answer, ANSWER)
-        column = Image.new("RGB", (WIDTH, question.height + reply.height + 36), BACKGROUND)
-        column.paste(question, (WIDTH - question.width - 12, 12))
-        column.paste(reply, (12, question.height + 24))
-        columns.append(column)
-    sheet = Image.new("RGB", (WIDTH * len(columns), max(column.height for column in columns)), BACKGROUND)
+def draw_chats(chats: list[list[Path]], said: list[list[Bubble]], colours: Colours) -> Image.Image:
+    """A column a chat: its stills, and what the bot says to each."""
+    columns = [draw_column(stills, answers, colours) for stills, answers in zip(chats, said, strict=True)]
+    sheet = Image.new("RGB", (WIDTH * len(columns), max(column.height for column in columns)), colours.background)
     for place, column in enumerate(columns):
         sheet.paste(column, (place * WIDTH, 0))
     return sheet
 
 
+def draw_column(stills: list[Path], answers: list[Bubble], colours: Colours) -> Image.Image:
+    """A chat: the user's stills to the right, the bot's answers to the left."""
+    bubbles = []
+    for still, answer in zip(stills, answers, strict=True):
+        question = draw_bubble(Bubble("", still.read_bytes(), []), colours.question, colours)
+        bubbles.append((WIDTH - question.width - 12, question))
+        bubbles.append((12, draw_bubble(answer, colours.answer, colours)))
+    column = Image.new("RGB", (WIDTH, sum(bubble.height + 12 for _, bubble in bubbles) + 12), colours.background)
+    top = 12
+    for left, bubble in bubbles:
+        column.paste(bubble, (left, top))
+        top += bubble.height + 12
+    return column
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("stills", nargs="+", type=Path, metavar="STILL")
+    parser.add_argument("chats", nargs="+", metavar="STILL", help="a still, or several with + between")
+    parser.add_argument("--dark", action="store_true", help="as clients look at night")
     parser.add_argument("--model", default="export")
     parser.add_argument("--index", default="index")
     parser.add_argument("--language", default="en")
@@ -174,8 +222,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    said = asyncio.run(talk(args.stills, args.model, args.index, args.language))
-    sheet = draw_chats(args.stills, said)
+    chats = [[Path(still) for still in chat.split("+")] for chat in args.chats]
+    said = asyncio.run(talk(chats, args.model, args.index, args.language))
+    sheet = draw_chats(chats, said, DARK if args.dark else LIGHT)
     sheet.quantize(200, dither=Image.Dither.NONE).save(args.out, optimize=True)
 
 

@@ -46,6 +46,7 @@ NEWER_COLUMNS = {
 }
 INDEXES = """
 CREATE INDEX IF NOT EXISTS answers_who ON answers (who);
+CREATE INDEX IF NOT EXISTS answers_time ON answers (time);
 CREATE INDEX IF NOT EXISTS answers_question ON answers (question);
 """
 

@@ -91,7 +91,8 @@ async def is_for_us(update: Update, app) -> bool:
         return False
     if time.time() - max(message.date.timestamp(), message.edit_date or 0) > MAX_QUESTION_AGE:
         return False
-    if message.media_group_id or is_addressed(message, await update.bot.me()):
+    is_of_album = message.media_group_id and not find_edit(update)  # what is said to another part may address us
+    if is_of_album or is_addressed(message, await update.bot.me()):
         return True
     return brings_awaited(message, app)
 

@@ -87,7 +87,8 @@ def compose(
         step = Step(place=(place + 1) % len(answer.candidates), answer=answer.id)
         further.append(button(texts["another"], step))
     if kind == "shortlist":
-        rows = [*shortlist_buttons(texts, answer), more]
+        rows = shortlist_buttons(texts, answer)
+        rows[-1] += more
     else:
         rows = [judge_buttons(texts, answer, place)]
         further += film_links(app, texts, shown["title"])

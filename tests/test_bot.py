@@ -405,7 +405,7 @@ def test_with_pyav_a_clip_is_asked_itself(desk, content, wanted):
     assert desk.worker.asked == [[wanted]]
     words = answer.caption.split("\n")
     moves = wanted in ("video", "note", "sticker", "film")
-    assert words[1] == f"I looked at frames of {'the clip' if moves else 'it'}: 12."
+    assert words[1] == ("I looked at frames of the clip: 12." if moves else "I looked at 12 frames of it.")
     assert words[2].endswith("almost the same picture, seen from 0:41:10 to 0:41:20.")
 
 
@@ -887,14 +887,14 @@ def test_frames_of_an_unknown_film_are_asked_together(desk):
     desk.worker.result = answer_of("unknown") | {"frames": 2}
     (second,) = desk.feed(photo_update("b", reply_to=sent(answer)))
     assert desk.worker.asked == [["a"], ["a", "b"]]
-    assert second.text == f"{EN['unknown']}\nI looked at frames of it: 2."
+    assert second.text == f"{EN['unknown']}\nI looked at 2 frames of it."
     more = dict(buttons(second))[EN["more"]]
     assert desk.press(more) == (EN["send"], None)
     desk.feed(text_update("wait"))
     desk.worker.result = proven("movie") | {"frames": 4}
     (named,) = desk.feed(photo_update("c", album="x"), photo_update("d", album="x"))
     assert desk.worker.asked[2:] == [["a", "b", "c", "d"]]
-    assert named.caption.split("\n")[1] == "I looked at frames of it: 4."
+    assert named.caption.split("\n")[1] == "I looked at 4 frames of it."
     desk.feed(photo_update("e"))  # the button was for one picture or album
     desk.feed(photo_update("f", reply_to=sent(named)))  # a film that was named asks for no more frames
     assert desk.worker.asked[3:] == [["e"], ["f"]]
@@ -1070,6 +1070,7 @@ def test_an_edit_is_answered_where_it_asks_something_new(desk):
     assert len(desk.feed(private)) == 1 and not desk.feed(edited(private, caption="oops"))
     assert len(desk.feed(edited(private, photo=photo_sizes("b")))) == 1
     assert not desk.feed(edited(text_update("hello"), text="hello!"))  # no hint for each correction
+    assert not desk.feed(edited(in_group(**PHOTO, album="x"), caption="nice"))
     post = channel_update(**PHOTO)
     assert len(desk.feed(edited(post, caption="@film_bot"))) == 1
     old = photo_update("c", date=int(time.time()) - 5000)

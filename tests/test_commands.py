@@ -71,6 +71,9 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "set -a; . /etc/movie-bot.env; .venv/bin/python bot.py --check; set +a": "root; --check is run below",
     "systemctl enable --now /opt/movie-bot/deploy/movie-bot.service && journalctl -fu movie-bot": "needs systemd",
     "git clone REPOSITORY movie-bot && cd movie-bot": "needs a network",
+    "python index.py backup new.sqlite && rsync new.sqlite root@your-server:/opt/movie-bot/collection/2/index.sqlite"
+    " --mkpath": "needs another host; test_bot.py switches such a link",
+    "cd /opt/movie-bot/collection && ln -sfn 2 next && mv -T next current": "the same",
     "install -m 600 /dev/null .env && echo TELEGRAM_BOT_TOKEN=123456:ABC... > .env": "test_bot.py reads such a file",
     "docker compose run --rm --build bot --check": "needs Docker",
     "docker compose up --build --detach && docker compose logs --follow": "needs Docker",
@@ -652,6 +655,7 @@ def test_learn_shows_then_adds(home, asked, telegram):
 def test_learn_gives_labels_and_wishes(home, asked):
     ran = home.run("python learn.py --db bot.sqlite --wishes")
     assert ran.out.split() == ["1", "Stalker"]
+    assert home.run("python learn.py --db bot.sqlite --confusions").out.startswith("no user has told which film it was")
     home.run("python learn.py --db bot.sqlite --labels labels.csv")
     with open(home / "labels.csv", newline="", encoding="utf-8") as file:
         assert {row["film"] for row in csv.DictReader(file)} == {KNOWN, "Stalker"}
