@@ -510,6 +510,14 @@ def test_a_site_has_what_the_page_needs_and_nothing_else(published, capsys):
     }
 
 
+def test_answers_of_a_site_are_those_of_identify(context, published, shown):
+    files = [frame for film in range(5) for frame in known_frames(published, film)[::2]]
+    page = open_page(context, shown[0])
+    assert compare(page, published / "export", files, 0.5) >= {"movie"}
+    spans = page.evaluate("[...document.querySelectorAll('article')].map(({dataset}) => dataset.to - dataset.from)")
+    assert max(spans) > 0
+
+
 def test_publish_refuses_what_would_show_more_or_not_work(published, tmp_path, capsys):
     made = ["--index", str(published / "index.sqlite"), "--model", str(published / "export")]
     (tmp_path / "home").mkdir()
