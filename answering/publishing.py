@@ -191,7 +191,7 @@ def write_index(collection: Collection, about: About, site: Site) -> None:
         "times": packed_times,
         "films": [write_film(collection, film, site) for film in films],
     }
-    data = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    data = json.dumps(values, ensure_ascii=False, separators=(",", ": ")).encode()
     with atomic_write(site.folder / "index" / "index.json") as file:
         file.write(data)
     published = site.published

@@ -494,6 +494,7 @@ def test_a_site_has_what_the_page_needs_and_nothing_else(published, capsys):
     assert names == {*PAGE, "vendor", "model", "index"}
     assert {path.name for path in (site / "vendor").iterdir()} == set(ENGINE)
     assert {path.name for path in (site / "model").iterdir()} == {"model.json", "model.web.onnx"}
+    assert collection.find_index(site / "model") is None  # what lies beside it is for the page alone
     capsys.readouterr()
     publish(published)
     assert " 0 files are new" in capsys.readouterr().out
