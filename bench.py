@@ -26,7 +26,7 @@ from benchmarks.shelf import bench_shelf
 from benchmarks.stills import bench_render, bench_scrape
 from benchmarks.telegram import bench_bot
 from benchmarks.training import bench_probe, bench_train
-from benchmarks.web import bench_web
+from benchmarks.web import bench_site, bench_web
 
 COMMANDS = [
     bench_render,
@@ -39,6 +39,7 @@ COMMANDS = [
     bench_isa,
     bench_bot,
     bench_web,
+    bench_site,
     bench_robust,
     bench_cuda,
     bench_index,

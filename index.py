@@ -355,6 +355,14 @@ def add_frame_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, metavar="N", help=text)
 
 
+def add_publish_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_option(parser)
+    text = "a new folder, such as web-site, or one of publish, in which only what changed is written"
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help=text)
+    text = "show the pictures that users sent to the bot as proofs (default: they answer, but are not shown)"
+    parser.add_argument("--show-users-stills", action="store_true", help=text)
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Keep a collection of known frames, to answer with proof and without training."
@@ -408,12 +416,7 @@ def get_parser() -> argparse.ArgumentParser:
     take.add_argument("source", metavar="SOURCE", help="a file, postgresql://..., or a folder of the version before")
 
     text = "write the page in web/, its model and the index into a folder, for any host of files"
-    publish_site = add_command("publish", run_publish, text)
-    add_model_option(publish_site)
-    text = "a new folder, such as web-site, or one of publish, in which only what changed is written"
-    publish_site.add_argument("folder", type=Path, metavar="FOLDER", help=text)
-    text = "show the pictures that users sent to the bot as proofs (default: they answer, but are not shown)"
-    publish_site.add_argument("--show-users-stills", action="store_true", help=text)
+    add_publish_flags(add_command("publish", run_publish, text))
     return parser
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import http.server
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,13 +44,33 @@ def serve(model: Path) -> Iterator[str]:
         server.shutdown()
 
 
-class Page:
-    """The page in a browser of its own, with one .onnx of the export."""
+class CountingHandler(QuietHandler):
+    """Keeps what it sent: (path, bytes)."""
 
-    def __init__(self, browser, address: str, name: str):
+    sent: ClassVar[list[tuple[str, int]]] = []
+
+    def copyfile(self, source, outputfile) -> None:
+        self.sent.append((self.path, os.fstat(source.fileno()).st_size))
+        super().copyfile(source, outputfile)
+
+
+@contextlib.contextmanager
+def serve_site(site: Path) -> Iterator[str]:
+    """A server on loopback with a site of index.py publish; gives its address."""
+    CountingHandler.sent.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(CountingHandler, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+class Page:
+    """The page in a browser of its own."""
+
+    def __init__(self, browser, address: str):
         self.tab = browser.new_page()
         self.tab.add_init_script(WATCH)
-        self.address = f"{address}/web/?model=/export/{name}"
+        self.address = address
 
     def open(self, picture: str) -> float:
         """Milliseconds of the first visit, to its first answer."""
@@ -87,7 +109,7 @@ def time_pages(
     rows = {}
     pages = {}
     for name in names:
-        pages[name] = Page(launch(), address, name)
+        pages[name] = Page(launch(), f"{address}/web/?model=/export/{name}")
         cold = pages[name].open(pictures[0])
         rows[name] = {"cold, ms": cold, "MB": (model / name).stat().st_size / 1e6}
     times = {name: [] for name in names}
@@ -119,3 +141,34 @@ def bench_web(*, frames: Path, model: Path = Path("export"), count: int = 30) ->
     page = sum(file.stat().st_size for file in WEB.iterdir() if file.suffix in (".html", ".js", ".css")) / 1e3
     note = f"The page itself: {page:.0f} KB, beside ONNX Runtime and model."
     show(f"Page, {model}, {len(pictures)} frames", rows, note)
+
+
+def bench_site(site: Path, *, frames: Path, count: int = 30) -> None:
+    """A site of index.py publish in headless Chromium: what is fetched until the first answer, and for each other one.
+
+    Cold is a new browser's first visit, to its first answer. count: frames, each alone. Needs playwright and a browser.
+    """
+    sync_playwright, program = find_browser()
+    pictures = sample(frames, count)
+    if not (site / "index.html").exists():
+        raise UserError(f"{site}: no page there; python index.py publish {site} writes one", 2)
+    sent = CountingHandler.sent
+    with serve_site(site) as address, sync_playwright() as driver:
+        page = Page(driver.chromium.launch(executable_path=program), address)
+        row: Figures = {"cold, ms": page.open(pictures[0])}
+        first = [(path, size) for path, size in sent if "/stills/" not in path]
+        large = [size for path, size in first if path.startswith("/model/") or "/vectors-" in path]
+        row["model and vectors, MB"] = sum(large) / 1e6
+        row["beside, MB"] = (sum(size for _, size in first) - sum(large)) / 1e6
+        row["requests"] = str(len(first))
+        times = []
+        answers = []  # what each fetches: [bytes]
+        for picture in pictures[1:]:
+            sent.clear()
+            times.append(page.answer(picture))
+            answers.append([size for _, size in sent])
+        row["longest block, ms"] = f"{page.longest_block():.0f}"
+    row["an answer, ms"] = np.median(times)
+    row["an answer, KB at most"] = max(sum(sizes) for sizes in answers) / 1e3
+    row["requests of one at most"] = str(max(len(sizes) for sizes in answers))
+    show(f"Site, {site}, {len(pictures)} frames", {site.name: row})

@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 TOKEN = "123456:AAF-never_to_be-seen"
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [*sorted(ROOT.glob("*.py")), ROOT / "demo/demo.py", ROOT / "demo/films.py", ROOT / "docs/draw_chat.py"]
+SCRIPTS += [ROOT / "docs/draw_web.py"]
 DOCSTRINGS = [*SCRIPTS, *sorted((ROOT / "benchmarks").glob("*.py"))]  # where commands are shown
 KNOWN, OTHER = "Film 0 (1990)", "Film 1 (1991)"  # titles of data/raw
 SECONDS = 240  # for one command, on a busy machine
@@ -80,6 +81,7 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "docker compose cp bot:/data/. answers": "needs Docker",
     "docker compose restart": "needs Docker",
     "docker compose up --build --detach": "needs Docker",
+    "python docs/draw_web.py STILL... --site web-site --out docs/web.png": "tests/test_web.py runs it in a browser",
     "python identify.py unknown.mkv": "tests/test_clip.py runs it on a video that it makes",
     "python bench.py clip data/raw --model export": "tests/test_bench_index.py runs it on more films",
     "python identify.py FRAME --model {}/export": "printed at the end of the demo, which takes minutes",

@@ -1,6 +1,7 @@
 """python -m pytest tests/test_web.py"""
 
 import base64
+import contextlib
 import functools
 import http.server
 import json
@@ -11,6 +12,7 @@ import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -35,6 +37,7 @@ from answering.screenshots import cut_still
 from answering.state import Film, IndexedModel
 from answering.store import Collection, pack_vectors
 from benchmarks.ways import screenshot
+from docs import draw_web
 from training.quantise import write_web
 
 WEB = Path(__file__).parent.parent / "web"
@@ -368,7 +371,8 @@ def test_answers_of_an_index_are_those_of_identify(context, collections, frames,
     shown = page.evaluate("""[...document.querySelectorAll(".proof:not([hidden])")].map((figure) =>
       [figure.querySelector("img").naturalWidth, figure.innerText])""")
     assert len(shown) >= len(known) and all(width == 200 for width, _ in shown)
-    assert any(re.search(r"<b>&amp; \u0424 .*\n0:00:\d\d( to 0:0[01]:\d\d)?\n", text) for _, text in shown)
+    assert any(re.search(r"\n0:00:\d\d( to 0:0[01]:\d\d)?\n", text) for _, text in shown)
+    assert any("<b>&amp; \u0424" in text for text in page.locator("h2").all_text_contents())
     assert page.locator("b").count() == 0
 
 
@@ -490,6 +494,7 @@ def test_a_site_has_what_the_page_needs_and_nothing_else(published, capsys):
     assert names == {*PAGE, "vendor", "model", "index"}
     assert {path.name for path in (site / "vendor").iterdir()} == set(ENGINE)
     assert {path.name for path in (site / "model").iterdir()} == {"model.json", "model.web.onnx"}
+    assert collection.find_index(site / "model") is None  # what lies beside it is for the page alone
     capsys.readouterr()
     publish(published)
     assert " 0 files are new" in capsys.readouterr().out
@@ -504,6 +509,14 @@ def test_a_site_has_what_the_page_needs_and_nothing_else(published, capsys):
     assert after == {Path(name).name for name in [file["file"] for file in named] + state["films"][0]["packs"]} | {
         Path(pack).name for film in state["films"] for pack in film["packs"]
     }
+
+
+def test_answers_of_a_site_are_those_of_identify(context, published, shown):
+    files = [frame for film in range(5) for frame in known_frames(published, film)[::2]]
+    page = open_page(context, shown[0])
+    assert compare(page, published / "export", files, 0.5) >= {"movie"}
+    spans = page.evaluate("[...document.querySelectorAll('article')].map(({dataset}) => dataset.to - dataset.from)")
+    assert max(spans) > 0
 
 
 def test_publish_refuses_what_would_show_more_or_not_work(published, tmp_path, capsys):
@@ -661,6 +674,21 @@ def test_one_more_frame_joins_the_question(context, published, shown, tmp_path):
     chooser.value.set_files(known_frames(published, 4)[0])
     page.wait_for_selector("article:first-of-type[data-frames='2']")
     assert page.locator("article:first-of-type .frames img").count() == 2
+
+
+def test_the_page_is_drawn_for_its_documentation(browser, published, tmp_path, monkeypatch):
+    driver = browser.browser_type
+    monkeypatch.setattr(
+        "playwright.sync_api.sync_playwright", lambda: contextlib.nullcontext(SimpleNamespace(chromium=driver))
+    )
+    frames = known_frames(published, 2)
+    stills = [str(frames[0]), f"{frames[1]}+{frames[2]}"]
+    assert draw_web.main([*stills, "--site", str(published / "site"), "--out", str(tmp_path / "web.png")]) == 0
+    with Image.open(tmp_path / "web.png") as sheet:
+        assert sheet.size == (1650, 1240)
+        for part in ((200, 0, 1000, 900), (1290, 0, 1650, 900)):
+            assert np.asarray(sheet.convert("L").crop(part), float).std() > 10
+    assert draw_web.main(["--site", str(tmp_path)]) == 2
 
 
 def test_a_click_on_another_candidate_shows_its_still(context, published, shown):

@@ -18,7 +18,7 @@ const TEXTS = { // in English and Russian, and what stands in index.html
   far: ["Nothing that I know is like enough.", "Ничего достаточно похожего я не знаю."],
   smallish: ["Only a small picture came; a larger one tells more.",
     "Пришла только маленькая картинка; большая скажет больше."],
-  asked: ["Your frame", "Твой кадр"], proof: ["The nearest still I know", "Ближайший известный кадр"],
+  asked: ["Your frame", "Твой кадр"], askedAll: ["Your frames", "Твои кадры"], proof: ["The nearest still I know", "Ближайший известный кадр"],
   span: ["{from} to {to}", "с {from} по {to}"],
   hidden: ["Its nearest still was sent by a user and is not shown.",
     "Ближайший кадр прислал пользователь, он не показывается."],
@@ -322,7 +322,7 @@ function showFrames(card) {
     showBlob(image, file);
     return image;
   }));
-  find(".asked figcaption", card).textContent = say("asked");
+  find(".asked figcaption", card).textContent = say(card.files.length > 1 ? "askedAll" : "asked");
   find(".pair", card).hidden = false;
 }
 
@@ -352,7 +352,8 @@ function showProof(card, { title, proof }, still) {
   image.hidden = !picture;
   image.alt = title;
   if (picture) showBlob(image, picture);
-  const lines = [say("proof"), title, showSpan(proof), inWords(ALIKE, proof.similarity)];
+  const named = find("h2", card).textContent === showText(title); // it need not be said twice
+  const lines = [say("proof"), !named && title, showSpan(proof), inWords(ALIKE, proof.similarity)];
   if (!picture) lines[0] = say(still.error ? "lost" : "hidden");
   caption.replaceChildren(...lines.filter(Boolean).map((text) => make("span", { textContent: text })));
   for (const button of card.querySelectorAll("li button")) button.ariaPressed = String(button.textContent === showText(title));

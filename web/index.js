@@ -57,6 +57,10 @@ export async function openIndex({ dims, films, rule, scoring, text, place, vecto
   const [offset, step] = splitHalves(new Float32Array(projection.slice(0, 8 * dims).buffer));
   const project = Float32Array.from(new Int16Array(projection.slice(8 * dims).buffer), (value, k) => value * step[k % dims]);
   const [starts, untils] = splitHalves(new Int32Array((await unpack(times)).slice().buffer));
+  for (let row = 0, last = 0; row < starts.length; row++) { // steps, see pack_times of publishing.py
+    last = starts[row] += last;
+    untils[row] += last;
+  }
   const owners = vectors.flatMap((part, k) => Array(part.films).fill(parts[k]));
   let [at, first, last] = [0, 0, null];
   const opened = films.map((film, place) => {
