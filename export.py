@@ -29,7 +29,7 @@ from answering.clip import read_video
 from answering.console import UserError, one_line_errors
 from answering.contract import Contract
 from answering.model import Identifier, reference_frames, relative_error
-from answering.pictures import preprocess
+from answering.pictures import PREPROCESSING, preprocess
 from answering.shelf import find_shelf
 from answering.stills import expand, walk_images
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
@@ -338,6 +338,7 @@ def export_model(
     data: Path,
     out: Path = Path("export"),
     *,
+    size: int | None = None,
     max_drop: float = MAX_DROP,
     unknown_share: float = UNKNOWN_SHARE,
     web: bool = False,
@@ -346,10 +347,12 @@ def export_model(
 
     data: what the checkpoint was trained on; the rule is fitted on frames that its head had not seen, and checked on
     test. max_drop: points of balanced accuracy that an int8 file may lose beyond chance. unknown_share: of the frames
-    that people send, how many are of other films. web: write model.web.onnx too. Raises UserError.
+    that people send, how many are of other films. web: write model.web.onnx too. size: of the pictures in pixels, by
+    default that of the training. Raises UserError.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.load(checkpoint)
+    checkpoint = resize_checkpoint(checkpoint, size or checkpoint.preprocessing["size"])
     stages = Stages(5)
     model = checkpoint.build()
     frames, labels = open_dataset(data, checkpoint)
@@ -438,6 +441,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help=f"share of the frames people send that are of unknown films (default: {UNKNOWN_SHARE})",
     )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help=f"side of the pictures that the model takes (default: {PREPROCESSING['size']}, or that of the training)",
+    )
     parser.add_argument("--web", action="store_true", help=f"write {WEB} too, for the browser page in web/")
     group = parser.add_argument_group("weights of the original project, or an embedder without films")
     group.add_argument("--classes", type=Path, help="the original's classes.txt, lines `Title (Year): index`")
@@ -459,6 +468,8 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if getattr(args, flag) is not None:
             where = "--classes or --init" if own else "a checkpoint of train.py"
             parser.error(f"--{flag.replace('_', '-')} goes only with {where}")
+    if args.size is not None and not 16 <= args.size <= 2048:
+        parser.error("--size must be 16 to 2048 pixels")
     if args.unknown_share is not None and not 0 <= args.unknown_share < 1:
         parser.error("--unknown-share must be 0 or more and under 1")
     if bool(args.checkpoint) == bool(args.init):
@@ -466,7 +477,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 
 def make_embedder(arch: str, init: str, size: int) -> Checkpoint:
-    """A pretrained network that was taught no films. init: a file of weights, or hub; size: pixels. Raises UserError."""
+    """A pretrained network that was taught no films. init: weights, a file or hub; size: pixels. Raises UserError."""
     weights = None if init == "hub" else init
     model = build_model(arch, [], intermediate=True, pretrained=True, init=weights, size=size)
     settings = {"intermediate": bool(model.intermediate)}
@@ -497,12 +508,21 @@ def main(argv: list[str] | None = None) -> int:
     if is_own_run(args):
         max_drop = MAX_DROP if args.max_drop is None else args.max_drop
         unknown_share = UNKNOWN_SHARE if args.unknown_share is None else args.unknown_share
-        export_model(args.checkpoint, data, args.out, max_drop=max_drop, unknown_share=unknown_share, web=args.web)
+        export_model(
+            args.checkpoint,
+            data,
+            args.out,
+            size=args.size,
+            max_drop=max_drop,
+            unknown_share=unknown_share,
+            web=args.web,
+        )
     else:
         if args.init:
             checkpoint = make_embedder(arch, args.init, args.size or PREPROCESSING["size"])
         else:
             checkpoint = convert_original(arch, args.checkpoint, read_classes(args.classes))
+            checkpoint = resize_checkpoint(checkpoint, args.size or PREPROCESSING["size"])
         export_plain(checkpoint, args.out, frames=args.frames, web=args.web)
     print("\n" + (args.out / "report.md").read_text(encoding="utf-8"))
     print(f"next: python identify.py FRAME --model {args.out}")

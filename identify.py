@@ -87,7 +87,7 @@ def identify_files(identifier: Identifier, reader: Reader, paths: list[str], *, 
 
 
 def identify_together(identifier: Identifier, reader: Reader, paths: list[str], *, top: int = 3) -> Result:
-    """One Result for frames of one film; where a file can't be read, that is the result. Raises UserError for a clip."""
+    """One Result for frames of one film, or for the first file that can't be read. Raises UserError for a clip."""
     pictures = []
     ms = 0.0
     for file in expand(paths):

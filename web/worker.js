@@ -361,8 +361,20 @@ async function look(picture) {
   const { probabilities, known, embedding } = await infer(prepare(picture, contract.preprocessing));
   const named = known && nameClasses(probabilities.data, known.data[0]);
   const found = index && search(index, embedding.data);
-  const elsewhere = named?.kind === "movie" && !index?.films.some(({ title }) => title === named.candidates[0].title);
-  return !found || (found.kind === "unknown" && elsewhere) ? named : found;
+  if (!found || named?.kind !== "movie") return found || named;
+  return join(found, named, (title) => index.films.some((film) => film.title === title));
+}
+
+// as join_answer of answering/model.py, where the classifier names a film; holds: whether the index has a title
+function join(found, named, holds) {
+  const [best, ...others] = found.candidates;
+  const [other] = named.candidates;
+  if (!holds(other.title)) return found.kind === "movie" ? found : named;
+  if (best.title === other.title) return { ...found, kind: "movie" };
+  if (found.kind !== "movie") return found;
+  const second = others.find(({ title }) => title === other.title) ?? other;
+  const rest = others.filter(({ title }) => title !== other.title);
+  return { kind: "shortlist", candidates: [best, second, ...rest].slice(0, 3) };
 }
 
 function nameClasses(probabilities, known) {
