@@ -21,7 +21,7 @@ from answering.model import Answer, Identifier
 from answering.state import Film
 from answering.stills import Still
 from answering.store import Collection
-from benchmarks.embedded import COPY, Embedded, Looks
+from benchmarks.embedded import COPY, Embedded, Looks, spread_rows
 from benchmarks.harness import show
 from training.dataset import UNKNOWN_SPLITS, ManifestRow, assign_folds, choose_rows, read_manifest
 
@@ -196,8 +196,6 @@ def ask_fold(
 
     The unknown ones are those for the test alone where there is a classifier, whose rule has seen the others.
     """
-    from benchmarks.robust import spread_rows
-
     known = spread_rows(chosen["test"], frames)
     unknown = unknown_rows(answering, chosen)
     return Asked(

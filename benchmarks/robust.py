@@ -13,7 +13,7 @@ from answering.calibration import TARGETS, UNKNOWN_SHARE, named_right
 from answering.console import UserError, atomic_write
 from answering.model import Answer, Identifier
 from answering.pictures import read_image
-from benchmarks.embedded import change, change_random
+from benchmarks.embedded import change, change_random, spread_rows
 from benchmarks.folds import bench_folds
 from benchmarks.harness import show
 from benchmarks.ways import WAYS
@@ -107,18 +107,6 @@ def choose_frames(identifier: Identifier, data: Path, model: Path, fold: int | N
     if identifier.classes and classes != identifier.classes:
         raise UserError(f"{model}: its films are not those of {data}; name the data that it was trained on", 2)
     return chosen
-
-
-def spread_rows(rows: list[ManifestRow], frames: int) -> list[ManifestRow]:
-    """At most so many of the rows of each film, evenly spread over it."""
-    films = {}
-    for row in rows:
-        films.setdefault(row.movie, []).append(row)
-    spread = []
-    for own in films.values():
-        places = np.linspace(0, len(own) - 1, min(frames, len(own))).astype(int)
-        spread += [own[place] for place in places]
-    return spread
 
 
 def attach_new_index(identifier: Identifier, rows: list[ManifestRow], model: Path, place: Path) -> None:
