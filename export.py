@@ -24,24 +24,49 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from answering.calibration import TARGETS, UNKNOWN_SHARE
+from answering.calibration import MIN_UNKNOWN_FILMS, TARGETS, UNKNOWN_SHARE
 from answering.clip import read_video
 from answering.console import UserError, one_line_errors
 from answering.contract import Contract
 from answering.model import Identifier, reference_frames, relative_error
 from answering.pictures import PREPROCESSING, preprocess
+from answering.projection import MIN_FILMS
 from answering.shelf import find_shelf
-from answering.stills import expand, walk_images
+from answering.stills import expand, list_stills, walk_images
+from answering.strangers import FILE as STRANGERS_FILE
+from answering.strangers import embed_strangers, list_strangers, write_strangers
+from answering.titles import normalise_title, split_title
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
-from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
+from training.dataset import SPLITS, UNKNOWN_SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
 from training.formats import WEB, measure_formats, run_batches
 from training.frames import FrameStore, default_cache, load_frames, normalise
 from training.metrics import measure
 from training.quantise import write_int8, write_web
-from training.rule import ORIGINAL_RULE, Rule, RuleCheck, ScoreFigures, check_rule, fit_rule
+from training.rule import (
+    ORIGINAL_RULE,
+    Rule,
+    RuleCheck,
+    ScoreFigures,
+    UnknownFrames,
+    check_rule,
+    fit_rule,
+    join_unknown,
+    leave_films_out,
+)
 
-FILES = {"model.onnx", "model.int8.onnx", WEB, "openvino", "model.json", "report.md", "README.md", "calibration.png"}
+FILES = {
+    "model.onnx",
+    "model.int8.onnx",
+    WEB,
+    "openvino",
+    "model.json",
+    STRANGERS_FILE,
+    "report.md",
+    "README.md",
+    "calibration.png",
+}
+ENOUGH_UNKNOWN_FILMS = 10  # of a dataset's own: then the films that come with the product need not help to refuse
 CALIBRATION_FRAMES = 100
 OPSET = 18
 MAX_DROP = 0.5  # points of balanced accuracy
@@ -176,7 +201,10 @@ def open_dataset(data: Path, checkpoint: Checkpoint) -> tuple[dict[str, Subset],
     store = FrameStore(rows, checkpoint.preprocessing, default_cache(data))
     chosen["train"] = draw_sample(chosen["train"])
     store.decode([row for split in SPLITS for row in chosen[split]])
-    return {split: store.take(chosen[split]) for split in SPLITS}, label_rows(chosen, classes)
+    labels = label_rows(chosen, classes)
+    for split in UNKNOWN_SPLITS:  # numbers of films, which the rule takes as units
+        labels[split] = np.unique([row.movie for row in chosen[split]], return_inverse=True)[1].astype(int)
+    return {split: store.take(chosen[split]) for split in SPLITS}, labels
 
 
 def draw_sample(items: list) -> list:
@@ -215,17 +243,42 @@ def float_logits(module: Exported, frames: dict[str, Subset], classes: int) -> d
     return logits
 
 
+def ask_strangers(module: Exported, classes: list[str]) -> UnknownFrames | None:
+    """What a model says, by torch, of stills of the films that come with the product, without those of its classes."""
+    known = {normalise_title(split_title(title)[0]) for title in classes}
+    folders = [folder for folder in list_strangers() if normalise_title(split_title(folder.name)[0]) not in known]
+    stills = [still.path for folder in folders for still in list_stills(folder)]
+    if not stills:
+        return None
+    film = np.repeat(np.arange(len(folders)), [len(list_stills(folder)) for folder in folders])
+    return UnknownFrames(run_batches(module.run, load_frames(stills, module.spec))["logits"], film)
+
+
 def calibrate(
-    checkpoint: Checkpoint, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], unknown_share: float
-) -> tuple[Rule, list[ScoreFigures]]:
-    """The rule fitted on frames that the head had not seen, and the scores it was chosen from."""
+    checkpoint: Checkpoint,
+    logits: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    unknown_share: float,
+    strangers: UnknownFrames | None,
+) -> tuple[Rule, list[ScoreFigures], int]:
+    """The rule fitted on frames that the head had not seen, the scores it was chosen from, and how many unknown films.
+
+    The dataset's own unknown films teach the rule alone where there are ENOUGH_UNKNOWN_FILMS; else strangers do too,
+    and the films themselves, each left out, where the head is a discriminant.
+    """
     unseen = logits["val"]
     truth = labels["val"]
     if checkpoint.held_out:  # the head has seen val; these are answers of heads that had not seen the frame
         left_out = checkpoint.held_out["folds"].numpy() >= 0
         unseen = checkpoint.held_out["logits"].numpy()[left_out]
         truth = checkpoint.held_out["labels"].numpy()[left_out]
-    return fit_rule(unseen, truth, logits["unknown_val"].astype(np.float32), unknown_share)
+    unknown = UnknownFrames(logits["unknown_val"].astype(np.float32), labels["unknown_val"])
+    if unknown.films < ENOUGH_UNKNOWN_FILMS:
+        others = [] if strangers is None else [strangers]
+        if checkpoint.held_out and unseen.shape[1] >= MIN_FILMS:
+            others.append(leave_films_out(unseen, truth))
+        unknown = join_unknown([unknown, *others])
+    return *fit_rule(unseen, truth, unknown, unknown_share), unknown.films
 
 
 def check_on_test(
@@ -312,6 +365,13 @@ def write_contract(module: Exported, contract: Contract, paths: list[Path]) -> C
     return contract
 
 
+def add_strangers(work: Path) -> None:
+    """Put the films that come with the product beside the files, as an index of this model starts from them."""
+    strangers = embed_strangers(Identifier(work / "model.onnx"))
+    if strangers:
+        write_strangers(strangers, work)
+
+
 def export_plain(
     checkpoint: Checkpoint, out: Path = Path("export"), *, frames: Path | None = None, web: bool = False
 ) -> None:
@@ -325,11 +385,12 @@ def export_plain(
     if frames:
         sample = read_sample(frames, checkpoint.preprocessing)
     rule = ORIGINAL_RULE if checkpoint.classes else None
-    contract = make_contract(checkpoint, rule, decision={}, accuracy={})
+    contract = make_contract(checkpoint, rule, decision={"targets": None} if rule else {}, accuracy={})
     module = Exported(model, checkpoint.preprocessing, rule)
     with fresh_folder(out) as work:
         paths = write_formats(module, work, sample, stages, web)
         contract = write_contract(module, contract, paths)
+        add_strangers(work)
         write_texts(contract, None, bool(checkpoint.held_out), work)
 
 
@@ -361,10 +422,12 @@ def export_model(
     count = sum(len(part) for part in frames.values())
     stages.done(f"{checkpoint.arch}, {len(checkpoint.classes)} films, {count} frames")
 
-    rule, scores = calibrate(checkpoint, logits, labels, unknown_share)
+    strangers = ask_strangers(plain, checkpoint.classes)
+    rule, scores, unknown_films = calibrate(checkpoint, logits, labels, unknown_share, strangers)
     report = check_on_test(rule, scores, logits, labels, unknown_share)
     accuracy = describe_accuracy(checkpoint, frames, logits["test"], labels["test"], report.calibrated)
-    decision = {"targets": TARGETS, "unknown_share": unknown_share}
+    targets = TARGETS if unknown_films >= MIN_UNKNOWN_FILMS else None  # nothing taught it to refuse
+    decision = {"targets": targets, "unknown_films": unknown_films, "unknown_share": unknown_share}
     contract = make_contract(checkpoint, rule, decision, accuracy)
     stages.done(f"rule: score {rule.score}, temperature {rule.temperature:.2f}")
 
@@ -372,6 +435,7 @@ def export_model(
     with fresh_folder(out) as work:
         paths = write_formats(module, work, frames["train"][:].numpy(), stages, web)
         contract = write_contract(module, contract, paths)
+        add_strangers(work)
         gate = ["test"] if checkpoint.held_out else ["val", "test"]  # with held_out the head has learnt val
         report.formats = measure_formats(work, frames, labels, gate=gate, max_drop=max_drop)
         draw_calibration(rule, logits, labels["test"], work / "calibration.png")

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from answering.clip import Question, describe_clip, identify_clip, prepare_reader, read_question
-from answering.collection import attach_index, draw_evidence
+from answering.collection import attach_index, describe_no_promise, draw_evidence
 from answering.console import UserError, one_line, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
@@ -198,6 +198,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Reade
     is_one = args.together or len(expand(args.frames)) == 1
     if args.evidence and (not identifier.index or args.frames == ["-"] or not is_one):
         parser.error("--evidence draws one frame's proof: name one image or video file, and an --index")
+    if line := describe_no_promise(identifier):
+        print(f"identify.py: {line}", file=sys.stderr)
     if args.verbose:
         print(f"identify.py: {identifier.reason}", file=sys.stderr)
     if line := describe_passed_over(args.frames):

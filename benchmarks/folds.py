@@ -21,6 +21,7 @@ from answering.model import Answer, Identifier
 from answering.state import Film
 from answering.stills import Still
 from answering.store import Collection
+from answering.strangers import find_strangers
 from benchmarks.embedded import COPY, Embedded, Looks, spread_rows
 from benchmarks.harness import show
 from training.dataset import UNKNOWN_SPLITS, ManifestRow, assign_folds, choose_rows, read_manifest
@@ -95,7 +96,8 @@ def make_index(
         if np.isfinite(clean[number, 0]):
             films.setdefault(row.movie, []).append(number)
     collection = Collection(str(place))
-    with open_to_add(collection, identifier.contract.architecture, fingerprint(identifier)) as state:
+    seen = fingerprint(identifier)
+    with open_to_add(collection, identifier.contract.architecture, seen) as state:
         for title, numbers in sorted(films.items()):
             numbers.sort(key=lambda number: rows[number].place)
             copied = set(numbers[:: max(1, len(numbers) // DEGRADED_COPIES)])
@@ -107,7 +109,8 @@ def make_index(
                 still = Still(file=Path(rows[number].path).name, picture=None)
                 pictures.append(EmbeddedPicture(still, clean[number].astype(np.float16), b"-", degraded))
             store_film(collection, state, Film(id=0, title=title, stills=len(pictures)), join_pictures(pictures))
-        finish(collection, state, unknown_share=None, force=True)
+        strangers = find_strangers(identifier.place, seen)
+        finish(collection, state, unknown_share=None, force=True, strangers=strangers)
 
 
 @dataclass
@@ -179,11 +182,12 @@ def fit_head_rule(
     head: Head, embedded: Embedded, chosen: dict[str, list[ManifestRow]], logits: np.ndarray, labels: np.ndarray
 ):
     """A rule from logits [N, C] with labels [N], and from the unknown films for validation, as export.py fits it."""
-    from training.rule import fit_rule
+    from training.rule import UnknownFrames, fit_rule
 
     unknown = embedded.looks(chosen["unknown_val"], "as it is").whole
-    unknown = unknown[np.isfinite(unknown[:, 0])]
-    return fit_rule(logits, labels, head.logits(unknown), UNKNOWN_SHARE)[0]
+    shown = np.isfinite(unknown[:, 0])
+    films = np.unique([row.movie for row in chosen["unknown_val"]], return_inverse=True)[1]
+    return fit_rule(logits, labels, UnknownFrames(head.logits(unknown[shown]), films[shown]), UNKNOWN_SHARE)[0]
 
 
 # -------------------------------------------------------------------------------------------- what is asked
