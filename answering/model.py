@@ -108,18 +108,16 @@ def join_answers(indexed: list[Answer], classified: list[Answer], films: Collect
 def join_answer(indexed: Answer, classified: Answer, films: Collection[str]) -> Answer:
     """One answer from that of an index, which shows proof, and that of a classifier.
 
-    A film that the classifier names is named where the index holds no such film and names none itself, and where the
-    index's best guess is the same film. Where both name different films that the index holds, both are offered. In all
-    other cases the index answers: it refuses better (RESULTS.md).
+    A film that the classifier names and the index does not hold is named where the index names none. Where both name
+    different films that the index holds, both are offered. In all other cases the index answers: where it refuses, the
+    classifier is seldom right, even where both have the same best guess (RESULTS.md).
     """
     if classified.kind != "movie":
         return indexed
     named = classified.candidates[0].title
     if named not in films:
         return indexed if indexed.kind == "movie" else classified
-    if indexed.candidates[0].title == named:
-        return replace(indexed, kind="movie")
-    if indexed.kind == "movie":
+    if indexed.kind == "movie" and indexed.candidates[0].title != named:
         return replace(indexed, kind="shortlist", candidates=put_second(indexed.candidates, classified.candidates[0]))
     return indexed
 

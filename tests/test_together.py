@@ -165,8 +165,8 @@ def answer(kind: str, *titles: str, proof: bool = False) -> Answer:
     [
         ("movie A B C", "unknown B A D", "movie", "ABC"),
         ("movie A B C", "movie A B D", "movie", "ABC"),
-        ("shortlist A B C", "movie A B D", "movie", "ABC"),  # they agree, and one of them is sure
-        ("unknown A B C", "movie A B D", "movie", "ABC"),
+        ("shortlist A B C", "movie A B D", "shortlist", "ABC"),  # they agree, and the index refuses better
+        ("unknown A B C", "movie A B D", "unknown", "ABC"),
         ("movie A B C", "movie B A D", "shortlist", "ABC"),  # both are sure, of different films
         ("movie A B C", "movie C A D", "shortlist", "ACB"),
         ("unknown A B C", "movie B A D", "unknown", "ABC"),

@@ -370,8 +370,7 @@ function join(found, named, holds) {
   const [best, ...others] = found.candidates;
   const [other] = named.candidates;
   if (!holds(other.title)) return found.kind === "movie" ? found : named;
-  if (best.title === other.title) return { ...found, kind: "movie" };
-  if (found.kind !== "movie") return found;
+  if (found.kind !== "movie" || best.title === other.title) return found;
   const second = others.find(({ title }) => title === other.title) ?? other;
   const rest = others.filter(({ title }) => title !== other.title);
   return { kind: "shortlist", candidates: [best, second, ...rest].slice(0, 3) };
