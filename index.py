@@ -288,7 +288,10 @@ def print_promise(state: State) -> None:
     for share in sorted({0.1, 0.3, 0.6, state.about.unknown_share}):
         right = named_right(figures.named, figures.exact, figures.strangers, share)
         parts.append(f"{right:.1%} where {share:.0%}")
-    print(f"of the named right: {', '.join(parts)} of frames are of unknown films")
+    if figures.named + figures.strangers:
+        print(f"of the named right: {', '.join(parts)} of frames are of unknown films")
+    else:
+        print("its questions are too few to name a film by: only what is surer than any of them is named")
     promised = f"so that {TARGETS['movie']:.0%} of the named are right"
     print(f"the thresholds are fitted for {state.about.unknown_share:.0%} (--unknown-share), {promised}")
 
@@ -307,7 +310,9 @@ def show_drift(collection: Collection, state: State) -> None:
         if figures is None:
             continue
         right = named_right(figures.named, figures.exact, figures.strangers, share)
-        row = "".join(f"{value:16.3f}" for value in (rule.movie, figures.named, right, figures.strangers))
+        row = f"{rule.movie:16.3f}{figures.named:16.3f}"
+        row += f"{right:16.3f}" if figures.named + figures.strangers else f"{'-':>16}"
+        row += f"{figures.strangers:16.3f}"
         print(f"{count:9}{row}{figures.auroc:9.3f}", flush=True)
 
 

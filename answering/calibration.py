@@ -23,7 +23,9 @@ MIN_UNKNOWN_FILMS = 4  # that are asked about, held-out films among them; with f
 FALLBACK_THRESHOLD = 0.5  # where there are fewer
 FALLBACK_SLOPE = 12.0
 TARGETS = {"movie": 0.95, "shortlist": 0.80}  # what is promised: named films right, shortlists that hold the film
-CONFIDENCE = 0.9  # with which the promise of movie is kept by a threshold, over draws of films (RESULTS.md)
+CONFIDENCE = 0.9  # with which a threshold keeps the promise of movie, over draws of films (RESULTS.md)
+LESS_CONFIDENCE = 0.75  # where it would name under LEAST_NAMED else
+LEAST_NAMED = 0.02  # of the known frames
 SHORTLIST_CONFIDENCE = 0.7  # a shortlist that errs costs less
 UNSEEN_NAMED = 0.1  # of the frames of one more unknown film, named: doubt where no unknown frame was named yet
 LEAST_SHORTLIST = 0.05  # of the frames that are not named, a shortlist is given to so many at least
@@ -326,8 +328,12 @@ def fit_thresholds(questions: Questions) -> tuple[float, float]:
     """The lowest thresholds of movie and shortlist that keep TARGETS; shortlist is always the lower one."""
     score = questions.score
     above_all = float(score.max()) + 1e-3  # where no threshold is right often enough: above all that was asked
-    movie = careful_threshold(questions, questions.right, TARGETS["movie"], CONFIDENCE)
-    movie = above_all if movie is None else movie
+    movie = above_all
+    for confidence in (CONFIDENCE, LESS_CONFIDENCE):
+        found = careful_threshold(questions, questions.right, TARGETS["movie"], confidence)
+        movie = above_all if found is None else found
+        if (score[~questions.is_unknown] >= movie).mean() >= LEAST_NAMED:
+            break
     rest = questions.select(score < movie)
     if not len(rest.score):
         return movie, movie - 1e-3

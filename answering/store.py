@@ -364,7 +364,8 @@ class Collection:
 
     def read_strangers(self) -> bytes | None:
         """The films that projection and thresholds start from, as Strangers.to_bytes packs them; None without them."""
-        rows = self.home.execute("SELECT numbers FROM projection WHERE name = ?", [STRANGERS])
+        with self.snapshot():
+            rows = self.home.execute("SELECT numbers FROM projection WHERE name = ?", [STRANGERS])
         return bytes(rows[0][0]) if rows else None
 
     def put_strangers(self, packed: bytes) -> None:
