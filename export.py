@@ -25,27 +25,52 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from answering.calibration import TARGETS, UNKNOWN_SHARE
+from answering.calibration import MIN_UNKNOWN_FILMS, TARGETS, UNKNOWN_SHARE
 from answering.clip import read_video
 from answering.console import UserError, one_line, one_line_errors
 from answering.contract import Contract
 from answering.model import Identifier, reference_frames, relative_error
 from answering.pictures import PREPROCESSING, preprocess, read_image
+from answering.projection import MIN_FILMS
 from answering.reading import ReadingPool
 from answering.shelf import find_shelf
-from answering.stills import expand, is_junk, walk_images
+from answering.stills import expand, is_junk, list_stills, walk_images
+from answering.strangers import FILE as STRANGERS_FILE
+from answering.strangers import embed_strangers, list_strangers, write_strangers
+from answering.titles import normalise_title, split_title
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
-from training.dataset import SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
+from training.dataset import SPLITS, UNKNOWN_SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
 from training.device import keep_memory, limit_threads
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
 from training.formats import WEB, measure_formats, run_batches
-from training.frames import FrameStore, default_cache, normalise
+from training.frames import FrameStore, default_cache, load_frames, normalise
 from training.metrics import measure
 from training.portable import make_portable
 from training.quantise import write_int8, write_web
-from training.rule import ORIGINAL_RULE, Rule, RuleCheck, ScoreFigures, check_rule, fit_rule
+from training.rule import (
+    ORIGINAL_RULE,
+    Rule,
+    RuleCheck,
+    ScoreFigures,
+    UnknownFrames,
+    check_rule,
+    fit_rule,
+    join_unknown,
+    leave_films_out,
+)
 
-FILES = {"model.onnx", "model.int8.onnx", WEB, "openvino", "model.json", "report.md", "README.md", "calibration.png"}
+FILES = {
+    "model.onnx",
+    "model.int8.onnx",
+    WEB,
+    "openvino",
+    "model.json",
+    STRANGERS_FILE,
+    "report.md",
+    "README.md",
+    "calibration.png",
+}
+ENOUGH_UNKNOWN_FILMS = 10  # of a dataset's own: then the films that come with the product need not help to refuse
 KEPT = {"titles.csv"}  # in an export that is written anew: the bot's container reads it there
 CALIBRATION_FRAMES = 100
 OPSET = 18
@@ -200,7 +225,10 @@ def open_dataset(data: Path, checkpoint: Checkpoint) -> tuple[dict[str, Subset],
     store = FrameStore(rows, checkpoint.preprocessing, default_cache(data))
     chosen["train"] = draw_sample(chosen["train"])
     store.decode([row for split in SPLITS for row in chosen[split]])
-    return {split: store.take(chosen[split]) for split in SPLITS}, label_rows(chosen, classes)
+    labels = label_rows(chosen, classes)
+    for split in UNKNOWN_SPLITS:  # numbers of films, which the rule takes as units
+        labels[split] = np.unique([row.movie for row in chosen[split]], return_inverse=True)[1].astype(int)
+    return {split: store.take(chosen[split]) for split in SPLITS}, labels
 
 
 def draw_sample(items: list) -> list:
@@ -249,18 +277,42 @@ def float_logits(module: Exported, frames: dict[str, Subset], classes: int) -> d
     return logits
 
 
+def ask_strangers(module: Exported, classes: list[str]) -> UnknownFrames | None:
+    """What a model says, by torch, of stills of the films that come with the product, without those of its classes."""
+    known = {normalise_title(split_title(title)[0]) for title in classes}
+    folders = [folder for folder in list_strangers() if normalise_title(split_title(folder.name)[0]) not in known]
+    stills = [still.path for folder in folders for still in list_stills(folder)]
+    if not stills:
+        return None
+    film = np.repeat(np.arange(len(folders)), [len(list_stills(folder)) for folder in folders])
+    return UnknownFrames(run_batches(module.run, load_frames(stills, module.spec))["logits"], film)
+
+
 def calibrate(
-    checkpoint: Checkpoint, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], unknown_share: float
-) -> tuple[Rule, list[ScoreFigures]]:
-    """The rule fitted on frames that the head had not seen, and the scores it was chosen from."""
+    checkpoint: Checkpoint,
+    logits: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    unknown_share: float,
+    strangers: UnknownFrames | None,
+) -> tuple[Rule, list[ScoreFigures], int]:
+    """The rule fitted on frames that the head had not seen, the scores it was chosen from, and how many unknown films.
+
+    The dataset's own unknown films teach the rule alone where there are ENOUGH_UNKNOWN_FILMS; else strangers do too,
+    and the films themselves, each left out, where the head is a discriminant.
+    """
+    unseen = logits["val"]
+    truth = labels["val"]
     if checkpoint.held_out:  # the head has seen val; these are answers of heads that had not seen the frame
         left_out = checkpoint.held_out["folds"].numpy() >= 0
         unseen = checkpoint.held_out["logits"].numpy()[left_out]
         truth = checkpoint.held_out["labels"].numpy()[left_out]
-    else:
-        unseen = logits["val"]
-        truth = labels["val"]
-    return fit_rule(unseen, truth, logits["unknown_val"].astype(np.float32), unknown_share)
+    unknown = UnknownFrames(logits["unknown_val"].astype(np.float32), labels["unknown_val"])
+    if unknown.films < ENOUGH_UNKNOWN_FILMS:
+        others = [] if strangers is None else [strangers]
+        if checkpoint.held_out and unseen.shape[1] >= MIN_FILMS:
+            others.append(leave_films_out(unseen, truth))
+        unknown = join_unknown([unknown, *others])
+    return *fit_rule(unseen, truth, unknown, unknown_share), unknown.films
 
 
 def check_on_test(
@@ -351,6 +403,13 @@ def write_contract(module: Exported, contract: Contract, paths: list[Path]) -> C
     return contract
 
 
+def add_strangers(work: Path) -> None:
+    """Put the films that come with the product beside the files, as an index of this model starts from them."""
+    strangers = embed_strangers(Identifier(work / "model.onnx"))
+    if strangers:
+        write_strangers(strangers, work)
+
+
 def export_plain(
     checkpoint: Checkpoint, out: Path = Path("export"), *, frames: Path | None = None, web: bool = False
 ) -> None:
@@ -364,11 +423,12 @@ def export_plain(
     if frames:
         sample = read_sample(frames, checkpoint.preprocessing)
     rule = ORIGINAL_RULE if checkpoint.classes else None
-    contract = make_contract(checkpoint, rule, decision={}, accuracy={})
+    contract = make_contract(checkpoint, rule, decision={"targets": None} if rule else {}, accuracy={})
     module = Exported(model, checkpoint.preprocessing, rule)
     with fresh_folder(out) as work:
         paths = write_formats(module, work, sample, stages, web)
         contract = write_contract(module, contract, paths)
+        add_strangers(work)
         write_texts(contract, None, bool(checkpoint.held_out), work)
 
 
@@ -377,6 +437,7 @@ def export_model(
     data: Path,
     out: Path = Path("export"),
     *,
+    size: int | None = None,
     max_drop: float = MAX_DROP,
     unknown_share: float = UNKNOWN_SHARE,
     web: bool = False,
@@ -385,10 +446,12 @@ def export_model(
 
     data: what the checkpoint was trained on; the rule is fitted on frames that its head had not seen, and checked on
     test. max_drop: points of balanced accuracy that an int8 file may lose beyond chance. unknown_share: of the frames
-    that people send, how many are of other films. web: write model.web.onnx too. Raises UserError.
+    that people send, how many are of other films. web: write model.web.onnx too. size: of the pictures in pixels, by
+    default that of the training. Raises UserError.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.load(checkpoint)
+    checkpoint = resize_checkpoint(checkpoint, size or checkpoint.preprocessing["size"])
     keep_memory()
     stages = Stages(5)
     model = checkpoint.build()
@@ -400,10 +463,12 @@ def export_model(
     count = sum(len(part) for part in frames.values())
     stages.done(f"{checkpoint.arch}, {len(checkpoint.classes)} films, {count} frames")
 
-    rule, scores = calibrate(checkpoint, logits, labels, unknown_share)
+    strangers = ask_strangers(plain, checkpoint.classes)
+    rule, scores, unknown_films = calibrate(checkpoint, logits, labels, unknown_share, strangers)
     report = check_on_test(rule, scores, logits, labels, unknown_share)
     accuracy = describe_accuracy(checkpoint, frames, logits["test"], labels["test"], report.calibrated)
-    decision = {"targets": TARGETS, "unknown_share": unknown_share}
+    targets = TARGETS if unknown_films >= MIN_UNKNOWN_FILMS else None  # nothing taught it to refuse
+    decision = {"targets": targets, "unknown_films": unknown_films, "unknown_share": unknown_share}
     contract = make_contract(checkpoint, rule, decision, accuracy)
     stages.done(f"rule: score {rule.score}, temperature {rule.temperature:.2f}")
 
@@ -411,6 +476,7 @@ def export_model(
     with fresh_folder(out) as work:
         paths = write_formats(module, work, frames["train"][:].numpy(), stages, web)
         contract = write_contract(module, contract, paths)
+        add_strangers(work)
         unseen = [split for split in told if split in ("val", "test")]
         report.formats = measure_formats(work, frames, labels, splits=unseen, max_drop=max_drop)
         draw_calibration(rule, logits, labels["test"], work / "calibration.png")
@@ -480,6 +546,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help=f"share of the frames people send that are of unknown films (default: {UNKNOWN_SHARE})",
     )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help=f"side of the pictures that the model takes (default: {PREPROCESSING['size']}, or that of the training)",
+    )
     parser.add_argument("--web", action="store_true", help=f"write {WEB} too, for the browser page in web/")
     group = parser.add_argument_group("weights of the original project, or an embedder without films")
     group.add_argument("--classes", type=Path, help="the original's classes.txt, lines `Title (Year): index`")
@@ -501,6 +573,8 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if getattr(args, flag) is not None:
             where = "--classes or --init" if own else "a checkpoint of train.py"
             parser.error(f"--{flag.replace('_', '-')} goes only with {where}")
+    if args.size is not None and not 16 <= args.size <= 2048:
+        parser.error("--size must be 16 to 2048 pixels")
     if args.unknown_share is not None and not 0 <= args.unknown_share < 1:
         parser.error("--unknown-share must be 0 or more and under 1")
     if bool(args.checkpoint) == bool(args.init):
@@ -508,7 +582,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 
 def make_embedder(arch: str, init: str, size: int) -> Checkpoint:
-    """A pretrained network that was taught no films. init: a file of weights, or hub; size: pixels; or UserError."""
+    """A pretrained network that was taught no films. init: weights, a file or hub; size: pixels. Raises UserError."""
     weights = None if init == "hub" else init
     model = build_model(arch, [], intermediate=True, pretrained=True, init=weights, size=size)
     settings = {"intermediate": bool(model.intermediate)}
@@ -540,12 +614,21 @@ def main(argv: list[str] | None = None) -> int:
     if is_own_run(args):
         max_drop = MAX_DROP if args.max_drop is None else args.max_drop
         unknown_share = UNKNOWN_SHARE if args.unknown_share is None else args.unknown_share
-        export_model(args.checkpoint, data, args.out, max_drop=max_drop, unknown_share=unknown_share, web=args.web)
+        export_model(
+            args.checkpoint,
+            data,
+            args.out,
+            size=args.size,
+            max_drop=max_drop,
+            unknown_share=unknown_share,
+            web=args.web,
+        )
     else:
         if args.init:
             checkpoint = make_embedder(arch, args.init, args.size or PREPROCESSING["size"])
         else:
             checkpoint = convert_original(arch, args.checkpoint, read_classes(args.classes))
+            checkpoint = resize_checkpoint(checkpoint, args.size or PREPROCESSING["size"])
         export_plain(checkpoint, args.out, frames=args.frames, web=args.web)
     print("\n" + (args.out / "report.md").read_text(encoding="utf-8"))
     print(f"next: python identify.py FRAME --model {args.out}")

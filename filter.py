@@ -37,6 +37,7 @@ from answering.reading import ReadingPool
 from answering.screenshots import find_bars
 from answering.stills import Still, describe_passed_over, find_films, list_stills, natural_key
 from training.dataset import (
+    UNKNOWN_SPLITS,
     Lookup,
     ManifestRow,
     draw_subset,
@@ -458,12 +459,15 @@ def assemble(films: dict[str, list[Frame]], out: Path, *, min_frames: int) -> di
     drop_conflicts(films)
     reports: dict[str, FilmReport] = {}
     manifest: list[ManifestRow] = []
+    unknown_splits = split_unknown(
+        [title for title, frames in films.items() if sum(frame.verdict == "kept" for frame in frames) < min_frames]
+    )
     for title, frames in films.items():
         kept = [frame for frame in frames if frame.verdict == "kept"]
         folder = "movies" if len(kept) >= min_frames else "unknown"
         move_frames(title, frames, out, out / folder / title)
         reports[title] = report_film(frames, "ADD" if folder == "movies" else "DELETE")
-        manifest += manifest_rows(title, kept, out, folder, len(manifest))
+        manifest += manifest_rows(title, kept, out, folder, len(manifest), unknown_splits.get(title))
     write_reports(films, reports, out)
     write_manifest(out / "manifest.csv", manifest)  # last: with it the dataset is whole
     return reports
@@ -478,14 +482,25 @@ def drop_conflicts(films: dict[str, list[Frame]]) -> None:
                 frame.drop("conflict", f"the same picture under {other}")
 
 
-def manifest_rows(title: str, kept: list[Frame], out: Path, folder: str, start: int) -> list[ManifestRow]:
-    """A film's rows of the manifest. folder: movies or unknown, with its frames; start: number of the first row."""
+def split_unknown(titles: list[str]) -> dict[str, str]:
+    """{title: split} of unknown films: every second one, in an order drawn by their titles, tests what the others fit.
+
+    By count, so that neither is without films while there are two.
+    """
+    drawn = sorted(titles, key=film_offset)
+    return {title: UNKNOWN_SPLITS[place % len(UNKNOWN_SPLITS)] for place, title in enumerate(drawn)}
+
+
+def manifest_rows(
+    title: str, kept: list[Frame], out: Path, folder: str, start: int, unknown_split: str | None
+) -> list[ManifestRow]:
+    """A film's rows of the manifest.
+
+    folder: movies or unknown, with its frames; start: number of the first row; unknown_split: of a film in unknown.
+    """
     offset = film_offset(title)
     groups = group_frames(kept)
-    if folder == "movies":
-        splits = split_groups(groups, offset)
-    else:
-        splits = ["unknown_val" if offset < 0.5 else "unknown_test"] * len(kept)
+    splits = split_groups(groups, offset) if folder == "movies" else [unknown_split] * len(kept)
     rows = []
     for frame, group, split in zip(kept, groups, splits, strict=True):
         path = f"{folder}/{title}/{frame.name}"

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from answering.clip import Question, describe_clip, identify_clip, read_question
-from answering.collection import attach_index
+from answering.collection import attach_index, describe_no_promise
 from answering.console import UserError, one_line, one_line_errors
 from answering.model import Answer, Identifier, SelfTest, format_answer, self_test
 from answering.pictures import MAX_BYTES
@@ -52,7 +52,7 @@ def identify_files(identifier: Identifier, reader: ReadingPool, paths: list[str]
 
 
 def identify_together(identifier: Identifier, reader: ReadingPool, paths: list[str], *, top: int = 3) -> Result:
-    """One Result for frames of one film; a file that can't be read is the result. Raises UserError for a clip."""
+    """One Result for frames of one film, or for the first file that can't be read. Raises UserError for a clip."""
     pictures = []
     ms = 0.0
     for file in expand(paths):
@@ -163,6 +163,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace, reader: Readi
     is_one = args.together or len(expand(args.frames)) == 1
     if args.evidence and (not identifier.index or args.frames == ["-"] or not is_one):
         parser.error("--evidence draws one frame's proof: name one image or video file, and an --index")
+    if line := describe_no_promise(identifier):
+        print(f"identify.py: {line}", file=sys.stderr)
     if args.verbose:
         print(f"identify.py: {identifier.reason}", file=sys.stderr)
     if line := describe_passed_over(args.frames):

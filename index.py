@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from answering.adding import Adder, AddSettings, see_model, see_model_in_a_process
-from answering.calibration import UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
+from answering.calibration import TARGETS, UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
 from answering.collection import INDEX, Index, check_model
 from answering.console import UserError, one_line_errors
 from answering.cores import count_cores
@@ -34,6 +34,7 @@ from answering.editing import (
     remove_user_stills,
     rename_film,
     sample_films,
+    strangers_to,
 )
 from answering.film_flags import (
     add_gap_flag,
@@ -53,6 +54,9 @@ from answering.sql import NoCollection, is_folder_of_before, is_postgres
 from answering.state import State
 from answering.stills import shape_before
 from answering.store import Collection
+from answering.strangers import find_strangers
+
+FEW_FILMS = 3  # with so few there are words of caution
 
 EMBEDDER = "dinov2-small.zip"  # what deploy/embedder.sh makes
 
@@ -84,11 +88,29 @@ def run_add(args: argparse.Namespace) -> int:
     with open_to_add(collection, seen.architecture, seen.fingerprint) as state:
         adder = Adder(collection, state, read_add_settings(args))
         adder.add(shelf.films)
-        finish(collection, state, unknown_share=args.unknown_share)
+        strangers = find_strangers(args.model, seen.fingerprint)
+        finish(collection, state, unknown_share=args.unknown_share, strangers=strangers)
+    say_caution(collection, state)
     seconds = time.perf_counter() - start
     print(f"{len(state.films)} films, {state.count_stills()} stills in {collection}; {seconds:.1f} s")
     print(f"next: python identify.py FRAME --model {args.model} --index {collection}")
     return 1 if adder.failed else 0
+
+
+def say_caution(collection: Collection, state: State) -> None:
+    """Lines on stderr where answers rest on little: few films, or none to learn from what is unknown."""
+    if not state.films or not state.about.rule:
+        return
+    lines = []
+    if state.about.rule.figures is None:
+        lines.append("no unknown films taught it to refuse: nothing is promised of its answers")
+        if collection.read_strangers() is None:
+            lines.append("the model has no strangers.npz beside it, so export it again, or add more films")
+    elif len(state.films) <= FEW_FILMS:
+        count = "one film" if len(state.films) == 1 else f"{len(state.films)} films"
+        lines.append(f"with {count} thresholds are careful guesses; more films make them surer")
+    for line in lines:
+        print(f"index.py: {line}", file=sys.stderr)
 
 
 def known_titles(place: str) -> dict[str, str]:
@@ -251,6 +273,7 @@ def run_list(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     collection = Collection(args.index)
     state = check_index(collection)
+    say_caution(collection, state)
     if args.drift:
         show_drift(collection, state)
     return 0
@@ -285,30 +308,37 @@ def print_promise(state: State) -> None:
         return
     print(
         f"tested on itself: {figures.named:.0%} of known frames named, {figures.strangers:.1%} of the frames "
-        f"of held-out films; AUROC {figures.auroc:.3f}"
+        f"of unknown films; AUROC {figures.auroc:.3f}"
     )
     parts = []
     for share in sorted({0.1, 0.3, 0.6, state.about.unknown_share}):
         right = named_right(figures.named, figures.exact, figures.strangers, share)
         parts.append(f"{right:.1%} where {share:.0%}")
-    print(f"of the named right: {', '.join(parts)} of frames are of unknown films")
-    print(f"the thresholds are fitted for {state.about.unknown_share:.0%} (--unknown-share)")
+    if figures.named + figures.strangers:
+        print(f"of the named right: {', '.join(parts)} of frames are of unknown films")
+    else:
+        print("its questions are too few to name a film by: only what is surer than any of them is named")
+    promised = f"so that {TARGETS['movie']:.0%} of the named are right"
+    print(f"the thresholds are fitted for {state.about.unknown_share:.0%} (--unknown-share), {promised}")
 
 
 def show_drift(collection: Collection, state: State) -> None:
     """How thresholds, and what they promise, change from ten films to all that they are fitted on."""
     samples = sample_films(collection, state.films)
+    strangers = strangers_to(collection, state, samples)
     share = state.about.unknown_share
     print(f"{'films':>9}{'named from':>16}{'known named':>16}{'right':>16}{'unknown named':>16}{'AUROC':>9}")
     for count in sorted({min(10 * 2**k, len(samples)) for k in range(9)}):
         part = samples[:count]
         sizes = np.array([len(sample.time_ms) for sample in part])
-        rule = fit_rule(leave_one_out_scores(part, ASKED_FRAMES), sizes, share)
+        rule = fit_rule(leave_one_out_scores(part, ASKED_FRAMES, strangers), sizes, share)
         figures = rule.figures
         if figures is None:
             continue
         right = named_right(figures.named, figures.exact, figures.strangers, share)
-        row = "".join(f"{value:16.3f}" for value in (rule.movie, figures.named, right, figures.strangers))
+        row = f"{rule.movie:16.3f}{figures.named:16.3f}"
+        row += f"{right:16.3f}" if figures.named + figures.strangers else f"{'-':>16}"
+        row += f"{figures.strangers:16.3f}"
         print(f"{count:9}{row}{figures.auroc:9.3f}", flush=True)
 
 

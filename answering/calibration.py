@@ -7,6 +7,8 @@ import numpy as np
 
 from answering.projection import (
     MIN_FILMS,
+    FilmFrames,
+    Scoring,
     blend_similarity,
     film_scores,
     fit_projection,
@@ -15,12 +17,18 @@ from answering.projection import (
     unit_length,
 )
 
-HELD_OUT_PARTS = 4  # of the films; each is left out in turn
+HELD_OUT_PARTS = 4  # of the films, and of each film's frames; each is left out in turn
 DENSE_MS = 10_000  # between frames: a film known so closely is asked for between its known frames, not beside them
-FALLBACK_THRESHOLD = 0.5  # with under MIN_FILMS films none can be held out as unknown to the others
+MIN_UNKNOWN_FILMS = 4  # that are asked about, held-out films among them; with fewer nothing is promised
+FALLBACK_THRESHOLD = 0.5  # where there are fewer
 FALLBACK_SLOPE = 12.0
 TARGETS = {"movie": 0.95, "shortlist": 0.80}  # what is promised: named films right, shortlists that hold the film
-MARGIN = 0.02  # thresholds are fitted so far above the promise of movie, since what people send is harder (RESULTS.md)
+CONFIDENCE = 0.9  # with which a threshold keeps the promise of movie, over draws of films (RESULTS.md)
+LESS_CONFIDENCE = 0.75  # where it would name under LEAST_NAMED else
+LEAST_NAMED = 0.02  # of the known frames
+SHORTLIST_CONFIDENCE = 0.7  # a shortlist that errs costs less
+UNSEEN_NAMED = 0.1  # of the frames of one more unknown film, named: doubt where no unknown frame was named yet
+LEAST_SHORTLIST = 0.05  # of the frames that are not named, a shortlist is given to so many at least
 UNKNOWN_SHARE = 0.3  # of the frames that people send, how many are of films that the collection lacks
 NEWTON_STEPS = 30
 SLOPE_PRIOR = 1e-4  # weak, so that separable scores do not give an endless slope
@@ -33,6 +41,18 @@ class FilmSample:
     embedding: np.ndarray  # [n, D]
     time_ms: np.ndarray  # [n], -1 where not known
     change: np.ndarray  # [m, D]: what degrading changed in some frames' embeddings
+
+    def parts(self) -> np.ndarray:
+        """The part [n], of HELD_OUT_PARTS, that each frame is in: each a run of frames, since neighbours are alike."""
+        count = len(self.embedding)
+        return np.arange(count) * HELD_OUT_PARTS // count
+
+    def without(self, part: int) -> "FilmSample":
+        """The film without a part; whole where it has no other."""
+        keep = self.parts() != part
+        if not keep.any():
+            return self
+        return FilmSample(self.embedding[keep], self.time_ms[keep], self.change)
 
 
 @dataclass
@@ -131,39 +151,52 @@ def ask_within(vectors: np.ndarray, time_ms: np.ndarray, asked: np.ndarray) -> n
 class FilmVectors:
     """All sampled frames as vectors in one projection, to compare frames with every film."""
 
-    def __init__(self, embedding: np.ndarray, owner: np.ndarray, count: int, basis: tuple[np.ndarray, np.ndarray]):
-        self.owner = owner  # number of each frame's film, in rising order
+    def __init__(self, frames: FilmFrames, count: int, basis: tuple[np.ndarray, np.ndarray]):
+        self.owner = frames.film  # number of each frame's film, in rising order
         self.count = count  # films
-        self.vectors = project_all(embedding, *basis)
-        self.middles = unit_length(np.add.reduceat(self.vectors, np.searchsorted(owner, np.arange(count))))
+        self.vectors = project_all(frames.embedding, *basis)
+        self.middles = unit_length(np.add.reduceat(self.vectors, np.searchsorted(self.owner, np.arange(count))))
 
     def similarities(self, asked: np.ndarray) -> np.ndarray:
         """How like vectors [n, d] are to each film, [n, F]."""
         return blend_similarity(nearest_by_film(asked @ self.vectors.T, self.owner, self.count), asked @ self.middles.T)
 
 
-def leave_one_out_scores(
-    films: list[FilmSample], sample: int, basis: tuple[np.ndarray, np.ndarray] | None = None
-) -> LeaveOneOutScores:
-    """Questions that an index asks itself: frames with their surroundings left out, and frames of films held out.
+def join_samples(films: list[FilmSample]) -> FilmFrames:
+    """The frames of all films, numbered from 0."""
+    return FilmFrames(
+        embedding=np.concatenate([film.embedding for film in films]),
+        film=np.repeat(np.arange(len(films)), [len(film.embedding) for film in films]),
+        change=np.concatenate([film.change for film in films]),
+    )
 
-    sample: frames asked of a film, at most; basis: what fit_projection makes of all films, else it is made here. A film
-    is held out of the projection too, else films that are unknown would look less so.
+
+def fit_on_samples(films: list[FilmSample], strangers: list[FilmSample]) -> tuple[np.ndarray, np.ndarray]:
+    """What fit_projection makes of films, starting from strangers; of strangers alone where there is no film."""
+    if not films:
+        films = strangers
+        strangers = []
+    own = join_samples(films)
+    return fit_projection(own.embedding, own.film, own.change, join_samples(strangers) if strangers else None)
+
+
+def leave_one_out_scores(
+    films: list[FilmSample], sample: int, strangers: list[FilmSample] | None = None
+) -> LeaveOneOutScores:
+    """Questions that an index asks itself: frames with their surroundings left out, and frames of unknown films.
+
+    sample: frames asked of a film, at most; strangers: films that the index does not have. Unknown are these, with
+    numbers after those of the films, and each film in turn, held out. What is asked is held out of the projection too:
+    a film's frames would else be more alike than new ones, and an unknown film less unknown.
     """
-    embedding = np.concatenate([film.embedding for film in films])
-    owner = np.repeat(np.arange(len(films)), [len(film.embedding) for film in films])
-    asked = []
-    for film in films:
-        count = len(film.time_ms)
-        asked.append(np.linspace(0, count - 1, min(sample, count)).astype(int))
-    basis = basis or fit_projection(embedding, owner, np.concatenate([film.change for film in films]))
-    known_similarity = ask_known(films, FilmVectors(embedding, owner, len(films), basis), asked)
+    strangers = strangers or []
+    asked = [spread_over(len(film.embedding), sample) for film in films]
     film = np.repeat(np.arange(len(films)), [len(frames) for frames in asked])
+    known_similarity = ask_known(films, strangers, asked)
     scores = film_scores(known_similarity)
-    unknown_similarity = {}
-    if len(films) >= MIN_FILMS:
-        unknown_similarity = ask_unknown(films, embedding, owner, asked)
-    unknown = [film_scores(similarity).max(1) for similarity in unknown_similarity.values()]
+    unknown_similarity = ask_unknown(films, strangers, sample)
+    scoring = unknown_scoring(len(films))
+    unknown = [film_scores(similarity, scoring).max(1) for similarity in unknown_similarity.values()]
     return LeaveOneOutScores(
         known=scores.max(1).astype(np.float64),
         film=film,
@@ -176,31 +209,57 @@ def leave_one_out_scores(
     )
 
 
-def ask_known(films: list[FilmSample], space: FilmVectors, asked: list[np.ndarray]) -> np.ndarray:
+def unknown_scoring(films: int) -> Scoring:
+    """How frames of unknown films are scored by a collection of so many: with one of its own held out as with all."""
+    return Scoring(min_films=0 if films >= MIN_FILMS else MIN_FILMS)
+
+
+def spread_over(count: int, sample: int) -> np.ndarray:
+    """At most sample of the numbers under count, evenly spread."""
+    return np.linspace(0, count - 1, min(sample, count)).astype(int)
+
+
+def ask_known(films: list[FilmSample], strangers: list[FilmSample], asked: list[np.ndarray]) -> np.ndarray:
     """How like the frames asked of each film are to every film, [N, F]; to their own without their surroundings."""
-    found = []
-    for number, film in enumerate(films):
-        own = space.vectors[space.owner == number]
-        similarity = space.similarities(own[asked[number]])
-        similarity[:, number] = ask_within(own, film.time_ms, asked[number])
-        found.append(similarity)
+    found = [np.zeros((len(frames), len(films)), np.float32) for frames in asked]
+    everything = join_samples(films)
+    for part in range(HELD_OUT_PARTS):
+        space = FilmVectors(everything, len(films), fit_on_samples([film.without(part) for film in films], strangers))
+        for number, film in enumerate(films):
+            rows = np.flatnonzero(film.parts()[asked[number]] == part)
+            if not len(rows):
+                continue
+            own = space.vectors[space.owner == number]
+            frames = asked[number][rows]
+            similarity = space.similarities(own[frames])
+            similarity[:, number] = ask_within(own, film.time_ms, frames)
+            found[number][rows] = similarity
     return np.concatenate(found)
 
 
-def ask_unknown(
-    films: list[FilmSample], embedding: np.ndarray, owner: np.ndarray, asked: list[np.ndarray]
-) -> dict[int, np.ndarray]:
-    """{number of the film held out: how like its frames are to the others, [n, F - 1]}; the projection lacks it too."""
-    parts = np.random.default_rng(13).permutation(len(films)) % min(HELD_OUT_PARTS, len(films))
+def ask_unknown(films: list[FilmSample], strangers: list[FilmSample], sample: int) -> dict[int, np.ndarray]:
+    """{number of a film: how like its frames are to the films of the index, [n, F]}, of strangers and films held out.
+
+    Those of a film held out are to the others, [n, F - 1]; there is none where no other is left.
+    """
+    everything = [*films, *strangers]
+    count = len(films)
+    own = join_samples(films)
+    parts = np.random.default_rng(13).permutation(len(everything)) % min(HELD_OUT_PARTS, len(everything))
     found = {}
     for part in range(parts.max() + 1):
-        stay = parts[owner] != part
-        change = np.concatenate([film.change for film, own in zip(films, parts, strict=True) if own != part])
-        basis = fit_projection(embedding[stay], owner[stay], change)
-        space = FilmVectors(embedding, owner, len(films), basis)
+        stay = [film for film, own_part in zip(everything[:count], parts[:count], strict=True) if own_part != part]
+        prior = [film for film, own_part in zip(strangers, parts[count:], strict=True) if own_part != part]
+        if not stay and not prior:
+            continue
+        basis = fit_on_samples(stay, prior)
+        space = FilmVectors(own, count, basis)
         for number in np.flatnonzero(parts == part).tolist():
-            frames = space.vectors[owner == number][asked[number]]
-            others = np.delete(np.arange(len(films)), number)
+            others = np.flatnonzero(np.arange(count) != number)
+            if not len(others):
+                continue
+            embedding = everything[number].embedding
+            frames = project_all(embedding[spread_over(len(embedding), sample)], *basis)
             found[number] = space.similarities(frames)[:, others]
     return found
 
@@ -211,9 +270,10 @@ def ask_unknown(
 def fit_rule(asked: LeaveOneOutScores, sizes: np.ndarray, share: float = UNKNOWN_SHARE) -> Rule:
     """Thresholds and a logistic curve for the scores; sizes: frames a film; share: of frames of unknown films.
 
-    Known frames count by the root of their film's size, unknown films alike.
+    Known frames count by the root of their film's size, unknown films alike. With frames of under MIN_UNKNOWN_FILMS
+    unknown films the thresholds are fixed ones, without figures, and promise nothing.
     """
-    if not len(asked.unknown):
+    if len(np.unique(asked.unknown_film)) < MIN_UNKNOWN_FILMS:
         return Rule(
             movie=FALLBACK_THRESHOLD,
             shortlist=FALLBACK_THRESHOLD / 2,
@@ -221,12 +281,17 @@ def fit_rule(asked: LeaveOneOutScores, sizes: np.ndarray, share: float = UNKNOWN
             shift=-FALLBACK_SLOPE * FALLBACK_THRESHOLD,
         )
     known_weights, unknown_weights = weigh_questions(asked, sizes)
-    weights = np.concatenate([(1 - share) * known_weights, share * unknown_weights])
-    scores = np.concatenate([asked.known, asked.unknown])
-    never = np.zeros(len(asked.unknown))
-    right = np.concatenate([asked.best == asked.film, never])
-    movie, shortlist = fit_thresholds(scores, right, np.concatenate([asked.in_top_three, never]), weights)
-    slope, height = fit_curve(scores - movie, right, weights)
+    never = np.zeros(len(asked.unknown), bool)
+    questions = Questions(
+        score=np.concatenate([asked.known, asked.unknown]),
+        right=np.concatenate([asked.best == asked.film, never]),
+        in_top_three=np.concatenate([asked.in_top_three, never]),
+        weight=np.concatenate([(1 - share) * known_weights, share * unknown_weights]),
+        film=np.concatenate([asked.film, len(sizes) + asked.unknown_film]),
+        is_unknown=np.arange(len(asked.known) + len(asked.unknown)) >= len(asked.known),
+    )
+    movie, shortlist = fit_thresholds(questions)
+    slope, height = fit_curve(questions.score - movie, questions.right, questions.weight)
     return Rule(
         movie=float(movie),
         shortlist=float(shortlist),
@@ -243,15 +308,85 @@ def weigh_questions(asked: LeaveOneOutScores, sizes: np.ndarray) -> tuple[np.nda
     return known / known.sum(), unknown / unknown.sum()
 
 
-def fit_thresholds(
-    scores: np.ndarray, right: np.ndarray, in_top_three: np.ndarray, weights: np.ndarray
-) -> tuple[float, float]:
-    """The lowest thresholds of movie and shortlist that keep TARGETS."""
-    above_all = float(scores.max()) + 1e-3  # where no threshold is right often enough: above all that was asked
-    movie = min(above_all, lowest_threshold(scores, right, weights, TARGETS["movie"] + MARGIN))
-    rest = scores < movie
-    shortlist = lowest_threshold(scores[rest], in_top_three[rest], weights[rest], TARGETS["shortlist"])
-    return movie, min(movie, shortlist)
+@dataclass
+class Questions:
+    """Frames whose answers are known, to fit thresholds on: N of them."""
+
+    score: np.ndarray  # float [N]
+    right: np.ndarray  # bool [N]: the best guess is right; never for a frame of an unknown film
+    in_top_three: np.ndarray  # bool [N]: one of the three best guesses is
+    weight: np.ndarray  # float [N]
+    film: np.ndarray  # [N]: whose frame it is, known and unknown films numbered apart
+    is_unknown: np.ndarray  # bool [N]: of an unknown film
+
+    def select(self, rows: np.ndarray) -> "Questions":
+        """Those of these rows, bool [N]."""
+        return Questions(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+
+
+def fit_thresholds(questions: Questions) -> tuple[float, float]:
+    """The lowest thresholds of movie and shortlist that keep TARGETS; shortlist is always the lower one."""
+    score = questions.score
+    above_all = float(score.max()) + 1e-3  # where no threshold is right often enough: above all that was asked
+    movie = above_all
+    for confidence in (CONFIDENCE, LESS_CONFIDENCE):
+        found = careful_threshold(questions, questions.right, TARGETS["movie"], confidence)
+        movie = above_all if found is None else found
+        if (score[~questions.is_unknown] >= movie).mean() >= LEAST_NAMED:
+            break
+    rest = questions.select(score < movie)
+    if not len(rest.score):
+        return movie, movie - 1e-3
+    shortlist = careful_threshold(rest, rest.in_top_three, TARGETS["shortlist"], SHORTLIST_CONFIDENCE)
+    some = float(np.quantile(rest.score[~rest.is_unknown], 1 - LEAST_SHORTLIST)) if (~rest.is_unknown).any() else movie
+    return movie, min(movie - 1e-3, some if shortlist is None else min(some, shortlist))
+
+
+def careful_threshold(questions: Questions, hits: np.ndarray, target: float, confidence: float) -> float | None:
+    """Least score from which on a share `target` of the frames hits, by weight, allowing for how few there are.
+
+    None where there is none. Films are the units, since frames of one film are alike: the surplus of hits over the
+    target must be above zero with this confidence by Student's t, its variance that of sums over films (Liang and Zeger
+    1986), known and unknown films apart, and that of one more unknown film of which UNSEEN_NAMED is named. Selective
+    classification with a guarantee is Geifman 2017.
+    """
+    from scipy.special import stdtrit
+
+    order = np.argsort(-questions.score, kind="stable")
+    score = questions.score[order]
+    weight = questions.weight[order]
+    film = questions.film[order]
+    surplus = weight * (hits[order] - target)
+    # the square of a film's sum grows by 2 x the sum before x the new one + the new one squared
+    squares = 2 * sums_before(surplus, film) * surplus + surplus**2
+    variance = np.zeros(len(score))
+    films = 0
+    for group in (~questions.is_unknown[order], questions.is_unknown[order]):
+        count = len(np.unique(film[group]))
+        if not count:
+            continue
+        total = np.cumsum(np.where(group, surplus, 0))
+        spread = np.cumsum(np.where(group, squares, 0)) - total**2 / count
+        variance += np.maximum(0, spread) * count / max(1, count - 1)
+        films += count
+    unknown = questions.is_unknown[order]
+    if unknown.any():
+        variance += (UNSEEN_NAMED * target * weight[unknown].sum() / len(np.unique(film[unknown]))) ** 2
+    allowance = stdtrit(max(1, films - 2), confidence) * np.sqrt(variance)
+    last = np.r_[score[1:] < score[:-1], True]  # equal scores stand or fall together
+    good = np.flatnonzero((np.cumsum(surplus) >= allowance) & last)
+    return float(score[good[-1]]) if len(good) else None
+
+
+def sums_before(values: np.ndarray, film: np.ndarray) -> np.ndarray:
+    """For each of values [N] the sum of those before it that are of its film, film [N]."""
+    order = np.argsort(film, kind="stable")
+    running = np.cumsum(values[order]) - values[order]
+    starts = np.flatnonzero(np.r_[True, np.diff(film[order]) != 0])
+    first = np.repeat(running[starts], np.diff(np.r_[starts, len(film)]))
+    before = np.empty(len(values))
+    before[order] = running - first
+    return before
 
 
 def fit_curve(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -281,18 +416,6 @@ def measure_rule(
         strangers=float(unknown_weights @ (asked.unknown >= movie)),
         exact=float(known_weights @ (right & named)),
     )
-
-
-def lowest_threshold(score: np.ndarray, right: np.ndarray, weights: np.ndarray, target: float) -> float:
-    """Least threshold at which a share `target` of the frames at or above it is right, weighted; 1.1 if there is none.
-
-    score: float [N] in 0..1; right: bool [N]; weights: float [N].
-    """
-    order = np.argsort(-score, kind="stable")
-    share = np.cumsum((right * weights)[order]) / np.cumsum(weights[order])
-    last = np.r_[score[order][1:] < score[order][:-1], True]  # equal scores stand or fall together
-    good = np.flatnonzero((share >= target) & last)
-    return float(score[order][good[-1]]) if len(good) else 1.1
 
 
 def named_right(named: float, exact: float, strangers: float, share: float = UNKNOWN_SHARE) -> float:

@@ -54,10 +54,15 @@ def fingerprint(identifier: Identifier) -> np.ndarray:
     return identifier.run(reference_frames(identifier.preprocessing["size"], 2))["embedding"].astype(np.float32)
 
 
+def is_same_model(made: np.ndarray, seen: np.ndarray) -> bool:
+    """Whether two fingerprints are of one model, in whatever formats."""
+    return made.shape == seen.shape and relative_error(seen, made) <= SAME_MODEL
+
+
 def check_model(collection: Collection, about: About, seen: np.ndarray) -> None:
     """Raise UserError unless the index was made with the model whose fingerprint is seen."""
     made = np.frombuffer(base64.b64decode(about.model.fingerprint), np.float32).reshape(2, -1)
-    if made.shape != seen.shape or relative_error(seen, made) > SAME_MODEL:
+    if not is_same_model(made, seen):
         name = about.model.architecture
         text = f"--index {collection}: was made with another model ({name}); use that one, or another --index"
         raise UserError(text, 2)
@@ -235,4 +240,14 @@ def attach_index(identifier: Identifier, place: str | Path | None, open_index: C
         if not identifier.classes:
             raise
         return f"{' '.join(str(error).split())}; the classifier answers alone"
+    return None
+
+
+def describe_no_promise(identifier: Identifier) -> str | None:
+    """A line for people where no unknown film taught what answers to refuse, so that it promises nothing; else None."""
+    if identifier.index:
+        if identifier.index.rule.figures is None:
+            return "the index has too few films to learn what is unknown: nothing is promised of its answers"
+    elif identifier.classes and not identifier.contract.decision.get("targets"):
+        return "no unknown film taught this model to refuse: nothing is promised of its answers"
     return None

@@ -27,7 +27,9 @@ class Contract:
     commit: str
     classes: list[str]
     preprocessing: dict  # the keys of PREPROCESSING
-    decision: dict  # "movie" and "shortlist", thresholds of known; their "targets", the "score" behind known
+    # "movie" and "shortlist", thresholds of known; their "targets", None where no unknown films taught them and nothing
+    # is promised; the "score" behind known
+    decision: dict
     accuracy: dict  # figures, on the split that it names
     self_test: dict  # "output", its "values" on reference_frames, their "relative_error"; an index's "fingerprint"
     format: str = FORMAT
@@ -106,7 +108,9 @@ def is_sound(name: str, values: dict) -> bool:
     if name == "preprocessing":
         return is_preprocessing(values["preprocessing"])
     if name == "decision" and values["classes"]:
-        return 0 <= values["decision"]["shortlist"] <= values["decision"]["movie"]
+        targets = values["decision"].get("targets")
+        is_promise = targets is None or all(0 < targets[kind] <= 1 for kind in ("movie", "shortlist"))
+        return is_promise and 0 <= values["decision"]["shortlist"] <= values["decision"]["movie"]
     return True
 
 

@@ -9,17 +9,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from answering.calibration import FilmSample, fit_rule, leave_one_out_scores
+from answering.calibration import FilmSample, fit_on_samples, fit_rule, leave_one_out_scores
 from answering.collection import check_model
 from answering.console import UserError
 from answering.embedding import DUPLICATE_COSINE, FilmRows, embed_film
 from answering.model import Identifier
 from answering.offers import Offers
-from answering.projection import Scoring, fit_projection, project_all, unit_length
+from answering.projection import Scoring, project_all, unit_length
 from answering.search import gather
 from answering.state import Film, IndexedModel, State
 from answering.stills import Still
 from answering.store import USER_STILL_PREFIX, Collection, pack_vectors
+from answering.strangers import Strangers
 from answering.titles import split_title
 from answering.together import fit_together
 
@@ -129,6 +130,26 @@ def sample_films(collection: Collection, films: dict[str, Film]) -> list[FilmSam
     return samples
 
 
+def strangers_to(collection: Collection, state: State, samples: list[FilmSample]) -> list[FilmSample]:
+    """The films that came with the model and are not the collection's; samples: of its own films."""
+    packed = collection.read_strangers()
+    if packed is None:
+        return []
+    return Strangers.from_bytes(packed, collection).apart_from(list(state.films), samples)
+
+
+def keep_strangers(collection: Collection, strangers: Strangers | None) -> bool:
+    """Put the films that came with the model into the collection; whether it had none, or others, before."""
+    if strangers is None:
+        return False
+    packed = strangers.to_bytes()
+    before = collection.read_strangers()
+    if before is not None and Strangers.from_bytes(before, collection).titles == strangers.titles:
+        return False
+    collection.put_strangers(packed)
+    return True
+
+
 def refit(collection: Collection, state: State, force: bool = False) -> None:
     """Fit projection and thresholds if there are none or many more films now, and write all vectors anew."""
     about = state.about
@@ -136,26 +157,34 @@ def refit(collection: Collection, state: State, force: bool = False) -> None:
     if not state.films or not is_due:
         return
     samples = sample_films(collection, state.films)
-    owner = np.repeat(np.arange(len(samples)), [len(sample.time_ms) for sample in samples])
-    embedding = np.concatenate([sample.embedding for sample in samples])
-    change = np.concatenate([sample.change for sample in samples])
-    basis = fit_projection(embedding, owner, change)
-    asked = leave_one_out_scores(samples, ASKED_FRAMES, basis)
+    strangers = strangers_to(collection, state, samples)
+    basis = fit_on_samples(samples, strangers)
+    asked = leave_one_out_scores(samples, ASKED_FRAMES, strangers)
     about.scoring = Scoring()
-    about.rule = fit_rule(asked, np.bincount(owner), about.unknown_share)
-    about.rule.together = fit_together(asked, np.bincount(owner), about.unknown_share)
+    sizes = np.array([len(sample.time_ms) for sample in samples])
+    about.rule = fit_rule(asked, sizes, about.unknown_share)
+    about.rule.together = fit_together(asked, sizes, about.unknown_share)
     collection.put_fit(about, basis, lambda embedding: project_all(embedding, *basis))
 
 
-def finish(collection: Collection, state: State, *, unknown_share: float | None, force: bool = False) -> None:
+def finish(
+    collection: Collection,
+    state: State,
+    *,
+    unknown_share: float | None,
+    force: bool = False,
+    strangers: Strangers | None = None,
+) -> None:
     """What follows when films have come: projection, thresholds, and vectors gathered for the search.
 
-    unknown_share: None to leave it as it is; force: fit the thresholds in any case.
+    unknown_share: None to leave it as it is; force: fit the thresholds in any case; strangers: the films that come
+    with the model, None to leave those of the collection as they are.
     """
     if unknown_share is not None and unknown_share != state.about.unknown_share:
         state.about.unknown_share = unknown_share
         force = True
     with collection.home.transaction():  # a reader between them would take all vectors into memory
+        force |= keep_strangers(collection, strangers)
         refit(collection, state, force=force)
         gather(collection, state.about)
 

@@ -207,25 +207,33 @@ class FilmEmbedder:
             raise UserError("nothing in it but black, fades and titles")
         if not pictures:
             raise UserError("no still in it can be read")
-        embedding = np.stack([picture.embedding for picture in pictures])
-        if not np.isfinite(embedding).all():
-            raise UserError("the model gives numbers that are not finite; export it again")
-        copied = [row for row, picture in enumerate(pictures) if picture.degraded is not None]
-        degraded = [pictures[row].degraded for row in copied]
-        time_ms = np.array([picture.still.milliseconds for picture in pictures], np.int64)
-        rows, until_ms = drop_near_duplicates(embedding, time_ms)
-        kept = [pictures[row] for row in rows]
-        return FilmRows(
-            embedding=embedding[rows],
-            degraded_embedding=np.array(degraded, np.float16).reshape(len(degraded), embedding.shape[1]),
-            clean_embedding=embedding[np.array(copied, int)],
-            name=np.array([picture.still.name for picture in kept]),
-            time_ms=time_ms[rows],
-            until_ms=until_ms[rows],
-            shot=np.array([str(picture.still.shot or "") for picture in kept]),
-            thumbnails=np.frombuffer(b"".join(picture.thumbnail for picture in kept), np.uint8),
-            thumbnail_ends=np.cumsum([len(picture.thumbnail) for picture in kept]),
-        )
+        return join_pictures(pictures)
+
+
+def join_pictures(pictures: list[EmbeddedPicture]) -> FilmRows:
+    """The rows of a film's pictures, one or more, in film order; near-duplicates are stored once.
+
+    Raises UserError for embeddings that are not finite.
+    """
+    embedding = np.stack([picture.embedding for picture in pictures])
+    if not np.isfinite(embedding).all():
+        raise UserError("the model gives numbers that are not finite; export it again")
+    copied = [row for row, picture in enumerate(pictures) if picture.degraded is not None]
+    degraded = [pictures[row].degraded for row in copied]
+    time_ms = np.array([picture.still.milliseconds for picture in pictures], np.int64)
+    rows, until_ms = drop_near_duplicates(embedding, time_ms)
+    kept = [pictures[row] for row in rows]
+    return FilmRows(
+        embedding=embedding[rows],
+        degraded_embedding=np.array(degraded, np.float16).reshape(len(degraded), embedding.shape[1]),
+        clean_embedding=embedding[np.array(copied, int)],
+        name=np.array([picture.still.name for picture in kept]),
+        time_ms=time_ms[rows],
+        until_ms=until_ms[rows],
+        shot=np.array([str(picture.still.shot or "") for picture in kept]),
+        thumbnails=np.frombuffer(b"".join(picture.thumbnail for picture in kept), np.uint8),
+        thumbnail_ends=np.cumsum([len(picture.thumbnail) for picture in kept]),
+    )
 
 
 def embed_film(stills: list[Still], identifier: Identifier) -> FilmRows:

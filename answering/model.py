@@ -85,7 +85,7 @@ class FilmIndex(Protocol):
     def answer_together(
         self, embedding: np.ndarray, top: int = 3, *, time_ms: np.ndarray | None = None, length_ms: int = 0
     ) -> Answer:
-        """One answer for frames of a film: embeddings float [N, D]; of a clip, their times [N] and its length."""
+        """One answer for several frames of a film: embeddings float [N, D]; of a clip, their times [N], its length."""
 
 
 def answer_kind(score: float, *, movie: float, shortlist: float) -> str:
@@ -96,16 +96,37 @@ def answer_kind(score: float, *, movie: float, shortlist: float) -> str:
 
 
 def join_answers(indexed: list[Answer], classified: list[Answer], films: Collection[str]) -> list[Answer]:
-    """The answers of an index, but a classifier's where the index knows nothing and it names a film that only it has.
+    """One answer each from those of an index and of a classifier, as join_answer has it.
 
     classified: as many answers, or none where there is no classifier; films: the titles of the index.
     """
-    answers = list(indexed)
-    for place, answer in enumerate(classified):
-        named_elsewhere = answer.kind == "movie" and answer.candidates[0].title not in films
-        if indexed[place].kind == "unknown" and named_elsewhere:
-            answers[place] = answer
-    return answers
+    if not classified:
+        return indexed
+    return [join_answer(*pair, films) for pair in zip(indexed, classified, strict=True)]
+
+
+def join_answer(indexed: Answer, classified: Answer, films: Collection[str]) -> Answer:
+    """One answer from that of an index, which shows proof, and that of a classifier.
+
+    A film that the classifier names and the index does not hold is named where the index names none. Where both name
+    different films that the index holds, both are offered. In all other cases the index answers: where it refuses, the
+    classifier is seldom right, even where both have the same best guess (RESULTS.md).
+    """
+    if classified.kind != "movie":
+        return indexed
+    named = classified.candidates[0].title
+    if named not in films:
+        return indexed if indexed.kind == "movie" else classified
+    if indexed.kind == "movie" and indexed.candidates[0].title != named:
+        return replace(indexed, kind="shortlist", candidates=put_second(indexed.candidates, classified.candidates[0]))
+    return indexed
+
+
+def put_second(candidates: list[Candidate], other: Candidate) -> list[Candidate]:
+    """As many candidates, with one of them, or another, in the second place."""
+    rest = [candidate for candidate in candidates[1:] if candidate.title != other.title]
+    found = [candidate for candidate in candidates[1:] if candidate.title == other.title] or [other]
+    return [candidates[0], *found, *rest][: max(2, len(candidates))]
 
 
 def format_answer(answer: Answer, guess: bool = False) -> str:

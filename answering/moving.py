@@ -133,6 +133,7 @@ def export_films(collection: Collection, titles: list[str], path: Path) -> int:
     try:
         with target.writing(collection.about().model):
             count = sum(1 for _ in copy_films(collection, target, titles))
+            copy_strangers(collection, target)
         target.home.backup(path)
         target.close()
     finally:
@@ -149,3 +150,13 @@ def import_films(source: Collection, target: Collection) -> Iterator[Film]:
     basis = target.read_projection()
     project = None if basis is None else lambda embedding: project_all(embedding, *basis)
     yield from copy_films(source, target, [film.title for film in source.films()], project)
+    if target.read_strangers() is None:
+        copy_strangers(source, target)
+
+
+def copy_strangers(source: Collection, target: Collection) -> None:
+    """Give target the films that came with the model of source; inside target.writing()."""
+    packed = source.read_strangers()
+    if packed is not None:
+        with target.home.transaction():
+            target.put_strangers(packed)

@@ -13,6 +13,7 @@ VARIANCE_POWER = -0.1  # weighs each dimension by its variance: those that part 
 WEAR_WEIGHT = 0.2  # of what degrading changes in an embedding, beside what changes within a film
 MIDDLE_WEIGHT = 0.75  # of the middle of a film's frames, beside the nearest of them
 RUNNER_UP_PENALTY = 0.3  # of the second film's similarity, against the first: dull frames are near to everything
+START_SHARE_OF_ONE = 0.5  # of the films of the start, for a collection of one film
 MIN_FILMS = 4  # with fewer films no other counts against the first
 
 
@@ -34,23 +35,44 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 # ----------------------------------------------------------------------------------------- the projection
 
 
-def fit_projection(embedding: np.ndarray, film: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class FilmFrames:
+    """What a projection is fitted on."""
+
+    embedding: np.ndarray  # [N, D]
+    film: np.ndarray  # [N]: number of each row's film
+    change: np.ndarray  # [M, D]: what degrading changed in some frames' embeddings
+
+
+def fit_projection(
+    embedding: np.ndarray, film: np.ndarray, change: np.ndarray, start: FilmFrames | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(project float32 [D, d], offset [d]): whitened by the covariance within films, the d directions of most variance.
 
     embedding: [N, D]; film: number of each row's film [N]; change: [M, D], what degrading changed in some frames'
-    embeddings. Films weigh alike. Whitening within classes is Hatch 2006 (WCCN); the directions are those of linear
-    discriminant analysis, then of the whole. Raises UserError without scipy.
+    embeddings. Films weigh alike. start: films that are not the collection's; how much they count is weigh_start's.
+    Whitening within classes is Hatch 2006 (WCCN); the directions are those of linear discriminant analysis, then of
+    the whole. Raises UserError without scipy.
     """
     try:
         from scipy.linalg import eigh
     except ImportError:
         raise UserError("scipy is needed to fit an index: pip install scipy", 2) from None
-    embedding = embedding.astype(np.float32)
-    mean = embedding.mean(0)
-    scale = np.maximum(embedding.std(0), 1e-6)
-    change = change.astype(np.float32) / scale
-    x, change, span = span_rows((embedding - mean) / scale, change)
-    within, whole = film_covariances(x, np.unique(film, return_inverse=True)[1])
+    own = FilmFrames(embedding.astype(np.float32), film, change.astype(np.float32))
+    parts = [own]
+    if start is not None and len(start.film):
+        parts.append(FilmFrames(start.embedding.astype(np.float32), start.film, start.change.astype(np.float32)))
+    mean, scale = film_mean_and_scale(parts)
+    x = np.concatenate([(part.embedding - mean) / scale for part in parts])
+    change = np.concatenate([part.change for part in parts]) / scale
+    x, change, span = span_rows(x, change)
+    spreads = [measure_spread(x[: len(film)], film)]
+    shares = [1.0]
+    if len(parts) > 1:
+        spreads.append(measure_spread(x[len(film) :], parts[1].film))
+        share = weigh_start(*spreads)
+        shares = [1 - share, share]
+    within, whole = join_spreads(spreads, shares)
     within += WEAR_WEIGHT * change.T @ change / max(1, len(change))
     size = len(within)
     mean_variance = np.trace(within) / embedding.shape[1] or 1.0
@@ -73,15 +95,71 @@ def span_rows(x: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return x @ span, change @ span, span
 
 
-def film_covariances(x: np.ndarray, film: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Covariances [D, D] within films and of the whole; each film weighs alike. x: float32 [N, D]; film: [N] from 0."""
+def film_mean_and_scale(parts: list[FilmFrames]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [D], standard deviation [D]) of all rows where there is one part; of more, every film weighs alike."""
+    if len(parts) == 1:
+        return parts[0].embedding.mean(0), np.maximum(parts[0].embedding.std(0), 1e-6)
+    films = [part.embedding[part.film == number] for part in parts for number in np.unique(part.film)]
+    mean = np.mean([rows.mean(0) for rows in films], axis=0)
+    variance = np.mean([((rows - mean) ** 2).mean(0) for rows in films], axis=0)
+    return mean, np.maximum(np.sqrt(variance), 1e-6)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the frames of some films lie: about their films' centres, and the centres."""
+
+    within: np.ndarray  # float32 [D, D]: mean of the films' covariances
+    own_norms: np.ndarray  # [F]: squared Frobenius norm of each film's covariance
+    centres: np.ndarray  # float32 [F, D]
+
+    @property
+    def variance(self) -> float:
+        """Of the mean as an estimate from so few films, summed over its elements; infinite for one film."""
+        count = len(self.centres)
+        if count < 2:
+            return np.inf
+        return max(0.0, float(self.own_norms.mean() - (self.within**2).sum())) / (count - 1)
+
+
+def measure_spread(x: np.ndarray, film: np.ndarray) -> Spread:
+    """x: float32 [N, D]; film: number of each row's film [N]. Each film weighs alike."""
+    film = np.unique(film, return_inverse=True)[1]
     count = np.bincount(film)
-    centre = np.zeros((len(count), x.shape[1]), np.float32)
-    np.add.at(centre, film, x)
-    centre /= count[:, None]
-    within = (x - centre[film]) / np.sqrt(count[film] * len(count))[:, None]
-    within = within.T @ within
-    return within, within + centre.T @ centre / len(count)
+    centres = np.zeros((len(count), x.shape[1]), np.float32)
+    np.add.at(centres, film, x)
+    centres /= count[:, None]
+    apart = x - centres[film]
+    norms = [((rows @ rows.T / len(rows)) ** 2).sum() for rows in (apart[film == k] for k in range(len(count)))]
+    apart /= np.sqrt(count[film] * len(count))[:, None]
+    return Spread(apart.T @ apart, np.array(norms), centres)
+
+
+def weigh_start(own: Spread, start: Spread) -> float:
+    """The share of the start in the covariance within films, 0..1, by empirical Bayes.
+
+    The mix of two estimates with the least expected error leans on the start by the variance of our own estimate over
+    their squared distance (Ledoit and Wolf 2003, with the start as the target): it falls as one over the number of own
+    films, and the less the start's films resemble them, the faster. Of one film, whose variance is not known, half.
+    """
+    if not np.isfinite(own.variance):
+        return START_SHARE_OF_ONE
+    distance = float(((own.within - start.within) ** 2).sum())
+    return min(1.0, own.variance / max(distance, 1e-12))
+
+
+def join_spreads(spreads: list[Spread], shares: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Covariances [D, D] within films and of the whole, of parts with these shares."""
+    within = sum(share * spread.within for share, spread in zip(shares, spreads, strict=True))
+    weights = np.concatenate(
+        [
+            np.full(len(spread.centres), share / len(spread.centres))
+            for share, spread in zip(shares, spreads, strict=True)
+        ]
+    ).astype(np.float32)
+    centres = np.concatenate([spread.centres for spread in spreads])
+    centres = centres - weights @ centres
+    return within, within + (centres * weights[:, None]).T @ centres
 
 
 def project_all(embedding: np.ndarray, project: np.ndarray, offset: np.ndarray) -> np.ndarray:

@@ -56,6 +56,7 @@ CREATE TABLE offered (name TEXT PRIMARY KEY, film TEXT NOT NULL, state TEXT NOT 
 # format: what turns tables of that format into those of the next
 MIGRATIONS: dict[int, str] = {}
 
+STRANGERS = "strangers"  # the name of their row in the table projection
 FILM_COLUMNS = "id, title, year, imdb, content_key, stills, stored, added, seconds, partial, file"
 
 
@@ -317,7 +318,7 @@ class Collection:
 
     def read_projection(self) -> tuple[np.ndarray, np.ndarray] | None:
         """(project float32 [D, d], offset [d]), None before the first fit."""
-        parts = dict(self.home.execute("SELECT name, numbers FROM projection"))
+        parts = dict(self.home.execute("SELECT name, numbers FROM projection WHERE name <> ?", [STRANGERS]))
         if not parts:
             return None
         try:
@@ -356,10 +357,21 @@ class Collection:
 
     def put_projection(self, basis: tuple[np.ndarray, np.ndarray]) -> None:
         """Write (project [D, d], offset [d]) in place of what is there; in a transaction."""
-        self.home.execute("DELETE FROM projection")
+        self.home.execute("DELETE FROM projection WHERE name <> ?", [STRANGERS])
         parts = zip(("project", "offset"), basis, strict=True)
         rows = [(name, np.ascontiguousarray(part, "<f4").tobytes()) for name, part in parts]
         self.home.execute_many("INSERT INTO projection (name, numbers) VALUES (?, ?)", rows)
+
+    def read_strangers(self) -> bytes | None:
+        """The films that projection and thresholds start from, as Strangers.to_bytes packs them; None without them."""
+        with self.snapshot():
+            rows = self.home.execute("SELECT numbers FROM projection WHERE name = ?", [STRANGERS])
+        return bytes(rows[0][0]) if rows else None
+
+    def put_strangers(self, packed: bytes) -> None:
+        """Keep the films that projection and thresholds start from, in place of what there is; in a transaction."""
+        self.home.execute("DELETE FROM projection WHERE name = ?", [STRANGERS])
+        self.home.execute("INSERT INTO projection (name, numbers) VALUES (?, ?)", [STRANGERS, packed])
 
     # ---------------------------------------------------------------------------------------------- pictures
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from answering.calibration import LeaveOneOutScores, ShotRule, fit_rule
+from answering.calibration import MIN_UNKNOWN_FILMS, LeaveOneOutScores, ShotRule, fit_rule, unknown_scoring
 from answering.projection import film_scores
 
 SAME_SHOT = 0.6  # cosine of two frames' vectors from which on they count as one shot; chosen on folds 0 to 3
@@ -36,9 +36,9 @@ def fit_together(asked: LeaveOneOutScores, sizes: np.ndarray, share: float) -> l
     """What Rule.together holds: thresholds and a curve for each of SHOTS, fitted as those for one frame are.
 
     asked: with the similarities of each question; sizes: frames a film; share: of frames of unknown films. Nothing
-    where no frames of unknown films were asked.
+    where frames of too few unknown films were asked to fit a rule.
     """
-    if not len(asked.unknown):
+    if len(np.unique(asked.unknown_film)) < MIN_UNKNOWN_FILMS:
         return []
     rules = []
     for shots in SHOTS:
@@ -53,7 +53,8 @@ def pool_questions(asked: LeaveOneOutScores, shots: int) -> LeaveOneOutScores:
     known = [pool_runs(asked.known_similarity[asked.film == film], shots) for film in films]
     owner = np.repeat(films, [len(similarity) for similarity in known])
     scores = film_scores(np.concatenate(known))
-    unknown = [film_scores(pool_runs(similarity, shots)).max(1) for similarity in asked.unknown_similarity]
+    scoring = unknown_scoring(scores.shape[1])
+    unknown = [film_scores(pool_runs(similarity, shots), scoring).max(1) for similarity in asked.unknown_similarity]
     return LeaveOneOutScores(
         known=scores.max(1).astype(np.float64),
         film=owner,

@@ -35,6 +35,18 @@ class Looks:
     still: np.ndarray  # float32 [N, D]
 
 
+def spread_rows(rows: list[ManifestRow], frames: int) -> list[ManifestRow]:
+    """At most so many of the rows of each film, evenly spread over it."""
+    films = {}
+    for row in rows:
+        films.setdefault(row.movie, []).append(row)
+    spread = []
+    for own in films.values():
+        places = np.linspace(0, len(own) - 1, min(frames, len(own))).astype(int)
+        spread += [own[place] for place in places]
+    return spread
+
+
 def change_random(row: ManifestRow, name: str) -> np.random.Generator:
     """What draws how this frame is changed in this way."""
     return np.random.default_rng([SEED, list(WAYS).index(name), row.place])

@@ -13,6 +13,8 @@ from answering.calibration import TARGETS, UNKNOWN_SHARE, named_right
 from answering.console import UserError, atomic_write
 from answering.model import Answer, Identifier
 from answering.pictures import read_image
+from benchmarks.embedded import change, change_random, spread_rows
+from benchmarks.folds import bench_folds
 from benchmarks.harness import show
 from benchmarks.ways import WAYS
 from training.dataset import ManifestRow, choose_rows, read_manifest
@@ -27,20 +29,33 @@ FRONTIER = [  # ways that are drawn, of all WAYS
     "a phone's screenshot",
 ]
 SHARES = (0.1, UNKNOWN_SHARE, 0.6)  # of frames of unknown films among what people send
-SEED = 2027  # of the changes; nothing is fitted with it
 LAST_FOLD = 4
-MAX_SIDE = 1280  # pixels, as Telegram sends photos
 
 
 def bench_robust(
-    data: Path, model: Path, *, index: str = "", frames: int = 40, fold: int = -1, sheet: Path = Path("robust.png")
+    data: Path,
+    model: Path,
+    *,
+    index: str = "",
+    frames: int = 40,
+    fold: int = -1,
+    cache: str = "",
+    sheet: Path = Path("robust.png"),
 ) -> None:
     """Answers to test frames, as they are and changed as people change them; draws each change.
 
     --index answers with an index of the frames for training, which is made in that new file; an embedder takes --fold
-    (-1: the manifest's split), and SHEET-frontier.png shows how many frames could be named at which risk.
+    (-1: the manifest's split), and SHEET-frontier.png shows how many frames could be named at which risk. --cache is a
+    folder that keeps embeddings: then an embedder answers over all five folds, with an index, as a classifier and as
+    both, and nothing is drawn.
     """
     from tqdm import tqdm
+
+    if cache:
+        if index or fold >= 0:
+            raise UserError("--cache asks all folds, with indexes of its own: leave out --index and --fold", 2)
+        bench_folds(data, model, Path(cache), frames=frames, ways=FRONTIER)
+        return
 
     asked_fold = fold if fold >= 0 else None
     identifier = Identifier(model)
@@ -94,18 +109,6 @@ def choose_frames(identifier: Identifier, data: Path, model: Path, fold: int | N
     return chosen
 
 
-def spread_rows(rows: list[ManifestRow], frames: int) -> list[ManifestRow]:
-    """At most so many of the rows of each film, evenly spread over it."""
-    films = {}
-    for row in rows:
-        films.setdefault(row.movie, []).append(row)
-    spread = []
-    for own in films.values():
-        places = np.linspace(0, len(own) - 1, min(frames, len(own))).astype(int)
-        spread += [own[place] for place in places]
-    return spread
-
-
 def attach_new_index(identifier: Identifier, rows: list[ManifestRow], model: Path, place: Path) -> None:
     """Let the model answer with a new index of these rows: the frames that a head would be trained on."""
     from answering.collection import Index
@@ -128,19 +131,9 @@ def index_frames(rows: list[ManifestRow], model: Path, place: Path) -> None:
         index.main(["add", folder, "--model", str(model), "--index", str(place)])
 
 
-def change_random(row: ManifestRow, name: str) -> np.random.Generator:
-    """What draws how this frame is changed in this way."""
-    return np.random.default_rng([SEED, list(WAYS).index(name), row.place])
-
-
 def answer_changed(identifier: Identifier, rows: list[ManifestRow], name: str) -> list[Answer]:
     """Answers to the frames of these rows, changed in the way of this name."""
-    answers = []
-    for row in rows:
-        image = Image.fromarray(read_image(row.file))
-        image.thumbnail((MAX_SIDE, MAX_SIDE))
-        answers.append(identifier.identify(WAYS[name](image, change_random(row, name))))
-    return answers
+    return [identifier.identify(change(row, name)) for row in rows]
 
 
 # --------------------------------------------------------------------------------------------- what is found
@@ -256,10 +249,10 @@ def draw_ways(row: ManifestRow, path: Path, side: int = 240) -> None:
     """A contact sheet of a frame, changed in each way; side: pixels of a cell."""
     columns = 5
     sheet = Image.new("RGB", (columns * side, -(-len(WAYS) // columns) * side), "white")
-    for k, (name, change) in enumerate(WAYS.items()):
+    for k, (name, alter) in enumerate(WAYS.items()):
         left = k % columns * side + 4
         top = k // columns * side
-        image = change(Image.fromarray(read_image(row.file)), change_random(row, name))
+        image = alter(Image.fromarray(read_image(row.file)), change_random(row, name))
         image.thumbnail((side - 8, side - 28))
         sheet.paste(image, (left, top + 4))
         ImageDraw.Draw(sheet).text((left, top + side - 20), name, fill="black", font=ImageFont.load_default(13))

@@ -9,6 +9,7 @@ import bench
 from answering.model import Answer, Candidate
 from answering.store import Collection
 from benchmarks import harness
+from benchmarks.embedded import Embedded
 from benchmarks.robust import Answers, measure_answers
 from benchmarks.ways import WAYS
 from training.dataset import read_manifest
@@ -91,6 +92,24 @@ def test_robust_asks_in_every_way_and_counts_as_a_person_would(exported, dataset
     assert known == {
         title: sum(row.movie == title and row.split in ("train", "val") for row in rows) for title in known
     }  # no test frame is in it, and no unknown film
+
+
+def test_robust_over_folds_computes_each_embedding_once(dataset, tmp_path, capsys, monkeypatch):
+    from test_index import write_model
+
+    model, cache = write_model(tmp_path / "export", 8), tmp_path / "cache"
+    line = ["robust", str(dataset), str(model), "--frames", "2", "--cache", str(cache)]
+    assert bench.main(line) == 0
+    first = [row for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
+    names = [row.split("|")[1].strip() for row in first]
+    assert names.count("index, as it is") == 2 and "both, grey" in names and "classifier, 4 frames together" in names
+    assert all("nan" not in row for row in first)
+    monkeypatch.setattr(Embedded, "embed_picture", lambda *_: pytest.fail("it was computed again"))
+    assert bench.main(line) == 0
+    assert [row for row in capsys.readouterr().out.splitlines() if row.startswith("|")] == first
+    with pytest.raises(SystemExit):
+        bench.main([*line, "--fold", "2"])
+    assert "leave out --index and --fold" in capsys.readouterr().err
 
 
 def test_figures_of_answers():

@@ -52,6 +52,12 @@ def test_dataset_is_what_the_design_says(dataset):
         assert {r["decision"] for r in csv.DictReader(file)} == {"ADD", "DELETE"}
 
 
+def test_unknown_films_are_split_by_count():
+    for count in range(1, 6):
+        splits = list(frames_filter.split_unknown([f"Film {k} ({1990 + count})" for k in range(count)]).values())
+        assert splits.count("unknown_val") - splits.count("unknown_test") == count % 2
+
+
 def test_no_group_in_two_splits(dataset):
     splits = defaultdict(set)
     for row in manifest(dataset):

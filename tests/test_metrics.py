@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from answering.calibration import lowest_threshold
+from answering import calibration
+from answering.calibration import Questions, careful_threshold, fit_thresholds, sums_before
 from training.metrics import (
     area_under_risk_coverage,
     expected_calibration_error,
@@ -62,15 +63,76 @@ def test_significantly_worse_asks_for_more_than_a_flip():
     assert not significantly_worse(many, right) and not significantly_worse(right, right)
 
 
-def test_lowest_threshold_is_the_lowest_that_holds():
-    score = np.array([0.9, 0.8, 0.8, 0.6, 0.5, 0.1])
-    right = np.array([True, True, False, True, True, False])
-    for target in (0.5, 0.7, 0.75, 0.8, 1.0):
-        found = lowest_threshold(score, right, np.ones(6), target)
-        holds = [s for s in set(score) if right[score >= s].mean() >= target]
-        assert found == min(holds)
-    assert lowest_threshold(score, np.zeros(6, bool), np.ones(6), 0.5) == 1.1
-    assert lowest_threshold(score, right, np.array([1, 1, 9, 1, 1, 1]), 0.9) == 0.9  # weights count
+def make_questions(score, right, film, is_unknown) -> Questions:
+    """Known and unknown frames, as many of each as they are, and 0.3 of the weight on the unknown ones."""
+    unknown = np.asarray(is_unknown, bool)
+    weight = np.where(unknown, 0.3 / max(1, unknown.sum()), 0.7 / max(1, (~unknown).sum()))
+    hits = np.asarray(right, bool)
+    return Questions(np.asarray(score, float), hits, hits, weight, np.asarray(film), unknown)
+
+
+def draw_questions(rng, films: int, frames: int) -> Questions:
+    """So many known and unknown films with so many frames each; the films differ, and so do their frames."""
+    count = films * frames
+    own = np.repeat(rng.normal(0, 0.5, films), frames) + rng.normal(3, 1, count)
+    right = rng.random(count) < 1 / (1 + np.exp(-1.5 * own + 0.75))
+    other = np.repeat(rng.normal(0, 0.6, films), frames) + rng.normal(0, 1, count)
+    return make_questions(
+        np.r_[own, other],
+        np.r_[right, np.zeros(count, bool)],
+        np.arange(2 * count) // frames,
+        np.arange(2 * count) >= count,
+    )
+
+
+def test_sums_before_against_a_loop():
+    rng = np.random.default_rng(0)
+    values, film = rng.normal(size=50), rng.integers(0, 5, 50)
+    wanted = [sum(values[j] for j in range(k) if film[j] == film[k]) for k in range(50)]
+    np.testing.assert_allclose(sums_before(values, film), wanted, atol=1e-12)
+
+
+def test_careful_threshold_against_its_formula():
+    """The bound of every threshold by plain sums over films."""
+    from scipy.stats import t
+
+    questions = draw_questions(np.random.default_rng(3), films=12, frames=15)
+    found = careful_threshold(questions, questions.right, 0.9, 0.8)
+    holds = []
+    for threshold in np.unique(questions.score):
+        named = questions.score >= threshold
+        surplus = questions.weight * named * (questions.right - 0.9)
+        variance = (calibration.UNSEEN_NAMED * 0.9 * 0.3 / 12) ** 2
+        for group in (questions.is_unknown, ~questions.is_unknown):
+            sums = [surplus[questions.film == film].sum() for film in np.unique(questions.film[group])]
+            variance += 12 * np.var(sums, ddof=1)
+        if surplus.sum() >= t.ppf(0.8, 22) * np.sqrt(variance):
+            holds.append(threshold)
+    assert found == min(holds)
+    assert careful_threshold(questions, np.zeros(360, bool), 0.9, 0.8) is None
+
+
+def test_a_threshold_keeps_its_promise_in_most_draws_and_wastes_little():
+    rng = np.random.default_rng(1)
+    everybody = draw_questions(rng, films=3000, frames=20)
+
+    def answer(threshold: float) -> tuple[float, float]:
+        named = everybody.score >= threshold
+        return np.average(everybody.right[named], weights=everybody.weight[named]), named[~everybody.is_unknown].mean()
+
+    could = max(share for right, share in map(answer, np.linspace(-1, 6, 200)) if right >= 0.95)
+    for films, wanted in ((20, 0.75), (100, 0.9)):
+        answers = [answer(fit_thresholds(draw_questions(rng, films, 20))[0]) for _ in range(60)]
+        assert np.mean([right >= 0.95 for right, _ in answers]) >= 0.8
+        assert np.mean([share for _, share in answers]) >= wanted * could
+
+
+def test_few_questions_are_careful_and_three_ranges_are_left():
+    rng = np.random.default_rng(2)
+    few = [fit_thresholds(draw_questions(rng, 4, 12)) for _ in range(40)]
+    many = [fit_thresholds(draw_questions(rng, 200, 25)) for _ in range(5)]
+    assert np.median([movie for movie, _ in few]) > max(movie for movie, _ in many)
+    assert all(shortlist < movie for movie, shortlist in few + many)
 
 
 def test_area_under_risk_coverage_by_hand():

@@ -1,11 +1,13 @@
 """python -m pytest tests/test_models.py"""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import save_small_clip, shared
 
+import export
 import models
 from answering.console import UserError
 from models import ARCHITECTURES, Checkpoint, build_model, is_transformer, read_state
@@ -111,6 +113,23 @@ def test_weights_of_another_input_size_are_resampled(tmp_path, capsys):
     ours, theirs = model.backbone.pos_embed, large.pos_embed
     assert torch.equal(ours[:, 0], theirs[:, 0]) and ours.shape[1] == 1 + 14**2
     torch.testing.assert_close(ours[:, 1:].mean(1), theirs[:, 1:].mean(1), atol=2e-3, rtol=0)
+
+
+def test_a_checkpoint_is_built_for_pictures_of_another_size(tmp_path):
+    model = build_model("test_vit3", CLASSES, pretrained=False, intermediate=True)
+    spec = models.preprocessing_for("test_vit3")
+    made = models.Checkpoint("test_vit3", CLASSES, spec, {"intermediate": True}, model.state_dict(), {})
+    larger = export.resize_checkpoint(made, 288).build()
+    assert larger.backbone.pos_embed.shape[1] > model.backbone.pos_embed.shape[1]
+    torch.testing.assert_close(
+        larger.backbone.pos_embed[:, 1:].mean(1), model.backbone.pos_embed[:, 1:].mean(1), atol=5e-3, rtol=0
+    )
+    logits, embedding = larger(torch.zeros(1, 3, 288, 288))
+    assert logits.shape == (1, len(CLASSES)) and embedding.shape == model.eval()(torch.zeros(1, 3, 224, 224))[1].shape
+    with pytest.raises(UserError, match="train it at that size"):
+        export.resize_checkpoint(replace(made, held_out={"folds": torch.zeros(1)}), 288)
+    with pytest.raises(UserError, match="pixels"):
+        build_model("vit_small_patch14_dinov2", [], pretrained=False, size=230)
 
 
 def test_safetensors_load(tmp_path):

@@ -101,6 +101,15 @@ def describe_files(formats: dict[str, FormatFigures]) -> list[str]:
     return lines
 
 
+def describe_promise(contract: Contract) -> str:
+    """What is promised of the answers, or that nothing is."""
+    targets = contract.decision.get("targets")
+    if not targets:
+        return "Too few unknown films taught it what to refuse: nothing is promised of its answers."
+    films = contract.decision["unknown_films"]
+    return f"Fitted with {films} unknown films so that {targets['movie']:.0%} of the named films are right."
+
+
 def describe_rule(contract: Contract, report: ExportReport, refit: bool) -> list[str]:
     """Lines of report.md on the rule. refit: the head has learnt val, so folds took its place."""
     place = "folds of train and val, each by a head fitted without it," if refit else "val"
@@ -115,6 +124,7 @@ def describe_rule(contract: Contract, report: ExportReport, refit: bool) -> list
         markdown_table(["score", "AUROC", "FPR@95", "AURC"], scores),
         f"Chosen: {contract.decision['score']}. Checked on test and unknown_test; unknown films are taken to",
         f"make up {contract.decision['unknown_share']:.0%} of what people send:",
+        describe_promise(contract),
         "",
         markdown_table(["", *checks], rows),
     ]
@@ -150,6 +160,7 @@ def write_card(contract: Contract, path: Path) -> None:
         rule = (
             "Name the first film where `known` >= `decision.movie`, offer three from `decision.shortlist`, else refuse."
         )
+        rule += f" {describe_promise(contract)}"
     else:
         outputs = "`embedding`"
         rule = "It was taught no films: for an index of frames."

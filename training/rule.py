@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from answering.calibration import MARGIN, TARGETS, lowest_threshold
+from answering.calibration import Questions, fit_thresholds
 from training.metrics import area_under_risk_coverage, auroc_fpr95, fit_temperature, weighted_share
 
 
@@ -132,28 +132,79 @@ def spread_known(score: str, values: np.ndarray, temperature: float) -> Rule:
     return Rule(score, temperature, slope=8 / width, offset=float(-8 / width * middle))
 
 
+@dataclass(frozen=True)
+class UnknownFrames:
+    """What a classifier says of frames of films that it does not know."""
+
+    logits: np.ndarray  # float32 [M, C]; nan in the column of a class that was left out
+    film: np.ndarray  # [M]: number of each frame's film
+
+    @property
+    def films(self) -> int:
+        return len(np.unique(self.film))
+
+
+def join_unknown(parts: list[UnknownFrames]) -> UnknownFrames:
+    """All of the parts' frames, whose films are different ones. parts: one at least."""
+    film = []
+    count = 0
+    for part in parts:
+        film.append(np.unique(part.film, return_inverse=True)[1].astype(int) + count)
+        count += part.films
+    return UnknownFrames(np.concatenate([part.logits for part in parts]), np.concatenate(film))
+
+
+def leave_films_out(logits: np.ndarray, labels: np.ndarray) -> UnknownFrames:
+    """Frames of each film with its class left out, as unknown ones. logits [N, C], labels [N]: as fit_rule takes them.
+
+    A discriminant's row for a class hardly depends on the others, so this is nearly a head fitted without the film.
+    """
+    logits = logits.astype(np.float32)
+    logits[np.arange(len(labels)), labels] = np.nan
+    return UnknownFrames(logits, labels)
+
+
+def known_of(rule: Rule, logits: np.ndarray) -> np.ndarray:
+    """rule.known of logits [N, C], over the classes that are not nan; one is nan in each row, or none in any."""
+    if not len(logits):
+        return np.zeros(0, np.float32)
+    known = np.zeros(len(logits), np.float32)
+    left_out = np.isnan(logits).any(1)
+    for rows in (left_out, ~left_out):
+        if rows.any():
+            part = logits[rows]
+            part = part[~np.isnan(part)].reshape(len(part), -1)
+            known[rows] = rule.known(torch.from_numpy(part)).numpy()
+    return known
+
+
 def fit_rule(
-    logits: np.ndarray, labels: np.ndarray, unknown: np.ndarray, share: float
+    logits: np.ndarray, labels: np.ndarray, unknown: UnknownFrames, share: float
 ) -> tuple[Rule, list[ScoreFigures]]:
     """The calibrated rule and the comparison of scores it was chosen from.
 
-    logits [N, C], labels [N]: of frames that the head had not seen. unknown: logits [M, C] of other films, which are
-    taken to make up this share of what people send. The score with the best AUROC of known against unknown films wins,
-    AURC (unknown films count as wrong) breaks ties and decides where there are no unknown films.
+    logits [N, C], labels [N]: of frames that the head had not seen. unknown: of other films, which are taken to make up
+    this share of what people send. The score with the best AUROC of known against unknown films wins, AURC (unknown
+    films count as wrong) breaks ties and decides where there are no unknown films.
     """
+    logits = logits.astype(np.float32)
     temperature = fit_temperature(logits, labels)
-    all_logits = torch.from_numpy(np.concatenate([logits, unknown]))
-    right, listed = right_answers(logits, labels, len(unknown))
-    weights = frame_weights(len(logits), len(unknown), share)
+    right, listed = right_answers(logits, labels, len(unknown.film))
+    weights = frame_weights(len(logits), len(unknown.film), share)
     table = []
     rules = {}
     for name, score in SCORES.items():
-        rule = spread_known(name, score(all_logits / temperature).numpy(), temperature)
-        known = rule.known(all_logits).numpy()
-        rule.movie = lowest_threshold(known, right, weights, TARGETS["movie"] + MARGIN)
-        below = known < rule.movie  # a shortlist is given only where no film is named
-        shortlist = lowest_threshold(known[below], listed[below], weights[below], TARGETS["shortlist"])
-        rule.shortlist = min(rule.movie, shortlist)
+        rule = spread_known(name, score(torch.from_numpy(logits / temperature)).numpy(), temperature)
+        known = np.r_[known_of(rule, logits), known_of(rule, unknown.logits)].astype(np.float64)
+        questions = Questions(
+            score=known,
+            right=right,
+            in_top_three=listed,
+            weight=weights / weights.sum(),
+            film=np.r_[labels, logits.shape[1] + unknown.film],
+            is_unknown=np.arange(len(known)) >= len(logits),
+        )
+        rule.movie, rule.shortlist = (max(0.0, threshold) for threshold in fit_thresholds(questions))
         rules[name] = rule
         auroc, fpr95 = auroc_fpr95(known[: len(logits)], known[len(logits) :])
         table.append(ScoreFigures(name, auroc, fpr95, area_under_risk_coverage(known, right)))

@@ -3,6 +3,8 @@
 const FORMAT = "movie-by-frame site 1";
 const STRETCH_MS = 5000; // as collection.py
 const STRETCH_SIMILARITY = 0.1;
+const MIXED_SHARE = 0.25;
+const SAME_SHOT = 0.6; // as together.py
 
 export const failure = (key, detail = "") => Object.assign(new Error(), { key, detail });
 
@@ -130,28 +132,53 @@ function scoreFilms(similarities, { runner_up_penalty: penalty, min_films: least
   return similarities.map((value) => value - penalty * (value === first ? second : first));
 }
 
-// an answer by the films nearest to an embedding, as Index of collection.py; each candidate has its proof
-export function search(index, embedding) {
-  const vector = projectOne(index, embedding);
-  const { slope, shift } = index.rule;
-  const scores = scoreFilms(index.films.map((film) => compareFilm(film, vector, index.scoring)), index.scoring);
+// number of the shot of each vector, from 0: as label_shots of together.py
+function labelShots(vectors) {
+  const label = vectors.map((_, row) => row);
+  vectors.forEach((vector, row) => {
+    const joined = label.filter((_, other) => dot(vectors[other], 0, vector) >= SAME_SHOT);
+    label.forEach((shot, other) => joined.includes(shot) && (label[other] = Math.min(...joined)));
+  });
+  return label.map((shot) => [...new Set(label)].indexOf(shot));
+}
+
+// an answer by the films nearest to the embeddings of one or more frames of a film, as Index.answer_together of collection.py
+export function search(index, embeddings) {
+  const vectors = embeddings.map((embedding) => projectOne(index, embedding));
+  const similarity = vectors.map((vector) => index.films.map((film) => compareFilm(film, vector, index.scoring)));
+  const shots = labelShots(vectors);
+  const count = Math.max(...shots) + 1;
+  const weights = shots.map((shot) => 1 / count / shots.filter((other) => other === shot).length);
+  const pooled = index.films.map((_, film) => similarity.reduce((sum, row, frame) => sum + weights[frame] * row[film], 0));
+  const scores = scoreFilms(pooled, index.scoring);
+  const rule = index.rule.together?.findLast((part) => part.shots <= count) ?? index.rule;
   const order = scores.map((_, film) => film).sort((a, b) => scores[b] - scores[a]).slice(0, 3);
   const candidates = order.map((film) => ({
     title: index.films[film].title,
-    confidence: 1 / (1 + Math.exp(-(slope * scores[film] + shift))),
-    proof: findProof(index.films[film], vector, film),
+    confidence: 1 / (1 + Math.exp(-(rule.slope * scores[film] + rule.shift))),
+    proof: findProof(index.films[film], vectors, film),
   }));
-  return { kind: judge(scores[order[0]], index.rule), candidates };
+  const kind = judge(scores[order[0]], rule);
+  const elsewhere = similarity.map((row) => scoreFilms(row, index.scoring)).filter((alone) => {
+    const best = Math.max(...alone);
+    return best >= index.rule.movie && alone.indexOf(best) !== order[0];
+  });
+  return { kind: kind === "movie" && elsewhere.length >= MIXED_SHARE * vectors.length ? "shortlist" : kind, candidates };
 }
 
 export function judge(score, { movie, shortlist }) {
   return score >= movie ? "movie" : score >= shortlist ? "shortlist" : "unknown";
 }
 
-// the still of a film that is nearest to a vector, and the stretch of film around it; times in ms, -1: not known
-function findProof(film, vector, number) {
-  const similarities = compareStills(film, vector);
-  const still = similarities.reduce((best, value, row) => (value > similarities[best] ? row : best), 0);
+// the still of a film that is nearest to one of the vectors, and the stretch of film around it; times in ms, -1: not known
+function findProof(film, vectors, number) {
+  const nearest = ({ similarities, still }) => similarities[still];
+  const { similarities, still } = vectors
+    .map((vector) => {
+      const similarities = compareStills(film, vector);
+      return { similarities, still: similarities.reduce((best, value, row) => (value > similarities[best] ? row : best), 0) };
+    })
+    .reduce((best, found) => (nearest(found) > nearest(best) ? found : best));
   const alike = similarities.map((value) => value >= similarities[still] - STRETCH_SIMILARITY);
   const [from, to] = findStretch(film, alike, still);
   return { film: number, still, similarity: similarities[still], time: film.starts[still], from, to };

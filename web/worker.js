@@ -409,16 +409,26 @@ async function identify(blobs) {
   return { ...(await look(shown.map(({ picture, still }) => still ?? picture))), look: "still", ...about };
 }
 
-// the answer to the mean of what the model says of each picture
+// one answer for pictures of one film, as answer_together of model.py
 async function look(pictures) {
   const outputs = [];
   for (const picture of pictures) outputs.push(await infer(prepare(picture, contract.preprocessing)));
-  const mean = (name) =>
-    outputs[0][name]?.data.map((_, k) => outputs.reduce((sum, row) => sum + row[name].data[k], 0) / outputs.length);
+  const mean = (name) => outputs[0][name].data.map((_, k) => outputs.reduce((sum, row) => sum + row[name].data[k], 0) / outputs.length);
   const named = outputs[0].known && nameClasses(mean("probabilities"), mean("known")[0]);
-  const found = index && search(index, mean("embedding"));
-  const elsewhere = named?.kind === "movie" && !index?.films.some(({ title }) => title === named.candidates[0].title);
-  return !found || (found.kind === "unknown" && elsewhere) ? named : found;
+  const found = index && search(index, outputs.map(({ embedding }) => embedding.data));
+  if (!found || named?.kind !== "movie") return found || named;
+  return join(found, named, (title) => index.films.some((film) => film.title === title));
+}
+
+// as join_answer of answering/model.py, where the classifier names a film; holds: whether the index has a title
+function join(found, named, holds) {
+  const [best, ...others] = found.candidates;
+  const [other] = named.candidates;
+  if (!holds(other.title)) return found.kind === "movie" ? found : named;
+  if (found.kind !== "movie" || best.title === other.title) return found;
+  const second = others.find(({ title }) => title === other.title) ?? other;
+  const rest = others.filter(({ title }) => title !== other.title);
+  return { kind: "shortlist", candidates: [best, second, ...rest].slice(0, 3) };
 }
 
 function nameClasses(probabilities, known) {
