@@ -206,15 +206,20 @@ def test_check_shows_how_thresholds_drift(copied, capsys):
     assert float(row[1]) == pytest.approx(about.rule.movie, abs=2e-3)  # all its films, so its own threshold
 
 
-def test_the_rarer_unknown_films_are_the_sooner_a_film_is_named(copied, capsys):
-    thresholds = []
-    for share in ("0.05", "0.6"):
-        assert index.main(["rebuild", "--unknown-share", share, "--index", str(copied)]) == 0
-        thresholds.append(Collection(copied).about().rule.movie)
-    assert thresholds[0] < thresholds[1]
-    assert index.main(["rebuild", "--index", str(copied)]) == 0  # keeps what was asked for
-    assert Collection(copied).about().rule.movie == pytest.approx(thresholds[1], abs=1e-6)
-    assert "where 10%" in capsys.readouterr().out
+def test_the_rarer_unknown_films_are_the_sooner_a_film_is_named():
+    x, owner = clouds(30, 4)
+    unchanged = np.zeros((0, x.shape[1]), np.float32)
+    films = [calibration.FilmSample(x[owner == f], np.full(40, -1), unchanged) for f in range(30)]
+    asked = calibration.leave_one_out_scores(films, 40)
+    rare, frequent = (calibration.fit_rule(asked, np.full(30, 40), share).movie for share in (0.05, 0.6))
+    assert rare < frequent
+
+
+def test_rebuild_keeps_how_rare_unknown_films_are(copied, capsys):
+    for command in (["rebuild", "--unknown-share", "0.6"], ["rebuild"]):
+        assert index.main([*command, "--index", str(copied)]) == 0
+        assert Collection(copied).about().unknown_share == 0.6
+    assert "fitted for 60%" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         index.main(["rebuild", "--unknown-share", "1", "--index", str(copied)])
     assert stopped.value.code == 2 and "--unknown-share" in capsys.readouterr().err
