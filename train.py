@@ -545,8 +545,8 @@ def plan_runs(args: argparse.Namespace) -> list[list[dict]]:
     """Options of each run, in a list a network and protocol: its folds, and its random split at the end."""
     archs = ARCHITECTURES if args.arch == "all" else [args.arch]
     protocols = list(PROTOCOLS) if args.protocol == "both" else [args.protocol]
-    folds = [None] if args.fold is None else [int(args.fold)]
-    splits = [{"split": args.split, "fold": fold} for fold in (range(5) if args.fold == "all" else folds)]
+    folds = range(5) if args.fold == "all" else [None if args.fold is None else int(args.fold)]
+    splits = [{"split": args.split, "fold": fold} for fold in folds]
     if args.with_random:
         splits.append({"split": "random", "fold": None})
     plan = []
