@@ -572,7 +572,7 @@ def run_plan(args: argparse.Namespace, recipe: dict, options: dict) -> None:
         folds = []
         for run in group:
             arch = run["arch"]
-            share = max(0.0, minutes_left[arch]) / runs_left[arch]
+            share = max(0.001, minutes_left[arch]) / runs_left[arch]  # a network that has used up its own trains a step
             start = time.perf_counter()
             limit = share if args.minutes else None
             figures = train_and_print(args.data, recipe, **options | run | {"minutes": limit})

@@ -10,7 +10,9 @@ from answering.calibration import lowest_threshold
 from training.metrics import (
     area_under_risk_coverage,
     expected_calibration_error,
+    film_interval,
     fit_temperature,
+    mcnemar,
     measure,
     significantly_worse,
     softmax,
@@ -60,6 +62,24 @@ def test_significantly_worse_asks_for_more_than_a_flip():
     one[:2], many[:9] = False, False
     assert not significantly_worse(right, one) and significantly_worse(right, many)
     assert not significantly_worse(many, right) and not significantly_worse(right, right)
+
+
+def test_mcnemar_by_hand():
+    right = np.ones(20, bool)
+    one, other = right.copy(), right.copy()
+    one[:1], other[1:8] = False, False
+    assert mcnemar(one, other) == pytest.approx(2 * (1 + 8) / 2**8)  # 7 to 1: two tails of eight fair coins
+    assert mcnemar(one, other) == mcnemar(other, one) and mcnemar(right, right) == 1
+
+
+def test_film_interval_draws_films():
+    films = np.repeat(["a", "b", "c", "d"], [10, 10, 10, 70])
+    right = films == "d"
+    mean, low, high = film_interval(right, films)
+    assert mean == 0.25 and low == 0 and 0.5 <= high <= 0.75  # of four films drawn, none to three are d
+    mean, low, high = film_interval(right, films, by_frames=True)
+    assert mean == 0.7 and low == 0 and 0.8 < high < 1
+    assert film_interval(np.ones(100, bool), films) == (1, 1, 1)
 
 
 def test_lowest_threshold_is_the_lowest_that_holds():
