@@ -1,7 +1,8 @@
 """Train a network to name the film of a frame, and measure it on shots it has never seen.
 
 python train.py data/processed --arch deit_base_patch16_224         # the best of the original's six
-python train.py data/processed --arch all                           # all six, compared in runs/results.md
+python train.py data/processed --arch all --fold all                # all six, compared in runs/results.md and .png
+python train.py --compare                                           # write that table and picture anew
 python train.py data/processed --arch mobilenetv2 --limit 200 --epochs 2     # a quick look, on a laptop
 torchrun --nproc-per-node 4 train.py data/processed                 # on four GPUs, which share one --batch-size
 """
