@@ -76,7 +76,7 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python train.py data/processed --arch all --fold all": "six networks, hours; each is tested in test_models.py",
     "python train.py data/processed --arch all --fold all --protocol both --with-random --minutes 60": "an hour; "
     "tests/test_train.py runs it with one small network",
-    "python export.py runs --best --max-ms 30": "exports what is run below; tests/test_export.py chooses among two runs",
+    "python export.py runs --best --max-ms 30": "tests/test_export.py chooses among two runs",
     "hf auth login": "needs an account",
     "hf download timm/vit_small_patch16_dinov3.lvd1689m model.safetensors --local-dir dinov3": "downloads",
     "python export.py --arch vit_small_patch16_dinov3.lvd1689m --init hub --frames ~/films": "a licence first",

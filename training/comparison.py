@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from answering.console import atomic_write
 from training.dataset import write_csv
@@ -25,6 +27,8 @@ EXPORT_FIGURES = "export.json"  # in a run's folder: what export.py measured of 
 # args.json has these, and they may differ between the folds of a row
 NOT_THE_ROW = {"split", "fold", "frames", "commit", "device", "weights", "pretrained", "minutes"}
 ALIKE_FROM = 0.05  # p of McNemar's test from which two rows can't be told apart
+MARKERS = "os^Dv"  # a protocol each
+POINTS_APART = 0.04  # of their ms, so that protocols of a network don't hide each other
 # accuracy that the original project published, by numbers of films: on val frames of a random split
 ORIGINAL = {
     "resnet50": {5: 0.9091, 50: 0.8674, 257: 0.8055},
@@ -459,8 +463,6 @@ def describe_table(table: tuple, rows: list[Row]) -> str:
 
 def draw_tables(tables: dict[tuple, list[Row]], path: Path) -> None:
     """Accuracy against milliseconds, a point a row, a panel a table."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9.5, 6.4 * len(tables)), layout="constrained")
     panels = figure.subplots(len(tables), squeeze=False)[:, 0]
     for axes, (table, rows) in zip(panels, tables.items(), strict=True):
@@ -471,27 +473,34 @@ def draw_tables(tables: dict[tuple, list[Row]], path: Path) -> None:
 def draw_table(axes, table: tuple, rows: list[Row]) -> None:
     """One panel: filled points are our rows, with their intervals, hollow ones the original's figures."""
     networks = list(dict.fromkeys(row.first.figures.arch for row in rows))
+    protocols = list(dict.fromkeys(row.protocol for row in rows))
     placed = [row for row in rows if row.ms is not None and row.balanced is not None]
-    markers = {}
     for row in placed:
-        colour = f"C{networks.index(row.first.figures.arch) % 10}"
-        exported = row.mean_of_all("ms_int8") is not None
-        protocol = row.first.figures.protocol
-        marker = markers.setdefault(protocol, "os^Dv"[len(markers) % 5])
+        place = protocols.index(row.protocol)
         mean = row.balanced.mean
         ends = None if row.balanced.low is None else [[mean - row.balanced.low], [row.balanced.high - mean]]
-        label = f"{row.name}{'' if exported else ' (ms of torch; not exported)'}"
-        axes.errorbar(row.ms, mean, yerr=ends, fmt=marker, color=colour, capsize=3, label=label, alpha=0.85)
-    films = table[1]
-    drawn = draw_original(axes, placed, networks, films)
+        label = row.name if row.mean_of_all("ms_int8") is not None else f"{row.name} (ms of torch; not exported)"
+        axes.errorbar(
+            row.ms * (1 + POINTS_APART * place),
+            mean,
+            yerr=ends,
+            fmt=MARKERS[place % len(MARKERS)],
+            color=f"C{networks.index(row.first.figures.arch) % 10}",
+            capsize=3,
+            label=label,
+            alpha=0.85,
+        )
+    drawn = draw_original(axes, placed, networks, films=table[1])
     axes.set_xscale("log")
-    axes.set(
-        xlabel="ms a frame, on the machine that measured", ylabel="balanced accuracy on unseen shots, 95% over films"
-    )
+    axes.margins(x=0.12)
+    for axis_ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 0.5)))
+    axes.set(xlabel="ms a frame, int8 where exported", ylabel="balanced accuracy on unseen shots (95% over films)")
     axes.set_title(title_of(table))
     axes.grid(alpha=0.3, which="both")
     if placed:
-        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        columns = 1 + (len(placed) > 6)
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns)
     if drawn:
         note = ORIGINAL_NOTE.format(films=" or ".join(str(count) for count in sorted(drawn)))
         axes.text(0, 1.07, note, transform=axes.transAxes, fontsize=7.5, va="bottom")
