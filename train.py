@@ -49,6 +49,7 @@ from training.run import EpochRow, Options, Run, State, TrainFigures
 from training.setup import set_up
 
 TIMED_FRAMES = 10
+MIN_MINUTES = 0.001  # of a run, where its network has used up its share of --minutes: it trains a step
 WITH_RANDOM_HELP = "a run on a random split too, for the table's column that shows what such a split flatters"
 
 
@@ -560,31 +561,55 @@ def plan_runs(args: argparse.Namespace) -> list[list[dict]]:
     return plan
 
 
-def run_plan(args: argparse.Namespace, recipe: dict, options: dict) -> None:
-    """Train all runs of the plan, one after the other; of --minutes each network gets its share.
+def run_plan(args: argparse.Namespace, recipe: dict, options: dict) -> int:
+    """Train all runs of the plan, one after the other; returns an exit status.
 
-    What a run leaves of its share, as a probe does, goes to the later runs of its network.
+    Of --minutes each network gets an even share; what a run leaves of it, as a probe does, goes to the later runs of
+    its network. Of several networks, one that fails, as for want of its weights, is left out, and the status is 1.
     """
     plan = plan_runs(args)
-    networks = len({group[0]["arch"] for group in plan})
-    runs_left = Counter(run["arch"] for group in plan for run in group)
-    minutes_left = dict.fromkeys(runs_left, (args.minutes or math.inf) / networks)
+    groups_left = Counter(group[0]["arch"] for group in plan)
+    minutes_left = dict.fromkeys(groups_left, (args.minutes or math.inf) / len(groups_left))
+    failed = set()
     for group in plan:
-        folds = []
-        for run in group:
-            arch = run["arch"]
-            share = max(0.001, minutes_left[arch]) / runs_left[arch]  # a network that has used up its own trains a step
-            start = time.perf_counter()
-            limit = share if args.minutes else None
-            figures = train_and_print(args.data, recipe, **options | run | {"minutes": limit})
-            minutes_left[arch] -= (time.perf_counter() - start) / 60
-            runs_left[arch] -= 1
-            if run["fold"] is not None:
-                folds.append(figures)
-        if len(folds) > 1 and is_first_process():
-            print_mean(arch, folds)
+        arch = group[0]["arch"]
+        if arch in failed:
+            continue
+        start = time.perf_counter()
+        try:
+            run_group(args, recipe, options, group, minutes_left[arch], groups_left[arch])
+        except UserError as error:
+            if len(groups_left) == 1 or error.code != 1:  # usage, and being stopped, end the program
+                raise
+            failed.add(arch)
+            print(f"train.py: {arch} is left out: {error}", file=sys.stderr, flush=True)
+        minutes_left[arch] -= (time.perf_counter() - start) / 60
+        groups_left[arch] -= 1
+    if len(failed) == len(groups_left):
+        raise UserError("no network could be trained; the lines above say why")
     if len(plan) * len(plan[0]) > 1 and is_first_process():
         print(f"\n{(args.out / RESULTS_TABLE).read_text(encoding='utf-8')}")
+    return 1 if failed else 0
+
+
+def run_group(
+    args: argparse.Namespace, recipe: dict, options: dict, group: list[dict], minutes: float, groups: int
+) -> None:
+    """Train a network in one protocol, on each of its splits.
+
+    minutes: that its network has left, inf without a limit; groups: of the network that are to come, this one included.
+    """
+    folds = []
+    for place, run in enumerate(group):
+        start = time.perf_counter()
+        share = max(MIN_MINUTES, minutes / (groups * len(group) - place))
+        limit = share if args.minutes else None
+        figures = train_and_print(args.data, recipe, **options | run | {"minutes": limit})
+        minutes -= (time.perf_counter() - start) / 60
+        if run["fold"] is not None:
+            folds.append(figures)
+    if len(folds) > 1 and is_first_process():
+        print_mean(group[0]["arch"], folds)
 
 
 @one_line_errors
@@ -606,8 +631,7 @@ def main(argv: list[str] | None = None) -> int:
     with process_group():
         if args.minutes and world_size() > 1:
             raise UserError("--minutes: processes that train together can't each watch the clock; run one", 2)
-        run_plan(args, recipe, options)
-    return 0
+        return run_plan(args, recipe, options)
 
 
 if __name__ == "__main__":

@@ -332,6 +332,27 @@ def test_the_time_is_shared_by_networks(monkeypatch):
         assert (minutes, rest) == (pytest.approx(5), pytest.approx(9))  # what a probe leaves is its network's
 
 
+def test_a_network_that_fails_is_left_out_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+    done = []
+
+    def run(data, recipe, **options):
+        if options["arch"] == "resnet50":
+            raise UserError("the weights of resnet50 can't be had (no network); name a local file")
+        done.append(options["arch"])
+        return {"top1": 1.0}
+
+    monkeypatch.setattr(train, "train_and_print", run)
+    (tmp_path / "results.md").write_text("the table")
+    argv = ["data", "--arch", "all", "--protocol", "both", "--out", str(tmp_path)]
+    assert train.main(argv) == 1
+    assert len(done) == 10 and "resnet50" not in done
+    out, err = capsys.readouterr()
+    assert err.count("resnet50 is left out: the weights of resnet50 can't be had") == 1 and "the table" in out
+    assert train.main(["data", "--arch", "resnet50", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(train, "ARCHITECTURES", ("resnet50",))
+    assert train.main(argv) == 1 and "resnet50 can't be had" in capsys.readouterr().err
+
+
 def test_clip_without_weights_is_left_out_of_probes(capsys):
     argv = ["data", "--arch", "all", "--no-pretrained", "--protocol", "probe"]
     plan = train.plan_runs(train.get_parser().parse_args(argv))
