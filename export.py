@@ -3,6 +3,7 @@
 python export.py runs/deit_base_patch16_224-processed/best.pt --data data/processed
 python identify.py frame.jpg --model export
 python export.py model.pt --arch deit_base_patch16_224 --classes classes.txt     # the original project's own weights
+python export.py runs --best --max-ms 30            # of all runs the most accurate that answers within 30 ms
 python export.py --arch vit_small_patch14_dinov2 --init hub --frames ~/films     # an embedder, which knows no films
 """
 
@@ -39,6 +40,7 @@ from answering.strangers import FILE as STRANGERS_FILE
 from answering.strangers import embed_strangers, list_strangers, write_strangers
 from answering.titles import normalise_title, split_title
 from models import Checkpoint, build_model, convert_original, is_transformer, preprocessing_for
+from training.comparison import Row, build_tables, read_runs, write_comparison, write_export
 from training.dataset import SPLITS, UNKNOWN_SPLITS, choose_rows, label_rows, read_manifest, split_fingerprint
 from training.device import keep_memory, limit_threads
 from training.export_report import ExportReport, draw_calibration, write_card, write_report
@@ -441,15 +443,19 @@ def export_model(
     max_drop: float = MAX_DROP,
     unknown_share: float = UNKNOWN_SHARE,
     web: bool = False,
+    max_ms: float | None = None,
 ) -> ExportReport:
     """Export a trained model with all that its data say of it. out appears whole, or stays as it was.
 
     data: what the checkpoint was trained on; the rule is fitted on frames that its head had not seen, and checked on
     test. max_drop: points of balanced accuracy that an int8 file may lose beyond chance. unknown_share: of the frames
     that people send, how many are of other films. web: write model.web.onnx too. size: of the pictures in pixels, by
-    default that of the training. Raises UserError.
+    default that of the training. max_ms: milliseconds that the fastest int8 file may take for a frame. What was
+    measured is kept in the run's folder, if the checkpoint is a path. Raises TooSlow, or UserError.
     """
+    folder = None
     if not isinstance(checkpoint, Checkpoint):
+        folder = checkpoint.parent
         checkpoint = Checkpoint.load(checkpoint)
     checkpoint = resize_checkpoint(checkpoint, size or checkpoint.preprocessing["size"])
     keep_memory()
@@ -479,10 +485,21 @@ def export_model(
         add_strangers(work)
         unseen = [split for split in told if split in ("val", "test")]
         report.formats = measure_formats(work, frames, labels, splits=unseen, max_drop=max_drop)
+        keep_in_run(folder, report)
+        ms = min(row.ms for name, row in report.formats.items() if "int8" in name)
+        if max_ms is not None and ms > max_ms:
+            raise TooSlow(f"{ms:.1f} ms a frame, --max-ms is {max_ms:g}")
         draw_calibration(rule, logits, labels["test"], work / "calibration.png")
         stages.done(f"accuracy of every file on frames of {' and '.join(unseen)}")
         write_texts(contract, report, bool(checkpoint.held_out), work)
     return report
+
+
+def keep_in_run(folder: Path | None, report: ExportReport) -> None:
+    """What was measured, for the table that compares the runs. folder: of a run, or of something else."""
+    if folder and (folder / "test.json").exists():
+        write_export(folder, report.formats)
+        write_comparison(folder.parent)
 
 
 def make_contract(checkpoint: Checkpoint, rule: Rule | None, decision: dict, accuracy: dict) -> Contract:
@@ -505,6 +522,67 @@ def write_texts(contract: Contract, report: ExportReport | None, refit: bool, wo
     contract.save(work / "model.json")
     write_report(contract, report, refit, work / "report.md")
     write_card(contract, work / "README.md")
+
+
+# ------------------------------------------------------------------------------------------ the best of many runs
+
+
+class TooSlow(UserError):
+    """An export takes more milliseconds a frame than it may."""
+
+
+def rank_rows(runs: Path, data: Path | None) -> tuple[list[Row], Path]:
+    """(networks as they were trained, best balanced accuracy first; the data of all of them).
+
+    data: to choose the rows by; None where all runs are of one dataset. Raises UserError without such runs.
+    """
+    every = read_runs(runs)
+    if not every:
+        raise UserError(f"{runs}: holds no finished run; train some with: python train.py DATA --arch all", 2)
+    places = sorted({run.figures.data for run in every})
+    if data is None and len(places) > 1:
+        raise UserError(f"{runs}: holds runs on {' and '.join(places)}; name one with --data", 2)
+    data = data or Path(places[0])
+    of_data = [run for run in every if Path(run.figures.data).resolve() == data.resolve()]
+    rows = [row for table in build_tables(of_data).values() for row in table if row.balanced]
+    rows = [row for row in rows if row.first.checkpoint.exists()]
+    if not rows:
+        raise UserError(f"{runs}: no run on a grouped split of {data} with its best.pt", 2)
+    return sorted(rows, key=lambda row: row.balanced.mean, reverse=True), data
+
+
+def export_best(runs: Path, data: Path | None, out: Path, *, max_ms: float | None, **options) -> ExportReport:
+    """Export the row of best balanced accuracy that answers within max_ms; print what was left, and why.
+
+    Rows whose ms are not known yet are exported to find out. options: of export_model. Raises UserError where none is
+    fast enough.
+    """
+    rows, data = rank_rows(runs, data)
+    left = []
+    for place, row in enumerate(rows):
+        known = row.mean("ms_int8")
+        if max_ms is not None and known is not None and known > max_ms:
+            left.append(describe_left(row, f"takes {known:.1f} ms"))
+            continue
+        print(f"{row.name}: balanced {row.balanced}; exporting {row.first.checkpoint}", flush=True)
+        try:
+            report = export_model(row.first.checkpoint, data, out, max_ms=max_ms, **options)
+        except TooSlow as slow:
+            left.append(describe_left(row, f"takes {slow}"))
+            continue
+        for rest in rows[place + 1 :]:
+            alike = rest.first.table == row.first.table and set(rest.alike) & set(row.alike)
+            why = "no better, but McNemar's test can't tell them apart" if alike else "no better"
+            left.append(describe_left(rest, why))
+        print("\n".join([f"taken: {row.name}: balanced {row.balanced}", *left]))
+        return report
+    print("\n".join(left))
+    raise UserError(f"--max-ms {max_ms:g}: none of the {len(rows)} is as fast; raise it, or train a smaller network")
+
+
+def describe_left(row: Row, why: str) -> str:
+    """A line on a row that was not taken."""
+    return f"left: {row.name}: balanced {row.balanced}; {why}"
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -531,7 +609,7 @@ def read_classes(path: Path) -> list[str]:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Export a model to ONNX and OpenVINO.")
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="best.pt of a run; leave it out for an embedder")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="best.pt of a run, or with --best a folder of runs")
     parser.add_argument("--data", type=Path, help=f"the dataset that it was trained on (default: {DATA})")
     parser.add_argument("--out", type=Path, default=Path("export"), help="default: %(default)s")
     parser.add_argument(
@@ -553,6 +631,10 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"side of the pictures that the model takes (default: {PREPROCESSING['size']}, or that of the training)",
     )
     parser.add_argument("--web", action="store_true", help=f"write {WEB} too, for the browser page in web/")
+    text = "of the runs in a folder, take the one of best balanced accuracy (mean over its folds)"
+    parser.add_argument("--best", action="store_true", help=text)
+    text = "with --best: milliseconds a frame that its fastest int8 file may take here (default: any)"
+    parser.add_argument("--max-ms", type=float, metavar="MS", help=text)
     group = parser.add_argument_group("weights of the original project, or an embedder without films")
     group.add_argument("--classes", type=Path, help="the original's classes.txt, lines `Title (Year): index`")
     group.add_argument("--arch", help=f"one of the six or a timm name (default: {ORIGINAL_ARCH})")
@@ -569,6 +651,10 @@ def is_own_run(args: argparse.Namespace) -> bool:
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where flags would be ignored, or values make no sense."""
     own = is_own_run(args)
+    if args.best and not (own and args.checkpoint.is_dir()):
+        parser.error("--best chooses among runs; name the folder that holds them, such as runs")
+    if args.max_ms is not None and not (args.best and args.max_ms > 0):
+        parser.error("--max-ms goes only with --best, and is more than 0")
     for flag in ("arch", "frames") if own else ("data", "max_drop", "unknown_share"):
         if getattr(args, flag) is not None:
             where = "--classes or --init" if own else "a checkpoint of train.py"
@@ -611,18 +697,16 @@ def main(argv: list[str] | None = None) -> int:
     arch = args.arch or ORIGINAL_ARCH
     if args.checkpoint and not args.checkpoint.exists():
         raise UserError(f"{args.checkpoint}: no such file; train one with: python train.py {data}", 2)
+    if args.checkpoint and args.checkpoint.is_dir() and not args.best:
+        raise UserError(f"{args.checkpoint}: is a folder; name its best.pt, or choose among its runs with --best", 2)
     if is_own_run(args):
         max_drop = MAX_DROP if args.max_drop is None else args.max_drop
         unknown_share = UNKNOWN_SHARE if args.unknown_share is None else args.unknown_share
-        export_model(
-            args.checkpoint,
-            data,
-            args.out,
-            size=args.size,
-            max_drop=max_drop,
-            unknown_share=unknown_share,
-            web=args.web,
-        )
+        options = {"max_drop": max_drop, "unknown_share": unknown_share, "web": args.web}
+        if args.best:
+            export_best(args.checkpoint, args.data, args.out, max_ms=args.max_ms, **options)
+        else:
+            export_model(args.checkpoint, data, args.out, size=args.size, **options)
     else:
         if args.init:
             checkpoint = make_embedder(arch, args.init, args.size or PREPROCESSING["size"])

@@ -18,6 +18,7 @@ from benchmarks.folds import bench_folds
 from benchmarks.harness import show
 from benchmarks.ways import WAYS
 from training.dataset import ManifestRow, choose_rows, read_manifest
+from training.metrics import film_interval
 
 FRONTIER = [  # ways that are drawn, of all WAYS
     "as it is",
@@ -169,12 +170,10 @@ def confidences(answers: list[Answer]) -> np.ndarray:
     return np.array([answer.candidates[0].confidence for answer in answers])
 
 
-def film_interval(right: np.ndarray, films: np.ndarray) -> str:
-    """Mean over films of the share that is right, with its 95% interval from 2,000 draws of films (Efron 1979)."""
-    shares = np.array([right[films == film].mean() for film in np.unique(films)])
-    drawn = np.random.default_rng(13).choice(shares, (2000, len(shares))).mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return f"{shares.mean():.3f} ({low:.2f} to {high:.2f})"
+def format_interval(right: np.ndarray, films: np.ndarray) -> str:
+    """Mean over films of the share that is right, with its 95% interval."""
+    mean, low, high = film_interval(right, films)
+    return f"{mean:.3f} ({low:.2f} to {high:.2f})"
 
 
 def measure_answers(answers: Answers) -> dict[str, str]:
@@ -185,9 +184,9 @@ def measure_answers(answers: Answers) -> dict[str, str]:
     helpful = (named & right) | (offered & answers.listed)
     row = {
         "top-1": f"{right.mean():.3f}",
-        "balanced (95%, by films)": film_interval(right, answers.films),
+        "balanced (95%, by films)": format_interval(right, answers.films),
         "known named": f"{named.mean():.3f}",
-        "named, by films (95%)": film_interval(named, answers.films),
+        "named, by films (95%)": format_interval(named, answers.films),
     }
     unknown_named = is_kind(answers.unknown, "movie")
     for share in SHARES:

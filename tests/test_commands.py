@@ -89,7 +89,15 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python train.py data/processed --arch deit_base_patch16_224": "README's run below, with another network",
     "torchrun --nproc-per-node 4 filter.py data/raw": "four GPUs; tests/test_filter.py shares films out",
     "torchrun --nproc-per-node 4 train.py data/processed": "four GPUs; tests/test_train.py runs two processes",
-    "python train.py data/processed --arch all": "six networks, an hour; each is tested in tests/test_models.py",
+    "python train.py data/processed --arch all --fold all": "six networks, hours; each is tested in test_models.py",
+    "python train.py data/processed --arch all --fold all --protocol both --with-random --minutes 60": "an hour; "
+    "tests/test_train.py runs it with one small network",
+    "python export.py runs --best --max-ms 30": "tests/test_export.py chooses among two runs",
+    "hf auth login": "needs an account",
+    "hf download timm/vit_small_patch16_dinov3.lvd1689m model.safetensors --local-dir dinov3": "downloads",
+    "python export.py --arch vit_small_patch16_dinov3.lvd1689m --init hub --frames ~/films": "a licence first",
+    "python export.py --arch vit_small_patch16_dinov3.lvd1689m --init dinov3/model.safetensors --frames ~/films": "the "
+    "same; README's embedder is exported below from a local file",
     "python demo/demo.py": "four to ten minutes; tests/test_demo.py runs its parts",
     "python demo/demo.py --films 50 --arch resnet50": "needs a GPU",
     "python demo/films.py --films 257 --frames 330 --out data/raw": "an hour; it is run with fewer films below",
@@ -451,7 +459,10 @@ def test_train_leaves_a_run(home, trained):
     for name in ("args.json", "metrics.csv", "best.pt", "test.json"):
         assert (trained / name).stat().st_size > 0
     assert is_drawn(trained / "confusion.png") and is_drawn(trained / "mistakes.png")
-    assert "test_resnet-processed" in home.path("runs", "results.md").read_text()
+    assert "test_resnet-processed" in home.path("runs", "results.csv").read_text()
+    home.path("runs", "results.png").unlink()
+    ran = home.run("python train.py --compare")
+    assert "| test_resnet, random weights | " in ran.out and is_drawn(home.path("runs", "results.png"), 400)
 
 
 def test_train_in_other_ways(home, filtered):

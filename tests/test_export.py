@@ -348,6 +348,53 @@ def test_an_export_is_written_anew_over_its_own_files_and_what_belongs_there(tmp
     assert (out / "titles.csv").exists() and (out / "model.onnx").read_text() == "new"
 
 
+def test_the_best_run_that_is_fast_enough_is_exported(run, dataset, tmp_path, capsys):
+    """Two runs: one whose figures are better and whose export took 99 ms, and the real one, not exported so far."""
+    runs = tmp_path / "runs"
+    shutil.copytree(run, runs / "real")
+    shutil.copytree(run, runs / "slow")
+    report = json.loads((runs / "slow" / "test.json").read_text())
+    report["test"]["balanced"] = 1.0
+    report["args"]["lr"] = 0.5
+    (runs / "slow" / "test.json").write_text(json.dumps(report))
+    shutil.rmtree(runs / "slow" / "export.json", ignore_errors=True)
+    (runs / "slow" / "export.json").write_text('{"formats": {"onnxruntime int8": {"ms": 99.0, "mb": 5.0}}}')
+    argv = [str(runs), "--best", "--out", str(tmp_path / "out"), "--max-drop", "20"]
+    assert export.main([*argv, "--max-ms", "0.0001"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("\nleft: ") == 2 and "99.0 ms" in out and "--max-ms 0.0001: none of the 2 is as fast" in err
+    assert not (tmp_path / "out").exists() and (runs / "real" / "export.json").exists()  # what it takes is known now
+    assert export.main([*argv, "--max-ms", "98"]) == 0
+    out = capsys.readouterr().out
+    assert "taken: test_resnet, random weights, fine-tuned, 14 epochs (lr 0.003)" in out and "takes 99.0 ms" in out
+    assert Identifier(tmp_path / "out").classes == Checkpoint.load(run / "best.pt").classes
+    assert "| 99.0 |" in (runs / "results.md").read_text()
+
+
+def test_what_best_cannot_choose_from_is_one_line(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "runs" / "one")
+    shutil.copytree(run, tmp_path / "runs" / "two")
+    report = json.loads((tmp_path / "runs" / "two" / "test.json").read_text())
+    report["args"]["data"] = "elsewhere"
+    (tmp_path / "runs" / "two" / "test.json").write_text(json.dumps(report))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [
+        ([str(empty), "--best"], "holds no finished run"),
+        ([str(tmp_path / "runs"), "--best"], "name one with --data"),
+        ([str(tmp_path / "runs"), "--best", "--data", "third"], "no run on a grouped split of third"),
+        ([str(tmp_path / "runs")], "choose among its runs with --best"),
+    ]
+    for argv, words in cases:
+        assert export.main([*argv, "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    for argv in (["x.pt", "--best"], [str(tmp_path / "runs"), "--max-ms", "3"]):
+        with pytest.raises(SystemExit):
+            export.main(argv)
+    assert not (tmp_path / "out").exists()
+
+
 def test_temperature_is_recovered():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 6)) * 2

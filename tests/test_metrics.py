@@ -11,7 +11,9 @@ from answering.calibration import Questions, careful_threshold, fit_thresholds, 
 from training.metrics import (
     area_under_risk_coverage,
     expected_calibration_error,
+    film_interval,
     fit_temperature,
+    mcnemar,
     measure,
     significantly_worse,
     softmax,
@@ -133,6 +135,24 @@ def test_few_questions_are_careful_and_three_ranges_are_left():
     many = [fit_thresholds(draw_questions(rng, 200, 25)) for _ in range(5)]
     assert np.median([movie for movie, _ in few]) > max(movie for movie, _ in many)
     assert all(shortlist < movie for movie, shortlist in few + many)
+
+
+def test_mcnemar_by_hand():
+    right = np.ones(20, bool)
+    one, other = right.copy(), right.copy()
+    one[:1], other[1:8] = False, False
+    assert mcnemar(one, other) == pytest.approx(2 * (1 + 8) / 2**8)  # 7 to 1: two tails of eight fair coins
+    assert mcnemar(one, other) == mcnemar(other, one) and mcnemar(right, right) == 1
+
+
+def test_film_interval_draws_films():
+    films = np.repeat(["a", "b", "c", "d"], [10, 10, 10, 70])
+    right = films == "d"
+    mean, low, high = film_interval(right, films)
+    assert mean == 0.25 and low == 0 and 0.5 <= high <= 0.75  # of four films drawn, none to three are d
+    mean, low, high = film_interval(right, films, by_frames=True)
+    assert mean == 0.7 and low == 0 and 0.8 < high < 1
+    assert film_interval(np.ones(100, bool), films) == (1, 1, 1)
 
 
 def test_area_under_risk_coverage_by_hand():

@@ -32,9 +32,15 @@ def epochs_of(run: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def is_parameter(key: str) -> bool:
+    """Whether a key of a state dict is of weights, and not of batch norm's statistics."""
+    return not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
 def test_run_folder_is_whole(run):
     assert {p.name for p in run.iterdir()} == {
         "args.json", "metrics.csv", "best.pt", "last.pt", "curves.png", "confusion.png", "mistakes.png", "test.json",
+        "predictions.csv",
     }  # fmt: skip
     best, last = Checkpoint.load(run / "best.pt"), Checkpoint.load(run / "last.pt")
     assert best.training is None and set(last.training) >= {"model", "optimiser", "epoch", "history", "best"}
@@ -42,6 +48,12 @@ def test_run_folder_is_whole(run):
     test = figures_of(run)
     assert test["test"]["top1"] >= 0.8  # textures are easy; a third would be chance
     assert 0 <= test["test"]["auroc"] <= 1
+    with open(run / "predictions.csv", newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert len(answers) == len({row["frame"] for row in answers}) == test["frames"]["test"]
+    assert np.mean([row["said"] == row["movie"] for row in answers]) == pytest.approx(test["test"]["top1"])
+    assert test["seconds"] > 0 and test["ms_float"] > 0 and test["epochs"] == 14
+    assert test["parameters"] == sum(value.numel() for key, value in best.model.items() if is_parameter(key))
     assert len(epochs_of(run)) == 14
     assert "test_resnet" in (run.parent / "results.md").read_text()
 
@@ -244,6 +256,7 @@ def test_original_recipe_is_the_original(dataset, tmp_path):
     assert args["weight_decay"] == 1e-4 and args["keep_bars"] is True and args["schedule"] == "step"
     assert out.name == "test_resnet-small-original-limit30-randomsplit"
     assert "RANDOM" in (tmp_path / "results.md").read_text()
+    assert "original's recipe, 3 epochs" in (tmp_path / "results.md").read_text()
 
 
 def test_all_folds_give_a_mean(dataset, tmp_path, capsys):
@@ -304,6 +317,83 @@ def test_weights_that_may_have_seen_test_frames_are_refused(dataset, tmp_path):
         with pytest.raises(UserError, match="may have seen test frames"):
             quick(dataset, tmp_path / "b", init=str(run / "best.pt"), **settings)
     assert quick(dataset, tmp_path / "b", recipe={"epochs": 1}, init=str(run / "best.pt"), fold=0).exists()
+
+
+# ----------------------------------------------------------------------------------- protocols, and a time for all
+
+
+def test_both_protocols_stand_side_by_side(dataset, tmp_path, capsys):
+    argv = [str(dataset), "--arch", "test_resnet", "--no-pretrained", "--limit", "12", "--train-size", "64"]
+    argv += ["--batch-size", "12", "--precision", "fp32", "--protocol", "both", "--with-random", "--minutes", "0.02"]
+    assert train.main([*argv, "--fold", "0", "--out", str(tmp_path)]) == 0
+    runs = sorted(path.parent for path in tmp_path.glob("*/test.json"))
+    kinds = (
+        "finetune-limit12-fold0",
+        "finetune-limit12-randomsplit",
+        "probe-limit12-fold0",
+        "probe-limit12-randomsplit",
+    )
+    assert [run.name for run in runs] == [f"test_resnet-small-{kind}" for kind in kinds]
+    tuned, _, probe, _ = map(figures_of, runs)
+    # it was never better than its head, and stands for itself all the same; the time ended long before 16 epochs
+    assert tuned["best_epoch"] >= 1 and 1 <= tuned["epochs"] < 16
+    assert (probe["best_epoch"], probe["epochs"]) == (0, 0)
+    table = capsys.readouterr().out.split("## ")[-1]
+    assert table.count("| test_resnet, random weights |") == 2 and "RANDOM split: top-1" in table
+    before = (tmp_path / "results.md").read_text()
+    (tmp_path / "results.md").unlink()
+    assert train.main(["--compare", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "results.md").read_text() == before
+    assert train.main(["--compare", "--out", str(tmp_path / "nothing")]) == 2
+
+
+def test_the_time_is_shared_by_networks(monkeypatch):
+    clock = [0.0]
+    given = []
+
+    def run_for(data, recipe, **options):
+        given.append((options["arch"], options["protocol"], options["minutes"]))
+        clock[0] += 60 if options["protocol"] == "probe" else 60 * options["minutes"]
+        return {"top1": 1.0}
+
+    monkeypatch.setattr(train, "train_and_print", run_for)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train, "print_mean", lambda *_: None)
+    monkeypatch.setattr(train.Path, "read_text", lambda *_, **__: "")
+    argv = ["data", "--arch", "all", "--fold", "0", "--protocol", "both", "--minutes", "60"]
+    args = train.get_parser().parse_args(argv)
+    train.run_plan(args, {}, {})
+    assert len(given) == 12 and clock[0] == pytest.approx(3600)
+    for (arch, kind, minutes), (other, tuned, rest) in zip(given[::2], given[1::2], strict=True):
+        assert arch == other and (kind, tuned) == ("probe", "finetune")
+        assert (minutes, rest) == (pytest.approx(5), pytest.approx(9))  # what a probe leaves is its network's
+
+
+def test_a_network_that_fails_is_left_out_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+    done = []
+
+    def run(data, recipe, **options):
+        if options["arch"] == "resnet50":
+            raise UserError("the weights of resnet50 can't be had (no network); name a local file")
+        done.append(options["arch"])
+        return {"top1": 1.0}
+
+    monkeypatch.setattr(train, "train_and_print", run)
+    (tmp_path / "results.md").write_text("the table")
+    argv = ["data", "--arch", "all", "--protocol", "both", "--out", str(tmp_path)]
+    assert train.main(argv) == 1
+    assert len(done) == 10 and "resnet50" not in done
+    out, err = capsys.readouterr()
+    assert err.count("resnet50 is left out: the weights of resnet50 can't be had") == 1 and "the table" in out
+    assert train.main(["data", "--arch", "resnet50", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(train, "ARCHITECTURES", ("resnet50",))
+    assert train.main(argv) == 1 and "resnet50 can't be had" in capsys.readouterr().err
+
+
+def test_clip_without_weights_is_left_out_of_probes(capsys):
+    argv = ["data", "--arch", "all", "--no-pretrained", "--protocol", "probe"]
+    plan = train.plan_runs(train.get_parser().parse_args(argv))
+    assert len(plan) == 5 and "clip_vit_base_patch32: left out" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------- CLIP
@@ -407,6 +497,9 @@ def test_errors_are_one_line(dataset, tmp_path, capsys, monkeypatch):
     [
         ["--probe", "30"], ["--lr", "0"], ["--epochs", "-1"], ["--limit", "1"], ["--subset", "many"],
         ["--fold", "1", "--split", "random"], ["--fold", "all", "--name", "x"], ["--arch", "all", "--name", "x"],
+        ["--with-random", "--split", "random"], ["--with-random", "--name", "x"], ["--minutes", "0"],
+        ["--epochs", "3", "--protocol", "probe"], ["--epochs", "0", "--protocol", "finetune"],
+        ["--protocol", "both", "--recipe", "original"],
         ["--resume", "--overwrite"], ["--warmup", "0.1", "--recipe", "original"], ["--seed", "-1"],
     ],
     ids=" ".join,

@@ -2,10 +2,13 @@
 
 import contextlib
 import datetime
+import gc
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -66,6 +69,31 @@ def keep_memory() -> None:
 
         for number, value in options.values():
             ctypes.CDLL(None).mallopt(number, value)
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Give back what an earlier model has left, and begin to look for the peak anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)  # keep_memory keeps it
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of before is forgotten
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """GB of GPU memory since forget_peak_memory, or, on a CPU, resident in this process; None where no one counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    except OSError:  # not Linux
+        return None
+    return int(found[1]) * 1024 / 1e9 if found else None
 
 
 def has_bf16(device: torch.device) -> bool:

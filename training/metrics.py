@@ -109,6 +109,39 @@ def significantly_worse(reference: np.ndarray, other: np.ndarray) -> bool:
     return lost > won and binomtest(lost, lost + won, alternative="greater").pvalue < 0.05
 
 
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """p of McNemar's exact test, two-sided: how likely chance tells two classifiers this far apart, or further.
+
+    one, other: right answers of both to the same frames, bool [N]. 1 where they are right on the same frames.
+    """
+    from scipy.stats import binomtest
+
+    lost = int((one & ~other).sum())
+    won = int((other & ~one).sum())
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+
+
+def film_interval(right: np.ndarray, films: np.ndarray, *, by_frames: bool = False) -> tuple[float, float, float]:
+    """(mean over films of the share that is right, low and high end of its 95% interval), from 2,000 draws of films.
+
+    right: bool [N]; films: the title of each frame, str [N]. Frames of a film stand or fall together, so that films are
+    drawn and not frames (Efron 1979). by_frames: of the films drawn, every frame counts alike.
+    """
+    titles = np.unique(films)
+    sums = np.array([right[films == title].sum() for title in titles])
+    counts = np.array([(films == title).sum() for title in titles])
+    drawn = np.random.default_rng(13).choice(len(titles), (2000, len(titles)))
+    if by_frames:
+        mean = sums.sum() / counts.sum()
+        means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    else:
+        shares = sums / counts
+        mean = shares.mean()
+        means = shares[drawn].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(mean), float(low), float(high)
+
+
 def area_under_risk_coverage(score: np.ndarray, right: np.ndarray) -> float:
     """AURC: mean error of the frames answered, over all coverages, most certain first (Geifman 2017).
 

@@ -27,6 +27,11 @@ RECIPES = {
 LINEAR_PROBE = {"probe": 0.3, "copies": 0.03, "intermediate": True, "refit": True}
 # pretrained transformers forget easily: they are fine-tuned with small steps, the smallest in the first layers
 VIT_FINE_TUNING = LINEAR_PROBE | {"epochs": 6, "lr": 5e-5, "layer_decay": 0.84, "crop": 0.5, "smoothing": 0.05}
+# how a network is tested, so that a comparison is of networks and not of recipes; the recipe original is a third
+PROTOCOLS = {
+    "probe": "the linear head alone, or CLIP's texts",
+    "finetune": "all layers; the best epoch stands even if the head alone did better",
+}
 # values between 0 and 1
 SHARES = (
     "warmup", "layer_decay", "ema", "smoothing", "balance", "crop", "flip", "colour", "corrupt", "probe", "copies",
@@ -61,20 +66,28 @@ RECIPE_HELP = {
 
 
 def choose_recipe(
-    arch: str, classes: list[str], overrides: dict, name: str, init: str | None, pretrained: bool
+    arch: str,
+    classes: list[str],
+    overrides: dict,
+    name: str,
+    init: str | None,
+    pretrained: bool,
+    protocol: str | None = None,
 ) -> tuple[nn.Module, dict]:
     """(model, recipe): RECIPES[name], what suits pretrained weights, and the overrides. Raises UserError.
 
-    name: of RECIPES. init, pretrained: where the weights come from, as build_model has them.
+    name: of RECIPES. init, pretrained: where the weights come from, as build_model has them. protocol: of PROTOCOLS.
     """
     recipe = RECIPES[name]
     suits_pretrained = name == "best" and (pretrained or init)
-    if suits_pretrained:
+    if suits_pretrained or protocol == "probe":
         recipe = recipe | LINEAR_PROBE
     intermediate = (recipe | overrides)["intermediate"]
     model = build_model(arch, classes, pretrained=pretrained, init=init, intermediate=intermediate)
     if suits_pretrained and is_transformer(model):
         recipe = recipe | VIT_FINE_TUNING
+    if protocol == "probe":
+        recipe = recipe | {"epochs": 0}
     recipe = recipe | overrides
     _check_overrides(arch, model, recipe, overrides)
     recipe["intermediate"] = bool(model.intermediate)

@@ -1,7 +1,5 @@
-"""Plots and tables of a run: curves, confusions, mistakes, a table of all runs. Tables for other scripts, too."""
+"""Plots of a run: curves, confusions, mistakes. Tables and figures for other scripts, too."""
 
-import contextlib
-import json
 import math
 from pathlib import Path
 
@@ -10,16 +8,8 @@ from matplotlib.figure import Figure
 
 from answering.console import atomic_write
 from answering.pictures import read_image
-from training.dataset import ManifestRow, write_csv
+from training.dataset import ManifestRow
 from training.metrics import softmax
-
-# figures of test.json that results.csv has
-TEST_FIGURES = ("top1", "top5", "balanced", "macro_f1", "ece", "auroc", "fpr95")
-# columns of results.csv
-RESULTS = [
-    "run", "arch", "films", "recipe", "split", "val_top1", "test_top1", "test_top5", "test_balanced", "test_macro_f1",
-    "test_ece", "auroc", "fpr95", "images_per_s",
-]  # fmt: skip
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -87,31 +77,3 @@ def markdown_table(header: list[str], rows: list[list]) -> str:
 
     lines = [f"| {' | '.join(map(cell, row))} |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join(lines) + "\n"
-
-
-def read_result(path: Path) -> list:
-    """The row of results.csv of a run's test.json. Raises ValueError, KeyError or TypeError for another's file."""
-    item = json.loads(path.read_text(encoding="utf-8"))
-    test = item["test"]
-    args = item["args"]
-    return [
-        item["run"],
-        args["arch"],
-        item["classes"],
-        args["recipe"],
-        "grouped" if args["split"] == "group" else "RANDOM split",
-        item["val"]["top1"],
-        *(test[name] for name in TEST_FIGURES),
-        f"{item['images_per_s']:.0f}",
-    ]
-
-
-def write_results(out: Path) -> None:
-    """out/results.csv and results.md over every run that has a test.json."""
-    rows = []
-    for path in sorted(out.glob("*/test.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # somebody else's test.json
-            rows.append(read_result(path))
-    write_csv(out / "results.csv", RESULTS, [dict(zip(RESULTS, row, strict=True)) for row in rows])
-    with atomic_write(out / "results.md", "w") as file:
-        file.write(markdown_table(RESULTS, rows))

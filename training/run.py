@@ -1,6 +1,7 @@
 """A run of train.py: its options, what stays as it is while it trains, and what training changes."""
 
 import math
+import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Options:
     """How to train, beside the recipe; the flags of the same names say more."""
 
     arch: str = "deit_base_patch16_224"
+    protocol: str | None = None  # of training.recipes.PROTOCOLS; None for what the recipe finds best
     recipe_name: str = "best"  # of RECIPES; of pretrained networks "best" has LINEAR_PROBE or VIT_FINE_TUNING in it
     out: Path = Path("runs")
     name: str | None = None
@@ -39,6 +41,7 @@ class Options:
     device: str | None = None
     precision: str = "auto"  # "bf16", "fp32", or bf16 where the hardware has it (fp32 for the recipe original)
     compiled: bool = False
+    minutes: float | None = None  # to stop after; None for no limit
     cache: Path | None = None  # folder for decoded frames
     wandb: str | None = None  # project
     resume: bool = False
@@ -60,6 +63,8 @@ class Options:
             parts.append(self.recipe_name)
         if self.size != PREPROCESSING["size"]:
             parts.append(f"size{self.size}")
+        if self.protocol:
+            parts.append(self.protocol)
         if self.limit:
             parts.append(f"limit{self.limit}")
         if self.split != "group":
@@ -86,6 +91,7 @@ class Run:
     crop_size: int  # pixels
     operations: int  # multiply-adds of one crop
     frozen: bool = False  # the network stays as it began, but for its linear head: what it sees is computed once
+    seconds: float = math.inf  # after which training stops
     logger: object = None  # of Weights & Biases
 
     @property
@@ -151,6 +157,13 @@ class State:
     best: EpochRow | None = None  # the row behind best.pt
     probe_right: list[bool] | None = None  # which val frames the probe named right
     train_features: Features | None = None  # what the probe was fitted on, where it will be refit; not in last.pt
+    seconds_before: float = 0.0  # of this run in earlier processes
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, from its model on; decoding, which runs share, is not counted."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     @property
     def answering(self) -> nn.Module:
@@ -166,6 +179,7 @@ class State:
             "history": [row.to_dict() for row in self.history],
             "best": self.best.to_dict(),
             "probe_right": self.probe_right,
+            "seconds": self.seconds,
         }
 
     def restore(self, run: Run) -> None:
@@ -182,12 +196,13 @@ class State:
         self.history = [EpochRow.from_dict(row) for row in saved.training["history"]]
         self.best = EpochRow.from_dict(saved.training["best"])
         self.probe_right = saved.training["probe_right"]
+        self.seconds_before = saved.training.get("seconds", 0.0)  # older files lack it
         print(f"resumed {path.parent} after epoch {self.epoch}")
 
 
 def changed_options(saved: Checkpoint, run: Run) -> list[str]:
     """What makes the checkpoint one of another run."""
-    may_change = {"data", "init", "pretrained", "device", "precision", "commit"}
+    may_change = {"data", "init", "pretrained", "weights", "device", "precision", "commit", "minutes"}
     changed = [key for key in run.args if key not in may_change and saved.args.get(key) != run.args[key]]
     if saved.preprocessing != run.spec and not changed:
         changed.append("size")

@@ -1,8 +1,11 @@
 """What train.py does before the first step: choose frames, model and recipe, decode, fit the probe, resume."""
 
 import json
+import math
+import time
 from pathlib import Path
 
+import timm
 import torch
 import torch.distributed as dist
 from timm.optim import param_groups_layer_decay
@@ -15,7 +18,7 @@ from torch.utils.data import Subset
 from answering.console import UserError, atomic_write
 from models import is_transformer, multiply_adds, preprocessing_for, read_state
 from training.dataset import ManifestRow, choose_rows, label_rows, read_manifest, split_fingerprint
-from training.device import choose_device, has_bf16, is_first_process, world_size
+from training.device import choose_device, forget_peak_memory, has_bf16, is_first_process, world_size
 from training.frames import FrameStore, Split, default_cache
 from training.probe import start_probe
 from training.recipes import choose_recipe, crop_size
@@ -31,12 +34,19 @@ def set_up(data: Path, overrides: dict, options: Options) -> tuple[Run, State]:
     """A run and its state before the first step. overrides: of the recipe's values. Raises UserError."""
     folder = options.run_folder(data)
     device = choose_device(options.device)
+    forget_peak_memory(device)
     torch.manual_seed(options.seed)
     rows = read_manifest(data)
     chosen, classes = choose_frames(data, rows, options)
     check_init(options.init, classes, options.split, options.fold)
     model, recipe = choose_recipe(
-        options.arch, classes, overrides, options.recipe_name, options.init, options.pretrained
+        options.arch,
+        classes,
+        overrides,
+        options.recipe_name,
+        options.init,
+        options.pretrained,
+        options.protocol,
     )
     check_size(model, options)
     spec = preprocessing_for(options.arch) | {"size": options.size, "crop_bars": not recipe["keep_bars"]}
@@ -59,6 +69,7 @@ def set_up(data: Path, overrides: dict, options: Options) -> tuple[Run, State]:
         crop_size=size,
         operations=operations,
         frozen=bool(recipe["probe"]),
+        seconds=math.inf if options.minutes is None else 60 * options.minutes,
     )
     resume = options.resume and (folder / "last.pt").exists()
     state = start_state(model, run, resume)
@@ -108,6 +119,20 @@ def check_size(model: nn.Module, options: Options) -> None:
         raise UserError(f"--size {options.size}: {options.arch} can't take such pictures ({reason})", 2) from None
 
 
+def weights_origin(arch: str, init: str | None, pretrained: bool) -> str:
+    """ "pretrained" or "random": what a run starts from, as far as its files tell."""
+    if init and Path(init).is_file():
+        args = read_state(init).get("args")
+        if isinstance(args, dict):  # a run of ours, which began somewhere itself
+            began = "pretrained" if args.get("pretrained") or args.get("init") else "random"
+            return args.get("weights", began)
+    if init:
+        return "pretrained"
+    config = timm.get_pretrained_cfg(arch)
+    nothing_published = timm.is_model(arch) and not (config and config.has_weights)
+    return "pretrained" if pretrained and not nothing_published else "random"
+
+
 def use_bf16(options: Options, device: torch.device) -> bool:
     """Whether the run computes in bfloat16: as it was told, else where the hardware does, but never as the original."""
     if options.precision == "auto":
@@ -123,6 +148,9 @@ def saved_options(
         "arch": options.arch,
         "init": options.init and str(options.init),
         "pretrained": options.pretrained,
+        "weights": weights_origin(options.arch, options.init, options.pretrained),
+        "protocol": options.protocol,
+        "minutes": options.minutes,
         "split": options.split,
         "fold": options.fold,
         "subset": options.subset,
@@ -187,6 +215,7 @@ def open_frames(
 
 def start_state(model: nn.Module, run: Run, resume: bool) -> State:
     """The model on its device, with its probe unless the run is resumed, its optimiser and its averaged weights."""
+    started = time.perf_counter()
     # convolutions run faster with channels last
     layout = torch.preserve_format if is_transformer(model) else torch.channels_last
     model = model.to(run.device, memory_format=layout)
@@ -205,7 +234,7 @@ def start_state(model: nn.Module, run: Run, resume: bool) -> State:
     optimiser, schedule = make_optimiser(model, recipe, run.steps)
     ema = ModelEmaV3(model, recipe["ema"], use_warmup=True) if recipe["ema"] else None
     refit_soon = recipe["refit"] and not recipe["epochs"]
-    return State(model, optimiser, schedule, ema, train_features=features if refit_soon else None)
+    return State(model, optimiser, schedule, ema, train_features=features if refit_soon else None, started=started)
 
 
 def make_optimiser(model: nn.Module, recipe: dict, steps_an_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
@@ -237,7 +266,7 @@ def prepare_folder(run: Run, resume: bool) -> None:
     """Write args.json, after deleting what another run has left, unless this one goes on with it."""
     run.folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for name in ("best.pt", "last.pt", "test.json", "metrics.csv"):
+        for name in ("best.pt", "last.pt", "test.json", "metrics.csv", "predictions.csv", "export.json"):
             (run.folder / name).unlink(missing_ok=True)
     with atomic_write(run.folder / "args.json", "w") as file:
         json.dump(run.args, file, indent=1)
