@@ -302,12 +302,13 @@ def calibrate(
     The dataset's own unknown films teach the rule alone where there are ENOUGH_UNKNOWN_FILMS; else strangers do too,
     and the films themselves, each left out, where the head is a discriminant.
     """
-    unseen = logits["val"]
-    truth = labels["val"]
     if checkpoint.held_out:  # the head has seen val; these are answers of heads that had not seen the frame
         left_out = checkpoint.held_out["folds"].numpy() >= 0
         unseen = checkpoint.held_out["logits"].numpy()[left_out]
         truth = checkpoint.held_out["labels"].numpy()[left_out]
+    else:
+        unseen = logits["val"]
+        truth = labels["val"]
     unknown = UnknownFrames(logits["unknown_val"].astype(np.float32), labels["unknown_val"])
     if unknown.films < ENOUGH_UNKNOWN_FILMS:
         others = [] if strangers is None else [strangers]
