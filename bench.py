@@ -87,8 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = vars(parser.parse_args(argv))
     run = args.pop("run")
-    numbers = {name: value for name, value in args.items() if type(value) is int}
-    if any(value < 1 for name, value in numbers.items() if name != "fold"):
+    numbers = {name: value for name, value in args.items() if type(value) is int and name != "fold"}
+    defaults = inspect.signature(run).parameters
+    if any(value < 1 and value != defaults[name].default for name, value in numbers.items()):
         parser.error("every number must be 1 or more")
     print(machine())
     done = run(**args)

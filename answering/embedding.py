@@ -19,7 +19,7 @@ from answering.model import Identifier
 from answering.packing import make_thumbnail
 from answering.pictures import read_image
 from answering.projection import unit_length
-from answering.reading import ReadingPool
+from answering.reading import keep_pool
 from answering.stills import Still, shape_before
 from answering.wear import COPIES, wear
 
@@ -121,12 +121,11 @@ def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture
     """The stills that can be read, in order; a line on stderr for each of the others."""
     script = os.path.basename(sys.argv[0])
     draft = 2 * identifier.preprocessing["size"]
-    with ReadingPool(read_still, max(1, min(len(stills), count_cores()))) as pool:
-        for number, rgb in enumerate(pool.read_all(stills, draft)):
-            if isinstance(rgb, UserError):
-                print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
-            else:
-                yield Picture(stills[number], rgb, number / len(stills))
+    for number, rgb in enumerate(keep_pool(read_still, count_cores()).read_all(stills, draft)):
+        if isinstance(rgb, UserError):
+            print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
+        else:
+            yield Picture(stills[number], rgb, number / len(stills))
 
 
 def read_still(still: Still, draft: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 Decoders are C. What hangs in one can't be stopped in a thread, and a thread that hangs keeps its process from ending.
 """
 
+import atexit
+import functools
 import multiprocessing
 import os
 import signal
@@ -63,6 +65,14 @@ class ReadingPool:
             return self.pool.schedule(self.function, arguments, timeout=MAX_SECONDS)
         except RuntimeError:  # pebble's
             raise UserError("was not read, for the run was stopped") from None
+
+
+@functools.cache
+def keep_pool(function: Callable, processes: int) -> ReadingPool:
+    """One that lives as long as this process, for what is called film by film: to start it takes a second."""
+    pool = ReadingPool(function, processes)
+    atexit.register(pool.close)
+    return pool
 
 
 def result_of(future: Future):

@@ -179,8 +179,11 @@ def make_jpeg(thumbnail: bytes) -> bytes:
 
 def resident() -> int:
     """Bytes of memory that this process holds; 0 where the system does not tell."""
-    pages = Path("/proc/self/statm")
-    return int(pages.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def describe_model() -> ModelDescription:

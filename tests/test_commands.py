@@ -116,6 +116,8 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python index.py add ~/films && litestream replicate -once index.sqlite s3://BUCKET/index": "needs a bucket",
     "litestream restore -f -o index.sqlite s3://BUCKET/index": "the same",
     "python bot.py --index index.sqlite": "is run below, with the index that lies there",
+    "python export.py --size 336": "tests/test_export.py exports at another size",
+    "python -m http.server 8000 --bind 127.0.0.1 --directory {}": "serves until it is stopped",
     "python bench.py shelf film.mkv --model export": "tests/test_bench_shelf.py runs it on a film that it encodes",
     "python bench.py shelf film.mkv --ask --gaps 3,5 --beside data/raw": "the same",
     "TELEGRAM_BOT_TOKEN=... python bot.py --model export --check": "is run below, with another token that is none",
@@ -462,7 +464,7 @@ def test_train_leaves_a_run(home, trained):
     assert "test_resnet-processed" in home.path("runs", "results.csv").read_text()
     home.path("runs", "results.png").unlink()
     ran = home.run("python train.py --compare")
-    assert "| test_resnet, random weights | " in ran.out and is_drawn(home.path("runs", "results.png"), 400)
+    assert "| test_resnet | probe" in ran.out and is_drawn(home.path("runs", "results.png"), 400)
 
 
 def test_train_in_other_ways(home, filtered):
@@ -524,6 +526,16 @@ def test_identify_finds_the_nearest_still(home, indexed):
     assert answer["file"] == "frame.jpg" and answer["kind"] in ("movie", "shortlist", "unknown")
     best = answer["candidates"][0]
     assert best["title"] == KNOWN and best["evidence"]["file"].endswith(".jpg")
+
+
+def test_identify_asks_frames_together(home, indexed):
+    pictures = sorted((home / "my_screenshots" / KNOWN).glob("*.jpg"))
+    for name, still in zip("abc", pictures[::7], strict=False):
+        shutil.copy(still, home / f"{name}.jpg")
+    (line,) = home.run("python identify.py --together a.jpg b.jpg", more="--json").out.splitlines()
+    assert json.loads(line)["candidates"][0]["title"] == KNOWN
+    ran = home.run("python identify.py --together a.jpg b.jpg c.jpg", more="--guess")
+    assert len(ran.out.splitlines()) == 1 and KNOWN in ran.out
 
 
 def test_identify_with_a_classifier(home, classifier):

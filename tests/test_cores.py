@@ -10,6 +10,8 @@ import torch
 import index
 from answering import cores, embedding, runtimes
 from answering.model import Identifier
+from answering.reading import keep_pool
+from answering.stills import list_stills
 from training import device
 
 SCHEDULED = 8
@@ -130,13 +132,19 @@ def test_torch_takes_the_threads_of_the_quota(groups):
         torch.set_num_threads(before)
 
 
-def test_pools_have_the_size_of_the_quota(groups, exported, monkeypatch):
+def test_pools_have_the_size_of_the_quota(groups, exported, raw, monkeypatch):
     groups("0::/\n", {"cpu.max": "300000 100000"})
     args = index.get_parser().parse_args(["add", "films"])
     assert index.read_add_settings(args).processes == index.read_add_settings(args).cores == 3
     pools = []
-    monkeypatch.setattr(embedding, "read_ahead", lambda read, stills, threads: pools.append(threads) or iter(()))
-    assert list(embedding.read_stills([], None)) == [] and pools == [3]
+
+    def count(function, processes):
+        pools.append(processes)
+        return keep_pool(function, processes)
+
+    monkeypatch.setattr(embedding, "keep_pool", count)
+    stills = list_stills(next(raw.iterdir()))
+    assert len(list(embedding.read_stills(stills, Identifier(exported)))) == len(stills) > 3 and pools == [3]
 
 
 def test_nobody_counts_the_hosts_cores():

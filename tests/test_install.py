@@ -16,15 +16,22 @@ from conftest import draw_frame, write_video
 ROOT = Path(__file__).parent.parent
 GUARD = """
 import sys
-from importlib.abc import MetaPathFinder
-
-class Guard(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 HIDDEN = set(NAMES)
-sys.meta_path.insert(0, Guard())
+
+class Guard:
+    '''A finder that finds nothing of what is hidden.'''
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Guard, sys.meta_path)
 """
 
 

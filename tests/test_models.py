@@ -245,7 +245,7 @@ def test_other_formats_are_one_line_with_the_mend(tmp_path):
 
 
 def test_a_run_that_fits_no_model_here_is_one_line():
-    saved = Checkpoint("test_resnet", CLASSES, {}, {}, {"head.weight": torch.zeros(3, 5)}, {})
+    saved = Checkpoint("test_resnet", CLASSES, {"size": 64}, {}, {"head.weight": torch.zeros(3, 5)}, {})
     with pytest.raises(UserError, match=r"the weights don't fit test_resnet .*train again") as caught:
         saved.build()
     assert "\n" not in str(caught.value)

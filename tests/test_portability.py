@@ -92,7 +92,7 @@ import identify, index
 from answering.cores import count_cores
 from answering.pictures import PREPROCESSING
 from benchmarks.harness import machine
-from benchmarks.shelf import largest_child
+from benchmarks.shelf import family_megabytes
 from telegram_bot import worker
 from training.dataset import read_manifest
 from training.device import choose_device
@@ -107,7 +107,7 @@ if __name__ == "__main__":
     store.decode(rows)
     assert store.take(rows)[:].float().mean() > 10
     choose_device("cpu")
-    assert count_cores() >= 1 and machine() and largest_child() == "-" and worker.resident() == 0
+    assert count_cores() >= 1 and machine() and family_megabytes(1) == 0 and worker.resident() == 0
     print("done")
 """
     assert play(code, tmp_path).endswith("done\n") and (tmp_path / "films.sqlite").exists()

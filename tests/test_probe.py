@@ -143,7 +143,9 @@ def test_refit_takes_val_in_and_leaves_answers_that_had_not_seen_their_fold(data
         softmax(logits), softmax(linear_discriminant(embedding, labels, 0.3) / temperature), atol=5e-3
     )
     quick(dataset, tmp_path / "refit", arch="test_vit3", recipe=settings | {"refit": True}, resume=True)
-    assert figures_of(run) == after
+    measured = {"seconds", "ms_float", "memory_gb"}
+    again = figures_of(run)
+    assert {key: again[key] for key in again.keys() - measured} == {key: after[key] for key in after.keys() - measured}
     with pytest.raises(UserError, match="--refit"):
         quick(dataset, tmp_path / "none", recipe={"refit": True})
 

@@ -140,6 +140,7 @@ async function findMissing() {
 }
 
 function showProgress({ loaded, total }) {
+  if (progress.hidden) return; // what else was on its way when the loading failed
   const [done, all] = [loaded, Math.max(loaded, total)].map((bytes) => (bytes / 1e6).toFixed(1));
   status.textContent = say("loading", { loaded: done, total: all });
   progress.value = loaded / Math.max(loaded, total);
