@@ -24,7 +24,7 @@ import numpy as np
 from answering.adding import Adder, AddSettings, see_model, see_model_in_a_process
 from answering.calibration import TARGETS, UNKNOWN_SHARE, fit_rule, is_dense, leave_one_out_scores, named_right
 from answering.collection import INDEX, Index, check_model
-from answering.console import UserError, one_line_errors
+from answering.console import UserError, count_of, one_line_errors
 from answering.cores import count_cores
 from answering.editing import (
     ASKED_FRAMES,
@@ -92,7 +92,8 @@ def run_add(args: argparse.Namespace) -> int:
         finish(collection, state, unknown_share=args.unknown_share, strangers=strangers)
     say_caution(collection, state)
     seconds = time.perf_counter() - start
-    print(f"{len(state.films)} films, {state.count_stills()} stills in {collection}; {seconds:.1f} s")
+    films, stills = count_of(len(state.films), "film"), count_of(state.count_stills(), "still")
+    print(f"{films}, {stills} in {collection}; {seconds:.1f} s")
     print(f"next: python identify.py FRAME --model {args.model} --index {collection}")
     return 1 if adder.failed else 0
 
@@ -107,8 +108,8 @@ def say_caution(collection: Collection, state: State) -> None:
         if collection.read_strangers() is None:
             lines.append("the model has no strangers.npz beside it, so export it again, or add more films")
     elif len(state.films) <= FEW_FILMS:
-        count = "one film" if len(state.films) == 1 else f"{len(state.films)} films"
-        lines.append(f"with {count} thresholds are careful guesses; more films make them surer")
+        films = count_of(len(state.films), "film")
+        lines.append(f"with {films} thresholds are careful guesses; more films make them surer")
     for line in lines:
         print(f"index.py: {line}", file=sys.stderr)
 
@@ -159,7 +160,7 @@ def take_over_neighbour(collection: Collection) -> None:
     folder = Path(collection.place).with_suffix("")
     if is_folder_of_before(folder) and folder != Path(collection.place) and not collection.is_there():
         count = take_over(folder, collection)
-        print(f"{count} films taken over from {folder}, which is not needed any more", flush=True)
+        print(f"{count_of(count, 'film')} taken over from {folder}, which is not needed any more", flush=True)
 
 
 def run_rename(args: argparse.Namespace) -> int:
@@ -183,7 +184,7 @@ def run_remove(args: argparse.Namespace) -> int:
         state = collection.state()
         title = find_title(collection, state, args.title)
         collection.remove_film(state.about, state.films[title])
-    print(f"{title}: removed, {len(state.films) - 1} films left")
+    print(f"{title}: removed, {count_of(len(state.films) - 1, 'film')} left")
     return 0
 
 
@@ -204,7 +205,7 @@ def run_backup(args: argparse.Namespace) -> int:
         raise UserError(f"{args.file}: is there already; name another file", 2)
     collection.home.backup(args.file)
     films, stills = Collection(args.file).count()
-    print(f"{args.file}: {films} films, {stills} stills")
+    print(f"{args.file}: {count_of(films, 'film')}, {count_of(stills, 'still')}")
     return 0
 
 
@@ -213,7 +214,7 @@ def run_export(args: argparse.Namespace) -> int:
     state = collection.state()
     titles = [find_title(collection, state, typed) for typed in args.titles]
     count = export_films(collection, titles, args.file)
-    print(f"{args.file}: {count} films; python index.py import {args.file} --index OTHER")
+    print(f"{args.file}: {count_of(count, 'film')}; python index.py import {args.file} --index OTHER")
     return 0
 
 
@@ -221,7 +222,7 @@ def run_import(args: argparse.Namespace) -> int:
     """Put films of another collection into this one: of export, of a whole one, or of the version before."""
     collection = Collection(args.index)
     if is_folder_of_before(args.source):
-        print(f"{take_over(Path(args.source), collection)} films taken over into {collection}")
+        print(f"{count_of(take_over(Path(args.source), collection), 'film')} taken over into {collection}")
         return 0
     source = Collection(args.source)
     about = source.about()
@@ -231,7 +232,7 @@ def run_import(args: argparse.Namespace) -> int:
         check_model(collection, state.about, seen)
         count = sum(1 for _ in import_films(source, collection))
         finish(collection, collection.state(), unknown_share=None)
-    print(f"{count} films put into {collection}")
+    print(f"{count_of(count, 'film')} put into {collection}")
     return 0
 
 
@@ -247,7 +248,8 @@ def run_publish(args: argparse.Namespace) -> int:
 
 def print_published(folder: Path, published: Published) -> None:
     """What a site holds, and what a visitor has to fetch of it."""
-    print(f"{folder}: {published.films} films, {published.stills} stills; {published.new_files} files are new")
+    films, stills = count_of(published.films, "film"), count_of(published.stills, "still")
+    print(f"{folder}: {films}, {stills}; {count_of(published.new_files, 'new file')}")
     if published.hidden:
         print(f"{published.hidden} stills of users are not shown (--show-users-stills)")
     parts = []
@@ -302,7 +304,7 @@ def check_index(collection: Collection) -> State:
 def print_promise(state: State) -> None:
     """What the thresholds gave on the questions that they were fitted on."""
     rule = state.about.rule
-    print(f"{len(state.films)} films; named from {rule.movie:.3f}, shortlist from {rule.shortlist:.3f}")
+    print(f"{count_of(len(state.films), 'film')}; named from {rule.movie:.3f}, shortlist from {rule.shortlist:.3f}")
     figures = rule.figures
     if figures is None:
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from answering.collection import fingerprint
-from answering.console import UserError, format_clock, one_line
+from answering.console import UserError, count_of, format_clock, one_line
 from answering.editing import accepted_stills, hash_contents, merge_stills, rename_film, store_film
 from answering.embedding import FilmEmbedder, FilmRows, Picture, read_ahead, read_stills
 from answering.model import Identifier
@@ -418,19 +418,14 @@ class Adder:
     def sum_up(self) -> None:
         """Lines on the films that nothing was done for."""
         if self.unchanged:
-            self.say(f"{in_words(self.unchanged, 'film')} unchanged")
+            self.say(f"{count_of(self.unchanged, 'film')} unchanged")
         if self.left_alone:
             listed = list_some(self.left_alone)
             text = "failed before, not tried again without a change (--retry)"
-            self.say(f"{in_words(len(self.left_alone), 'file')} {text}: {listed}", error=True)
+            self.say(f"{count_of(len(self.left_alone), 'file')} {text}: {listed}", error=True)
         if self.other_titles:
             listed = list_some([f"{before} (by its file: {title})" for title, before in self.other_titles])
             self.say(f"titles of the index that its files do not bear, see index.py rename and --titles: {listed}")
-
-
-def in_words(number: int, noun: str) -> str:
-    """1 film, 2 films."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def list_some(texts: list[str], most: int = 3) -> str:

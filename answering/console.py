@@ -55,6 +55,11 @@ def _print_utf_8() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
+def count_of(number: int, noun: str) -> str:
+    """1 film, 2,000 films."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(text: object) -> str:
     """A text whose line feeds, which names of files may hold, are spaces."""
     return " ".join(str(text).split())

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from answering.console import UserError, one_line
+from answering.console import UserError, count_of, one_line
 from answering.shelf import Shelf, list_kinds
 from answering.video import MAX_GAP, Sampling
 
@@ -75,4 +75,4 @@ def print_titles(shelf: Shelf) -> None:
     width = min(80, max((len(file) for file, _ in rows), default=0))
     for file, title in rows:
         print(f"{one_line(file):{width}}  ->  {title}")
-    print(f"{len(shelf.films)} films; correct titles in a csv file of file,title: --titles titles.csv")
+    print(f"{count_of(len(shelf.films), 'film')}; correct titles in a csv file of file,title: --titles titles.csv")

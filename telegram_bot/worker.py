@@ -19,7 +19,7 @@ from PIL import Image
 from answering import formats, pictures
 from answering.clip import Clip, identify_clip, look_at_clip, read_question
 from answering.collection import Index, attach_index
-from answering.console import UserError
+from answering.console import UserError, count_of
 from answering.flat import is_flat
 from answering.model import Answer, Contract, Evidence, Identifier
 from answering.runtimes import trim_heap
@@ -86,7 +86,7 @@ def open_model(path: str, runtime: str | None, threads: int, index: str | None) 
 def attach_late() -> None:
     """Take an index that came, or was mended, after a classifier started without one."""
     if attach_index(model, index_place, SteadyIndex) is None and model.index:
-        log.warning("the index is there now, with %d films", len(model.index.films))
+        log.warning("the index is there now, with %s", count_of(len(model.index.films), "film"))
 
 
 def limit_memory() -> None:

@@ -2066,7 +2066,7 @@ def test_a_classifier_takes_an_index_that_comes_late(exported, tmp_path, monkeyp
     assert index.main(["add", film, "--title", "New (2001)", "--model", str(home), "--index", str(place)]) == 0
     worker.describe_model()  # once a minute
     assert "New (2001)" in worker.describe_model().films
-    assert caplog.records[-1].getMessage() == "the index is there now, with 1 films"
+    assert caplog.records[-1].getMessage() == "the index is there now, with 1 film"
     assert "evidence" in worker.name_film([encoded(draw_frame(7, 3, 99))])["candidates"][0]
 
 

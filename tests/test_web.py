@@ -497,7 +497,7 @@ def test_a_site_has_what_the_page_needs_and_nothing_else(published, capsys):
     assert collection.find_index(site / "model") is None  # what lies beside it is for the page alone
     capsys.readouterr()
     publish(published)
-    assert " 0 files are new" in capsys.readouterr().out
+    assert " 0 new files" in capsys.readouterr().out
     (site / "index" / "notes.txt").write_text("of the user")
     assert index.main(["remove", "Film 4 (1994)", "--index", str(published / "index.sqlite")]) == 0
     before = {path.name for path in (site / "index").rglob("*.bin")}
