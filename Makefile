@@ -14,7 +14,7 @@ demo: .venv
 	.venv/bin/python demo/demo.py
 
 test: .venv
-	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	.venv/bin/ruff check .
