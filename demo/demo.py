@@ -1,6 +1,6 @@
 """See the whole pipeline work, offline: render films, filter, train from random weights, export, name frames.
 
-python demo/demo.py                                  # four to ten minutes on two CPU cores
+python demo/demo.py                                  # three to eight minutes on two CPU cores
 python demo/demo.py --films 50 --arch resnet50       # better with a GPU
 """
 
@@ -19,7 +19,7 @@ from answering.pictures import read_image
 from demo.films import render_films
 from training.dataset import ManifestRow, read_manifest
 
-RECIPE = {"batch_size": 32, "lr": 3e-3, "crop": 0.35, "balance": 0.0, "colour": 0.3}
+RECIPE = {"batch_size": 16, "lr": 3e-3, "crop": 0.35, "balance": 0.0, "colour": 0.3}
 UNKNOWN_FRAMES = 15  # of each film that is never in the collection
 COLUMNS = 4  # of the sheet of pictures
 GREEN = "#5fd38d"
@@ -158,9 +158,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--unknown", type=int, default=16, help="films to refuse (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=240, help="frames of each known film (default: %(default)s)")
     parser.add_argument("--arch", default="resnet10t", help="as in train.py (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=36, help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=224, help="pixels, as in train.py (default: %(default)s)")
-    parser.add_argument("--train-size", type=int, default=128, help="pixels of training crops (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=24, help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=128, help="pixels, as in train.py (default: %(default)s)")
+    parser.add_argument("--train-size", type=int, default=112, help="pixels of training crops (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=13, help="of films and training (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="default: %(default)s")
     return parser

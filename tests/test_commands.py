@@ -43,7 +43,7 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "git clone REPOSITORY movie-by-frame && cd movie-by-frame": "needs a network",
     "make .venv": "makes an environment of 7 GB",
     "make .venv PYTHON=python3.11": "the same",
-    "make demo": "four to ten minutes; tests/test_demo.py runs its parts",
+    "make demo": "three to eight minutes; tests/test_demo.py runs its parts",
     "make test": "runs this file",
     "make lint": "asks for style alone",
     "make web": "serves until it is stopped; tests/test_web.py drives the page",
@@ -98,7 +98,7 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python export.py --arch vit_small_patch16_dinov3.lvd1689m --init hub --frames ~/films": "a licence first",
     "python export.py --arch vit_small_patch16_dinov3.lvd1689m --init dinov3/model.safetensors --frames ~/films": "the "
     "same; README's embedder is exported below from a local file",
-    "python demo/demo.py": "four to ten minutes; tests/test_demo.py runs its parts",
+    "python demo/demo.py": "three to eight minutes; tests/test_demo.py runs its parts",
     "python demo/demo.py --films 50 --arch resnet50": "needs a GPU",
     "python demo/films.py --films 257 --frames 330 --out data/raw": "an hour; it is run with fewer films below",
     "python export.py runs/vit_small_patch14_dinov2-processed/best.pt --out trained/export": "the same run, with --web",
