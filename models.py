@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from answering.console import UserError, atomic_write
+from answering.console import UserError, atomic_write, one_line
 from answering.pictures import PREPROCESSING
 
 # our name: torchvision's name of the model, and of its last layer
@@ -287,7 +287,7 @@ class Checkpoint:
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            what = f"the weights don't fit {self.arch} as it is built here ({' '.join(str(error).split())[:160]})"
+            what = f"the weights don't fit {self.arch} as it is built here ({one_line(error)[:160]})"
             raise UserError(f"{what}; change --arch or train again") from None
         return model.eval()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from answering.alignment import align
 from answering.calibration import Rule, ShotRule
-from answering.console import UserError
+from answering.console import UserError, one_line
 from answering.model import (
     Answer,
     Candidate,
@@ -239,7 +239,7 @@ def attach_index(identifier: Identifier, place: str | Path | None, open_index: C
     except (UserError, OSError) as error:
         if not identifier.classes:
             raise
-        return f"{' '.join(str(error).split())}; the classifier answers alone"
+        return f"{one_line(error)}; the classifier answers alone"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from answering.console import UserError
+from answering.console import UserError, one_line
 from answering.cores import count_cores
 from answering.flat import is_flat
 from answering.model import Identifier
@@ -123,7 +123,7 @@ def read_stills(stills: list[Still], identifier: Identifier) -> Iterator[Picture
     draft = 2 * identifier.preprocessing["size"]
     for number, rgb in enumerate(keep_pool(read_still, count_cores()).read_all(stills, draft)):
         if isinstance(rgb, UserError):
-            print(f"{script}: skipped: {' '.join(str(rgb).split())}", file=sys.stderr)
+            print(f"{script}: skipped: {one_line(rgb)}", file=sys.stderr)
         else:
             yield Picture(stills[number], rgb, number / len(stills))
 

@@ -116,7 +116,7 @@ NOT_RUN = {  # command as a text shows it: why it is not run here
     "python index.py add ~/films && litestream replicate -once index.sqlite s3://BUCKET/index": "needs a bucket",
     "litestream restore -f -o index.sqlite s3://BUCKET/index": "the same",
     "python bot.py --index index.sqlite": "is run below, with the index that lies there",
-    "python export.py --size 336": "tests/test_export.py exports at another size",
+    "python export.py --size 336": "tests/test_models.py resizes a model; the rest is an export as below",
     "python -m http.server 8000 --bind 127.0.0.1 --directory {}": "serves until it is stopped",
     "python bench.py shelf film.mkv --model export": "tests/test_bench_shelf.py runs it on a film that it encodes",
     "python bench.py shelf film.mkv --ask --gaps 3,5 --beside data/raw": "the same",
